@@ -1,0 +1,111 @@
+"""What the orchestrating side asks of the engine, and what it hears back.
+
+A `Request` is a JSON file that every rank reads; `Progress` and `Result` are sent by rank 0 as they come
+(over Dagster Pipes by `worker`, to the terminal by `infer`).
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from wan_orchestration.settings import GenerateSettings
+
+
+class Task(BaseModel):
+    """One video to generate."""
+
+    job_id: str
+    clips: Path
+    """Folder that holds `src_pose.mp4`, `src_face.mp4`, `src_ref.png` (and `src_bg.mp4`, `src_mask.mp4`)."""
+    output: Path
+    """Folder that receives `video.mp4`, `poster.jpg` and `result.json`."""
+    settings: GenerateSettings
+    created_at: datetime
+
+
+class Request(BaseModel):
+    """Jobs for one launch: the weights are loaded once."""
+
+    snapshot: Path
+    revision: str | None = None
+    tasks: list[Task]
+
+
+class Progress(BaseModel):
+    """How far a job is. `clip` and `step` count from 1; 0 steps done means conditioning."""
+
+    kind: Literal["progress"] = "progress"
+    job_id: str
+    clip: int
+    clips: int
+    step: int
+    steps: int
+    seconds_per_step: float | None = None
+    eta_seconds: float | None = None
+
+    def __str__(self) -> str:
+        line = f"{self.job_id}: clip {self.clip}/{self.clips}, step {self.step}/{self.steps}"
+        if self.seconds_per_step is not None:
+            line += f", {self.seconds_per_step:.2f} s/step"
+        if self.eta_seconds is not None:
+            line += f", about {self.eta_seconds:.0f} s left"
+        return line
+
+
+class Seconds(BaseModel):
+    """Wall time by phase. `load` is the launch's, shared by its jobs."""
+
+    load: float = 0.0
+    encode: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+class SnapshotInfo(BaseModel):
+    path: Path
+    layout: Literal["original", "diffusers"]
+    revision: str | None = None
+
+
+class Result(BaseModel):
+    """The content of `result.json`, and what `infer` prints."""
+
+    model_config = ConfigDict(ser_json_inf_nan="null")
+
+    kind: Literal["result"] = "result"
+    job_id: str
+    status: Literal["succeeded", "failed"]
+    video_path: Path | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    frames: int | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    clips: int | None = None
+    resumed_clips: int = 0
+    """Clips taken over from an earlier, interrupted run."""
+    finite: bool | None = None
+    """False where a decoded frame held NaN or infinity."""
+    seconds: Seconds = Seconds()
+    peak_memory_bytes: int | None = None
+    """Peak device memory on CUDA, peak resident memory of the process on the CPU."""
+    device: str | None = None
+    dtype: str | None = None
+    settings: GenerateSettings | None = None
+    snapshot: SnapshotInfo | None = None
+    error: str | None = None
+    bad_input: bool = False
+    """True where the error is the input's, so that a retry cannot help."""
+
+
+class Reporter(Protocol):
+    """Hears of a launch as it goes; called on rank 0 only."""
+
+    def log(self, message: str) -> None: ...
+    def progress(self, progress: Progress) -> None: ...
+    def finished(self, result: Result) -> None: ...

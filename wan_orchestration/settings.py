@@ -1,0 +1,139 @@
+"""Settings: the `WAN_*` environment, and the models behind `job.yaml`, the launchpad, the API and the flags.
+
+Precedence, highest first: what is passed (flags, run config, then `job.yaml`), the `WAN_*` environment, the
+defaults below. pydantic-settings does the last two: a field given to the constructor wins over its variable.
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROMPT = "视频中的人在做动作"
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部"
+    "，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+Mode = Literal["animate", "replace"]
+
+
+class Environment(BaseSettings):
+    """Where things are and how processes run, from `WAN_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_", protected_namespaces=())
+
+    data_root: Path = Field(
+        Path("data"),
+        description="Folder of jobs, models, clips and videos; relative to the working directory.",
+    )
+    checkpoint_dir: Path | None = Field(
+        None,
+        description="A snapshot to use as it is, in the original or the Diffusers layout; nothing is downloaded.",
+    )
+    models_root: Path | None = Field(
+        None, description="Where snapshots are downloaded to; default DATA_ROOT/models."
+    )
+    model_id: str = Field("Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
+    model_revision: str = Field("master", description="Revision (branch, tag or commit) of the repository.")
+    model_endpoint: str | None = Field(
+        None, description="URL of a ModelScope-compatible hub; default: the client's."
+    )
+    enable_sequence_parallel: bool | None = Field(
+        None, description="Split a clip over the ranks; default: on when torchrun started more than one."
+    )
+    enable_fsdp: bool = Field(False, description="Shard the transformer over the ranks.")
+
+    @model_validator(mode="after")
+    def _absolute(self) -> "Environment":
+        self.data_root = self.data_root.expanduser().absolute()
+        self.models_root = (self.models_root or self.data_root / "models").expanduser().absolute()
+        if self.checkpoint_dir is not None:
+            self.checkpoint_dir = self.checkpoint_dir.expanduser().absolute()
+        return self
+
+    @property
+    def jobs_root(self) -> Path:
+        return self.data_root / "jobs"
+
+    @property
+    def clips_root(self) -> Path:
+        return self.data_root / "clips"
+
+    @property
+    def videos_root(self) -> Path:
+        return self.data_root / "videos"
+
+
+class GenerateSettings(BaseSettings):
+    """How a video is generated. Every field can also be set as `WAN_DEFAULT_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_DEFAULT_", extra="forbid")
+
+    mode: Mode = Field(
+        "animate",
+        description="animate: the picture's character performs the motion; "
+        "replace: it takes the place of the person in the driving video.",
+    )
+    clip_len: int = Field(77, ge=5, description="Frames generated at once, 4n+1.")
+    refert_num: Literal[1, 5] = Field(1, description="Frames of the last clip that guide the next.")
+    sampling_steps: int = Field(20, ge=1, le=1000, description="Denoising steps per clip.")
+    shift: float = Field(5.0, gt=0, description="Shift of the flow-matching noise schedule.")
+    sample_solver: Literal["dpm++", "unipc"] = Field("dpm++", description="ODE solver.")
+    guide_scale: float = Field(
+        1.0, ge=0, description="Classifier-free guidance; above 1 each step costs two forwards."
+    )
+    prompt: str = Field(PROMPT, description="What the video shows.")
+    negative_prompt: str = Field(
+        NEGATIVE_PROMPT, description="What guidance leads away from; unused at scale 1."
+    )
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the noise; the same on every device.")
+    lora: list[str] = Field(
+        [], description="LoRA files fused into the transformer, each FILE or FILE:STRENGTH."
+    )
+    use_relighting_lora: bool = Field(
+        False, description="Fuse the snapshot's relighting LoRA, meant for replace mode."
+    )
+    offload_model: bool = Field(
+        True,
+        description="Free the text encoder once the prompts are encoded, instead of keeping it on the device.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a device.")
+
+    @field_validator("clip_len")
+    @classmethod
+    def _four_n_plus_one(cls, value: int) -> int:
+        if value % 4 != 1:
+            below = max(5, (value - 1) // 4 * 4 + 1)
+            raise ValueError(f"must be 4n+1 (5, 9, ..., 77, 81); the nearest are {below} and {below + 4}")
+        return value
+
+    @model_validator(mode="after")
+    def _guides_fit(self) -> "GenerateSettings":
+        if self.clip_len <= self.refert_num:
+            raise ValueError(
+                f"clip_len {self.clip_len} leaves nothing to generate after refert_num {self.refert_num} frames; "
+                f"use a clip_len of at least {self.refert_num + 4}"
+            )
+        return self
+
+
+class PreprocessSettings(BaseSettings):
+    """How pose and face clips are made from a driving video and a picture. Also `WAN_PREPROCESS_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_PREPROCESS_", extra="forbid")
+
+    mode: Mode = Field(
+        "animate", description="As for generation; replace also makes background and mask clips."
+    )
+
+
+@cache
+def environment() -> Environment:
+    """The process's `WAN_*` environment, read once."""
+    return Environment()

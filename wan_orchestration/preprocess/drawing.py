@@ -1,0 +1,73 @@
+"""The skeleton picture that the model was trained on: coloured limbs and joints, blue-dotted hands, no face.
+
+Pixel-exact with the published drawing, whose colours, widths and order the model has learnt.
+"""
+
+import colorsys
+import math
+
+import cv2
+import numpy as np
+
+from wan_orchestration.preprocess.keypoints import CONFIDENT, LIMBS, Pose
+
+_COLOURS = tuple(
+    tuple(bytes.fromhex(colour))
+    for colour in (
+        "ff0000 ff5500 ffaa00 ffff00 aaff00 55ff00 00ff00 00ff55 00ffaa 00ffff "
+        "00aaff 0055ff 0000ff 5500ff aa00ff ff00ff ff00aa ff0055 c8c800 646400"
+    ).split()
+)
+_FINGERS = tuple(
+    (0 if step == 0 else 4 * finger + step, 4 * finger + step + 1) for finger in range(5) for step in range(4)
+)
+_FINGER_COLOURS = tuple(
+    tuple(channel * 255 for channel in colorsys.hsv_to_rgb(edge / len(_FINGERS), 1, 1)) for edge in range(len(_FINGERS))
+)
+_HAND_POINT = (0, 0, 255)
+
+
+def draw_skeleton(canvas: np.ndarray, pose: Pose) -> np.ndarray:
+    """Draw `pose` on `canvas`, (H, W, 3) uint8 RGB, in place; also returns it."""
+    stroke = int(min(canvas.shape[:2]) / 200)
+    body_width = max(stroke - 1, 1)
+    draw_body(canvas, pose.body, body_width)
+    for hand in (pose.left_hand, pose.right_hand):
+        draw_hand(canvas, hand, max(body_width // 2, 1))
+    return canvas
+
+
+def draw_body(canvas: np.ndarray, joints: np.ndarray, width: int) -> None:
+    """Limbs, then joints, of (20, 3) `joints`; `width` px is half a limb's thickness and a joint's radius."""
+    drawn = joints[:, 2] >= CONFIDENT
+    for (start, end), colour in zip(LIMBS, _COLOURS):
+        if not (drawn[start] and drawn[end]):
+            continue
+        (x0, y0), (x1, y1) = joints[start, :2], joints[end, :2]
+        outline = cv2.ellipse2Poly(
+            (int((x0 + x1) / 2), int((y0 + y1) / 2)),
+            (int(math.hypot(x0 - x1, y0 - y1) / 2), width),
+            int(math.degrees(math.atan2(y0 - y1, x0 - x1))),
+            0,
+            360,
+            1,
+        )
+        cv2.fillConvexPoly(canvas, outline, tuple(int(channel * 0.6) for channel in colour))
+    for joint, colour in enumerate(_COLOURS):
+        if drawn[joint]:
+            cv2.circle(canvas, (int(joints[joint, 0]), int(joints[joint, 1])), width, colour, thickness=-1)
+
+
+def draw_hand(canvas: np.ndarray, points: np.ndarray, width: int) -> None:
+    """Fingers, then points, of a (21, 3) hand; `width` px is a line's thickness and a point's radius."""
+    # A coordinate that truncates to 0 counts as not found: estimators write it for a missing point.
+    drawn = [
+        (int(x), int(y)) if confidence >= CONFIDENT and int(x) >= 1 and int(y) >= 1 else None
+        for x, y, confidence in points
+    ]
+    for (start, end), colour in zip(_FINGERS, _FINGER_COLOURS):
+        if (tail := drawn[start]) and (tip := drawn[end]):
+            cv2.line(canvas, tail, tip, colour, thickness=width)
+    for point in drawn:
+        if point:
+            cv2.circle(canvas, point, width, _HAND_POINT, thickness=-1)

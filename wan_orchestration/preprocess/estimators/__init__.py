@@ -1,0 +1,1 @@
+"""Finding people and their keypoints: one interface, three ways (ViTPose, light, from a file)."""

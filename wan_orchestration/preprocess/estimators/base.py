@@ -1,0 +1,58 @@
+"""What every estimator does: find people in frames, then the keypoints of the one that is followed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from wan_orchestration.preprocess.keypoints import Pose
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A person seen in a frame."""
+
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in px; may reach beyond the frame."""
+    score: float
+    hint: object = None
+    """What the estimator that made it needs to find the keypoints."""
+
+    @property
+    def area(self) -> float:
+        x0, y0, x1, y1 = self.box
+        return max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of the driving video, or the reference picture."""
+
+    index: int
+    """Place among the chosen frames."""
+    time: float
+    """Seconds from the beginning of the source video."""
+    pixels: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, px."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+class Estimator(Protocol):
+    name: str
+    batch: int
+    """Frames worth handing over at once."""
+    smooth: float
+    """Seconds of smoothing (a Gaussian's sigma) that its keypoints need; 0 for none."""
+
+    def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
+        """The people in each frame, in any order."""
+        ...
+
+    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose | None]:
+        """The keypoints of one person in each frame; None where it turned out not to be a person."""
+        ...

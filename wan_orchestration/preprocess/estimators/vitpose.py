@@ -1,0 +1,155 @@
+"""YOLO and ViTPose whole-body through onnxruntime: the estimator that the model's training clips were made with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import onnxruntime
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.preprocess.estimators import dark
+from wan_orchestration.preprocess.estimators.base import Detection, Frame
+from wan_orchestration.preprocess.keypoints import Pose
+
+ChannelOrder = Literal["published", "rgb"]
+
+DETECTOR = Path("process_checkpoint/det/yolov10m.onnx")
+POSE = Path("process_checkpoint/pose2d/vitpose_h_wholebody.onnx")
+"""Below a snapshot; the pose network is either the file or a folder with end2end.onnx."""
+
+_MIN_SCORE = 0.05
+_MAX_OVERLAP = 0.5
+_PERSON = 0
+_CROP = (192, 256)
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def available(snapshot: Path | None) -> bool:
+    """Whether the snapshot holds both networks."""
+    return snapshot is not None and all(_file(snapshot / path) is not None for path in (DETECTOR, POSE))
+
+
+class VitPose:
+    """The published pair of networks, fed in batches where their batch axis allows it.
+
+    `channel_order` is that of the pose network's crops: `published` feeds BGR with RGB statistics, as the tools
+    did that made the 14B model's clips; `rgb` is what the network itself was trained on.
+    """
+
+    name = "vitpose"
+    batch = 8
+    smooth = 0.0
+
+    def __init__(self, snapshot: Path, channel_order: ChannelOrder, device: str = "auto") -> None:
+        self._detector = _Network(snapshot / DETECTOR, device)
+        self._pose = _Network(snapshot / POSE, device)
+        self._channel_order = channel_order
+
+    def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
+        rows = self._detector(np.stack([detector_input(frame.pixels) for frame in frames]))
+        return [people(row, frame.size) for row, frame in zip(rows, frames)]
+
+    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose | None]:
+        windows = [pose_window(person.box, frame.size) for frame, person in zip(frames, people)]
+        crops = np.stack(
+            [pose_input(frame.pixels, *window, self._channel_order) for frame, window in zip(frames, windows)]
+        )
+        centres, sizes = (np.stack(column) for column in zip(*windows))
+        points = dark.decode(self._pose(crops), centres, sizes)
+        return [Pose.from_wholebody(found, frame.size) for found, frame in zip(points, frames)]
+
+
+class _Network:
+    """One ONNX file: batches in, batches out, whatever its batch axis."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        file = _file(path)
+        if file is None:
+            raise BadInput(
+                f"{path} is missing (or a folder of that name with end2end.onnx): download it with the snapshot "
+                "from ModelScope, Wan-AI/Wan2.2-Animate-14B, process_checkpoint/, or choose estimator: light"
+            )
+        providers = ["CPUExecutionProvider"]
+        if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        elif device == "cuda":
+            raise BadInput("device: cuda was asked for, but this onnxruntime has no CUDA: install onnxruntime-gpu")
+        try:
+            self._session = onnxruntime.InferenceSession(file, providers=providers)
+        except Exception as error:  # onnxruntime raises its own types, and bare RuntimeError for some files
+            raise BadInput(f"{file} cannot be loaded as an ONNX network: {error}") from error
+        entry = self._session.get_inputs()[0]
+        self._input = entry.name
+        self._static_batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        if self._static_batch is None:
+            return np.asarray(self._session.run(None, {self._input: batch})[0])
+        size = self._static_batch
+        done = []
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            done.append(np.asarray(self._session.run(None, {self._input: padded})[0])[: len(part)])
+        return np.concatenate(done)
+
+
+def _file(path: Path) -> Path | None:
+    return next((file for file in (path, path / "end2end.onnx") if file.is_file()), None)
+
+
+def detector_input(picture: np.ndarray) -> np.ndarray:
+    """(3, 640, 640) float32 RGB in 0..1 of (H, W, 3) uint8 RGB; proportions are not kept."""
+    return cv2.resize(picture, (640, 640)).transpose(2, 0, 1).astype(np.float32) / 255
+
+
+def people(rows: np.ndarray, size: tuple[int, int]) -> list[Detection]:
+    """The people among a detector's (300, 6) x0, y0, x1, y1, score, class, or its (84, 8400) raw output.
+
+    Boxes are in px of a picture of `size` (width, height), truncated as published. Overlaps are removed among
+    people only, so that a chair in front of somebody cannot hide them.
+    """
+    if rows.shape[0] == 84:
+        centre, extent, scores = rows[:2].T, rows[2:4].T, rows[4:].T
+        rows = np.column_stack([centre - extent / 2, centre + extent / 2, scores.max(axis=1), scores.argmax(axis=1)])
+    rows = rows[(rows[:, 4] > _MIN_SCORE) & (rows[:, 5] == _PERSON)]
+    if not len(rows):
+        return []
+    corners = rows[:, :4] * np.tile(np.array(size) / 640, 2)
+    corner, extent = corners[:, :2].astype(np.int32), (corners[:, 2:] - corners[:, :2]).astype(np.int32)
+    boxes = np.column_stack([corner, extent])
+    kept = cv2.dnn.NMSBoxes(boxes.tolist(), rows[:, 4].tolist(), _MIN_SCORE, _MAX_OVERLAP)
+    return [
+        Detection(tuple(map(float, (*boxes[i, :2], *(boxes[i, :2] + boxes[i, 2:])))), float(rows[i, 4]))
+        for i in np.asarray(kept).ravel()
+    ]
+
+
+def pose_window(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and (width, height) px of the 3:4 window, a quarter larger than the box, that the pose network sees.
+
+    A box under 10 px stands for the whole picture.
+    """
+    x0, y0, x1, y1 = box
+    if x1 - x0 < 10 or y1 - y0 < 10:
+        x0, y0, x1, y1 = 0, 0, *size
+    height = max((x1 - x0) * 4 / 3, y1 - y0) * 1.25
+    return np.array([(x0 + x1) / 2, (y0 + y1) / 2]), np.array([height * 0.75, height])
+
+
+def pose_input(picture: np.ndarray, centre: np.ndarray, size: np.ndarray, channel_order: ChannelOrder) -> np.ndarray:
+    """(3, 256, 192) normalised float32: the picture's window, black outside."""
+    x0, y0 = np.round(centre - size / 2).astype(int)
+    x1, y1 = np.round(centre + size / 2).astype(int)
+    height, width = picture.shape[:2]
+    inside = picture[max(y0, 0) : max(min(y1, height), 0), max(x0, 0) : max(min(x1, width), 0)]
+    window = np.zeros((y1 - y0, x1 - x0, 3), np.uint8)
+    top, left = max(-y0, 0), max(-x0, 0)
+    window[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    crop = cv2.resize(window.astype(np.float32), _CROP, interpolation=cv2.INTER_LINEAR)
+    if channel_order == "published":
+        crop = crop[..., ::-1]
+    return ((crop / 255 - _MEAN) / _STD).transpose(2, 0, 1).astype(np.float32)

@@ -1,0 +1,117 @@
+"""Sizes and boxes: the canvas, fitting a picture into it, the face crop."""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from wan_orchestration.errors import BadInput
+
+SIZE_STEP = 16
+"""Widths and heights the generator can take are multiples of this."""
+
+FACE_SIZE = 512
+"""Side of a face clip's square frames, px."""
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in px, the end exclusive."""
+
+
+def canvas_size(width: int, height: int, area: int, step: int = SIZE_STEP) -> tuple[int, int]:
+    """(width, height) of about `area` px² in the given proportions, each rounded down to a multiple of `step`.
+
+    The published tools' effective rule, float rounding included. Raises BadInput where nothing would be left.
+    """
+    exact_height = math.sqrt(area / (width / height))
+    exact_width = area / exact_height
+    size = int(exact_width // step * step), int(exact_height // step * step)
+    if 0 in size:
+        raise BadInput(
+            f"a picture of {width}x{height} cannot be fitted into {area} pixels in steps of {step}: "
+            f"it would be {size[0]}x{size[1]}; raise resolution_area or crop the picture to be less narrow"
+        )
+    return size
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture is scaled and centred in a canvas; sizes are (width, height) px."""
+
+    inner: tuple[int, int]
+    """The scaled picture's size."""
+    left: int
+    top: int
+    size: tuple[int, int]
+    """The canvas."""
+
+    @classmethod
+    def into(cls, source: tuple[int, int], size: tuple[int, int]) -> "Fit":
+        (width, height), (canvas_width, canvas_height) = source, size
+        if height / width > canvas_height / canvas_width:
+            inner = int(canvas_height / height * width), canvas_height
+            return cls(inner, int((canvas_width - inner[0]) / 2), 0, size)
+        inner = canvas_width, int(canvas_width / width * height)
+        return cls(inner, 0, int((canvas_height - inner[1]) / 2), size)
+
+    def scale(self, source: tuple[int, int]) -> tuple[float, float]:
+        """Canvas px per source px in x and y."""
+        return self.inner[0] / source[0], self.inner[1] / source[1]
+
+
+def fit_picture(
+    picture: np.ndarray,
+    size: tuple[int, int],
+    interpolation: int | None = None,
+    border: tuple[int, int, int] = (0, 0, 0),
+) -> np.ndarray:
+    """Scale (H, W[, 3]) uint8 to fit `size` (width, height), centred on `border`.
+
+    `interpolation` defaults to area averaging where the canvas is smaller than the picture, else linear.
+    """
+    height, width = picture.shape[:2]
+    if interpolation is None:
+        interpolation = cv2.INTER_AREA if size[0] * size[1] < width * height else cv2.INTER_LINEAR
+    fit = Fit.into((width, height), size)
+    if 0 in fit.inner:
+        raise BadInput(f"a picture of {width}x{height} is too narrow to be fitted into {size[0]}x{size[1]}")
+    scaled = picture if fit.inner == (width, height) else cv2.resize(picture, fit.inner, interpolation=interpolation)
+    if fit.inner == size:
+        return scaled
+    return cv2.copyMakeBorder(
+        scaled,
+        fit.top,
+        size[1] - fit.inner[1] - fit.top,
+        fit.left,
+        size[0] - fit.inner[0] - fit.left,
+        cv2.BORDER_CONSTANT,
+        value=border,
+    )
+
+
+def face_box(face: np.ndarray, size: tuple[int, int], scale: float = 1.3) -> Box | None:
+    """The published face crop around (68, 2 or 3) points, cut to the picture; None where nothing is left.
+
+    The points' box grows by sqrt(scale)-1 of its width (half on each side) and height (3/4 above, 1/4 below).
+    """
+    points = face[np.isfinite(face[:, :2]).all(axis=1), :2]
+    if not len(points):
+        return None
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    width, height = x1 - x0, y1 - y0
+    if width <= 0 or height <= 0:
+        return None
+    grow = math.sqrt(scale) - 1
+    box = (
+        int(max(x0 - width * grow / 2, 0)),
+        int(max(y0 - 3 * height * grow / 4, 0)),
+        int(min(x1 + width * grow / 2, size[0])),
+        int(min(y1 + height * grow / 4, size[1])),
+    )
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def crop_face(picture: np.ndarray, box: Box) -> np.ndarray:
+    """(512, 512, 3) uint8 of the (H, W, 3) picture's `box`; its proportions are not kept, as in training."""
+    x0, y0, x1, y1 = box
+    return cv2.resize(picture[y0:y1, x0:x1], (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LINEAR)

@@ -4,6 +4,7 @@ Precedence, highest first: what is passed (flags, run config, then `job.yaml`), 
 defaults below. pydantic-settings does the last two: a field given to the constructor wins over its variable.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -33,14 +34,10 @@ class Environment(BaseSettings):
         None,
         description="A snapshot to use as it is, in the original or the Diffusers layout; nothing is downloaded.",
     )
-    models_root: Path | None = Field(
-        None, description="Where snapshots are downloaded to; default DATA_ROOT/models."
-    )
+    models_root: Path | None = Field(None, description="Where snapshots are downloaded to; default DATA_ROOT/models.")
     model_id: str = Field("Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
     model_revision: str = Field("master", description="Revision (branch, tag or commit) of the repository.")
-    model_endpoint: str | None = Field(
-        None, description="URL of a ModelScope-compatible hub; default: the client's."
-    )
+    model_endpoint: str | None = Field(None, description="URL of a ModelScope-compatible hub; default: the client's.")
     enable_sequence_parallel: bool | None = Field(
         None, description="Split a clip over the ranks; default: on when torchrun started more than one."
     )
@@ -67,6 +64,14 @@ class Environment(BaseSettings):
         return self.data_root / "videos"
 
 
+class World(BaseSettings):
+    """This process's place among those that torchrun started; torchrun sets the variables."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+
 class GenerateSettings(BaseSettings):
     """How a video is generated. Every field can also be set as `WAN_DEFAULT_<FIELD>`."""
 
@@ -82,20 +87,12 @@ class GenerateSettings(BaseSettings):
     sampling_steps: int = Field(20, ge=1, le=1000, description="Denoising steps per clip.")
     shift: float = Field(5.0, gt=0, description="Shift of the flow-matching noise schedule.")
     sample_solver: Literal["dpm++", "unipc"] = Field("dpm++", description="ODE solver.")
-    guide_scale: float = Field(
-        1.0, ge=0, description="Classifier-free guidance; above 1 each step costs two forwards."
-    )
+    guide_scale: float = Field(1.0, ge=0, description="Classifier-free guidance; above 1 each step costs two forwards.")
     prompt: str = Field(PROMPT, description="What the video shows.")
-    negative_prompt: str = Field(
-        NEGATIVE_PROMPT, description="What guidance leads away from; unused at scale 1."
-    )
+    negative_prompt: str = Field(NEGATIVE_PROMPT, description="What guidance leads away from; unused at scale 1.")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the noise; the same on every device.")
-    lora: list[str] = Field(
-        [], description="LoRA files fused into the transformer, each FILE or FILE:STRENGTH."
-    )
-    use_relighting_lora: bool = Field(
-        False, description="Fuse the snapshot's relighting LoRA, meant for replace mode."
-    )
+    lora: list[str] = Field([], description="LoRA files fused into the transformer, each FILE or FILE:STRENGTH.")
+    use_relighting_lora: bool = Field(False, description="Fuse the snapshot's relighting LoRA, meant for replace mode.")
     offload_model: bool = Field(
         True,
         description="Free the text encoder once the prompts are encoded, instead of keeping it on the device.",
@@ -128,9 +125,94 @@ class PreprocessSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WAN_PREPROCESS_", extra="forbid")
 
-    mode: Mode = Field(
-        "animate", description="As for generation; replace also makes background and mask clips."
+    mode: Mode = Field("animate", description="As for generation; replace also makes background and mask clips.")
+    estimator: Literal["auto", "vitpose", "light", "file"] = Field(
+        "auto",
+        description="Who finds the keypoints. vitpose: the snapshot's networks; light: small networks that run "
+        "anywhere; file: keypoints beside the driving video. auto: vitpose if the snapshot has it, else file if "
+        "there is one, else light.",
     )
+    channel_order: Literal["published", "rgb"] = Field(
+        "published",
+        description="Colours that ViTPose is shown. published: blue first, as when the model's training clips "
+        "were made; rgb: as ViTPose itself was trained.",
+    )
+    person: str = Field(
+        "largest",
+        description="Who of several people: largest; index:N (1 is the largest, numbered on the contact sheet); "
+        "box:x0,y0,x1,y1 or point:x,y in px of the driving video, or in parts of its sides when all are up to 1.",
+    )
+    fps: float | None = Field(
+        None,
+        gt=0,
+        le=120,
+        description="Frames per second of the clips; default: the driving video's, divided to be at most 30.",
+    )
+    resolution_area: int = Field(
+        1280 * 720,
+        ge=256 * 256,
+        le=4096 * 4096,
+        description="About this many pixels in a frame of the generated video; its sides are multiples of 16 "
+        "in the proportions of the picture (animate) or of the driving video (replace).",
+    )
+    start: float = Field(0.0, ge=0, description="Seconds into the driving video at which to begin.")
+    end: float | None = Field(None, gt=0, description="Seconds into the driving video at which to stop.")
+    max_frames: int | None = Field(None, ge=2, description="At most so many frames.")
+    retarget: Literal["on", "published", "off"] = Field(
+        "on",
+        description="Fit the motion to the build of the picture's character (animate mode). published: by the "
+        "published tools' rule.",
+    )
+    max_gap: float = Field(
+        0.5, ge=0, description="Seconds without keypoints that are bridged; over longer ones nothing is drawn."
+    )
+    masks: Literal["auto", "sam2", "light", "file"] = Field(
+        "auto",
+        description="Who outlines the person (replace mode). sam2: the snapshot's SAM2; light: the light "
+        "estimator's network; file: a mask video beside the driving video. auto: in this order, what is there.",
+    )
+    mask_iterations: int = Field(3, ge=0, le=50, description="How often the mask is dilated; 0: used as it is.")
+    mask_kernel: int = Field(7, ge=1, le=99, description="Side of the dilation's square, px.")
+    mask_columns: int = Field(1, ge=1, le=100, description="Cells across the mask's box that are filled whole.")
+    mask_rows: int = Field(1, ge=1, le=100, description="Cells down the mask's box that are filled whole.")
+    empty_mask: Literal["error", "box"] = Field(
+        "error", description="Where the outline is empty: stop, or take the box around the person's keypoints."
+    )
+    truncated_ok: bool = Field(
+        False, description="Use the whole frames of a driving video that breaks off, instead of refusing it."
+    )
+    keypoints: str | None = Field(
+        None,
+        description="Keypoints beside the driving video, for estimator: file: an npz, an OpenPose JSON, or a folder "
+        "of one JSON a frame; default: keypoints.npz, keypoints.json or keypoints/.",
+    )
+    mask_file: str = Field("mask.mp4", description="Mask video beside the driving video, for masks: file.")
+    light_models: Path | None = Field(
+        None, description="Folder with the light estimator's six .tflite files; default: fetched once."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a device.")
+
+    @field_validator("person")
+    @classmethod
+    def _a_person(cls, value: str) -> str:
+        number = r"\s*\d+(\.\d+)?\s*"
+        forms = rf"largest|index:\s*[1-9]\d*\s*|box:{number}(,{number}){{3}}|point:{number},{number}"
+        if not re.fullmatch(forms, value):
+            raise ValueError("expected largest, index:N (1 is the largest), box:x0,y0,x1,y1 or point:x,y")
+        return value
+
+    @field_validator("keypoints", "mask_file")
+    @classmethod
+    def _beside_the_video(cls, value: str | None) -> str | None:
+        if value is not None and (value in ("", ".", "..") or "/" in value or "\\" in value):
+            raise ValueError("expected a file's name, without folders: the file lies beside the driving video")
+        return value
+
+    @model_validator(mode="after")
+    def _some_time(self) -> "PreprocessSettings":
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(f"end {self.end:g} must be after start {self.start:g} seconds")
+        return self
 
 
 @cache

@@ -11,13 +11,11 @@ import numpy as np
 
 from wan_orchestration.preprocess.keypoints import CONFIDENT, LIMBS, Pose
 
-_COLOURS = tuple(
-    tuple(bytes.fromhex(colour))
-    for colour in (
-        "ff0000 ff5500 ffaa00 ffff00 aaff00 55ff00 00ff00 00ff55 00ffaa 00ffff "
-        "00aaff 0055ff 0000ff 5500ff aa00ff ff00ff ff00aa ff0055 c8c800 646400"
-    ).split()
-)
+_COLOURS = (
+    (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0), (0, 255, 0),
+    (0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255),
+    (170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85), (200, 200, 0), (100, 100, 0),
+)  # fmt: skip
 _FINGERS = tuple(
     (0 if step == 0 else 4 * finger + step, 4 * finger + step + 1) for finger in range(5) for step in range(4)
 )

@@ -1,0 +1,82 @@
+"""One person through a video: keypoints of every frame, gaps closed, jitter taken out."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from wan_orchestration.preprocess.keypoints import PARTS, Pose
+
+
+class Motion:
+    """Poses of the chosen frames in order, (T, points, 3) float32 for each part; 1.6 kB a frame."""
+
+    def __init__(self, size: tuple[int, int], **parts: np.ndarray) -> None:
+        self.size = size
+        self.body, self.left_hand, self.right_hand, self.face = (parts[part] for part in PARTS)
+
+    @classmethod
+    def from_poses(cls, size: tuple[int, int], poses: Iterable[Pose | None]) -> "Motion":
+        """None is a frame in which the person was not found."""
+        missing = Pose.empty(size)
+        stacks: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
+        for pose in poses:
+            for part, stack in stacks.items():
+                stack.append(getattr(pose or missing, part).astype(np.float32))
+        return cls(size, **{part: np.stack(stack) for part, stack in stacks.items()})
+
+    def __len__(self) -> int:
+        return len(self.body)
+
+    def __getitem__(self, index: int) -> Pose:
+        return Pose(self.size, *(getattr(self, part)[index].astype(np.float64) for part in PARTS))
+
+    def found(self, part: str) -> np.ndarray:
+        """(T,) bool: frames in which any point of the part was found."""
+        return (getattr(self, part)[..., 2] > 0).any(axis=1)
+
+    def fill_gaps(self, longest: int) -> None:
+        """Draws straight lines over gaps of up to `longest` frames, each part on its own, in place."""
+        for part in PARTS:
+            points = getattr(self, part)
+            found = self.found(part)
+            for start, end in runs(~found):
+                if start > 0 and end < len(found) and end - start <= longest:
+                    weight = (np.arange(1, end - start + 1) / (end - start + 1))[:, None, None]
+                    points[start:end] = points[start - 1] * (1 - weight) + points[end] * weight
+
+    def smooth(self, sigma: float) -> None:
+        """A Gaussian of `sigma` frames over the coordinates in time, in place; points that are missing stay so.
+
+        Neighbours count by their confidence, so that a doubtful point follows the sure ones around it.
+        """
+        reach = int(np.ceil(3 * sigma))
+        kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+        for part in PARTS:
+            points = getattr(self, part)
+            weights = np.where(np.isfinite(points[..., :2]).all(axis=-1), points[..., 2], 0)
+            total = np.zeros_like(points[..., :2])
+            weight = np.zeros_like(weights)
+            values = np.nan_to_num(points[..., :2]) * weights[..., None]
+            for shift, factor in zip(range(-reach, reach + 1), kernel):
+                to, back = (
+                    slice(max(-shift, 0), len(self) - max(shift, 0)),
+                    slice(max(shift, 0), len(self) + min(shift, 0)),
+                )
+                total[to] += factor * values[back]
+                weight[to] += factor * weights[back]
+            seen = weights > 0
+            points[..., :2][seen] = total[seen] / weight[seen][:, None]
+
+
+def runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Stretches of true flags as (first, one past the last)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
+
+
+def describe_frames(frames: Sequence[int] | np.ndarray, most: int = 8) -> str:
+    """Frame numbers as ranges for a message: `0-4, 17, 30-41`."""
+    flags = np.zeros(max(frames, default=-1) + 1, bool)
+    flags[list(frames)] = True
+    spans = [f"{start}" if end == start + 1 else f"{start}-{end - 1}" for start, end in runs(flags)]
+    return ", ".join(spans[:most]) + (f" and {len(spans) - most} more stretches" if len(spans) > most else "")

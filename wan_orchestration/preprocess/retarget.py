@@ -1,0 +1,157 @@
+"""Fitting the driver's motion to the character's build.
+
+Directions of limbs are the driver's, lengths the character's. What the published rule measures once, in the
+first frame, is measured here over all frames that can be relied on; a foreshortened limb only ever looks too
+short, so a high quantile of its lengths stands for its true one. Ratios are bounded, a doubtful joint moves none
+of its neighbours, ankles are set on the picture's ankles, and each hand stays at its own wrist.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from wan_orchestration.preprocess.keypoints import (
+    LEFT_ANKLE,
+    LEFT_HIP,
+    LEFT_WRIST,
+    LIMBS,
+    NECK,
+    RIGHT_ANKLE,
+    RIGHT_HIP,
+    RIGHT_WRIST,
+    Pose,
+    confident,
+)
+from wan_orchestration.preprocess.motion import Motion
+
+TRUE_LENGTH = 0.9
+"""Quantile of a limb's lengths in the image that counts as its length."""
+BOUNDS = (0.5, 2.0)
+"""How far a limb's ratio may lie from the whole body's."""
+
+# Limbs (indices into LIMBS) that are alike: left and right.
+_PAIRS = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (13, 15), (14, 16), (17, 18))
+_ALIKE = {limb: pair for pair in _PAIRS for limb in pair} | {12: (12,)}
+_PARENTS, _CHILDREN = (list(column) for column in zip(*LIMBS))
+_ANKLES, _HIPS = [RIGHT_ANKLE, LEFT_ANKLE], [RIGHT_HIP, LEFT_HIP]
+
+
+@dataclass(frozen=True)
+class Retargeting:
+    """Maps a driver's pose onto a canvas with the character's build; made by `fit`."""
+
+    size: tuple[int, int]
+    scale: float
+    """Canvas px per driver px for the whole body."""
+    ratios: np.ndarray
+    """(19,) on top of `scale`, for each of LIMBS."""
+    offset: np.ndarray
+    """(2,) px on the canvas."""
+    anchor: str
+    """What was set on the picture: ankles, hips, neck or joints."""
+
+    @classmethod
+    def fit(cls, motion: Motion, reference: Pose, fps: float) -> Self | None:
+        """From the driver's frames and the picture's pose; None where they show no limb in common."""
+        driver = _true_lengths(motion)
+        target = _lengths(reference.body[None])[0]
+        paired = [
+            (np.nanmax(target[list(pair)]), np.nanmean(driver[list(pair)])) if _measured(target, driver, pair) else None
+            for pair in (_ALIKE[limb] for limb in range(len(LIMBS)))
+        ]
+        measured = np.array([np.nan if lengths is None else lengths[0] / lengths[1] for lengths in paired])
+        if np.isnan(measured).all():
+            return None
+        weights = np.array([0 if lengths is None else lengths[1] for lengths in paired])
+        scale = _weighted_median(measured, weights)
+        ratios = np.clip(np.nan_to_num(measured / scale, nan=1.0), *BOUNDS)
+        unplaced = cls(reference.size, scale, ratios, np.zeros(2), "")
+        return unplaced._placed(motion, reference, round(fps))
+
+    def _placed(self, motion: Motion, reference: Pose, window: int) -> Self | None:
+        """With the offset that sets the first second of the motion on the picture."""
+        moved = np.stack([self._joints(motion.body[t].astype(np.float64)) for t in range(len(motion))])
+        anchors = {
+            "ankles": (_HIPS if confident(reference.body)[_HIPS].all() else _ANKLES, _ANKLES),
+            "hips": (_HIPS, _HIPS),
+            "neck": ([NECK], [NECK]),
+            "joints": (shared := np.flatnonzero(confident(reference.body) & _ever(moved)).tolist(), shared),
+        }
+        for name, (across, down) in anchors.items():
+            used = sorted({*across, *down})
+            if not used or not confident(reference.body[used]).all():
+                continue
+            frames = [t for t in range(len(moved)) if confident(moved[t, used]).all()]
+            frames = [t for t in frames if t < window] or frames
+            if not frames:
+                continue
+            x = np.median(moved[frames][:, across, 0].mean(axis=1)) - reference.body[across, 0].mean()
+            lowest = np.max if name == "ankles" else np.mean
+            y = np.median(lowest(moved[frames][:, down, 1], axis=1)) - lowest(reference.body[down, 1])
+            return replace(self, offset=np.array([-x, -y]), anchor=name)
+        return None
+
+    def __call__(self, pose: Pose) -> Pose:
+        """The pose on the canvas."""
+        body = self._joints(pose.body)
+        hand_scale = self.scale * self.ratios[:2].mean()
+        hands = {
+            "left_hand": _at_wrist(pose.left_hand, pose.body[LEFT_WRIST, :2], body[LEFT_WRIST, :2], hand_scale),
+            "right_hand": _at_wrist(pose.right_hand, pose.body[RIGHT_WRIST, :2], body[RIGHT_WRIST, :2], hand_scale),
+        }
+        return replace(pose, size=self.size, body=body, **hands)
+
+    def _joints(self, body: np.ndarray) -> np.ndarray:
+        """(20, 3) on the canvas. A limb hangs on its nearest joint above that can be relied on."""
+        moved = body.copy()
+        sure = confident(body)
+        moved[:, :2] = body[:, :2] * self.scale + self.offset
+        # For each joint, where its limbs hang (None: the canvas) and the ratios from there on.
+        hook: dict[int, tuple[int | None, tuple[float, ...]]] = {NECK: (NECK if sure[NECK] else None, ())}
+        for limb, (parent, child) in enumerate(LIMBS):
+            joint, path = hook[parent]
+            path = (*path, float(self.ratios[limb]))
+            if joint is not None:
+                reach = body[child, :2] - body[joint, :2]
+                moved[child, :2] = moved[joint, :2] + self.scale * np.mean(path) * reach
+            hook[child] = (child, ()) if sure[child] else (joint, path)
+        return moved
+
+
+def _lengths(bodies: np.ndarray) -> np.ndarray:
+    """(T, 19) px, NaN where an end is in doubt, from (T, 20, 3)."""
+    sure = (bodies[..., 2] >= 0.5) & np.isfinite(bodies[..., :2]).all(axis=-1)
+    lengths = np.linalg.norm(bodies[:, _CHILDREN, :2] - bodies[:, _PARENTS, :2], axis=-1)
+    return np.where(sure[:, _CHILDREN] & sure[:, _PARENTS] & (lengths > 0), lengths, np.nan)
+
+
+def _true_lengths(motion: Motion) -> np.ndarray:
+    """(19,) px of the driver's limbs, NaN for one that was never seen."""
+    lengths = _lengths(motion.body)
+    seen = ~np.isnan(lengths).all(axis=0)
+    true = np.full(len(LIMBS), np.nan)
+    true[seen] = np.nanquantile(lengths[:, seen], TRUE_LENGTH, axis=0)
+    return true
+
+
+def _measured(target: np.ndarray, driver: np.ndarray, pair: tuple[int, ...]) -> bool:
+    return not (np.isnan(target[list(pair)]).all() or np.isnan(driver[list(pair)]).all())
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    order = order[~np.isnan(values[order])]
+    total = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
+
+
+def _ever(bodies: np.ndarray) -> np.ndarray:
+    """(20,) bool: joints that can be relied on in some frame of (T, 20, 3)."""
+    return ((bodies[..., 2] >= 0.5) & np.isfinite(bodies[..., :2]).all(axis=-1)).any(axis=0)
+
+
+def _at_wrist(hand: np.ndarray, old_wrist: np.ndarray, new_wrist: np.ndarray, scale: float) -> np.ndarray:
+    """(21, 3): the hand scaled, its root on the new wrist."""
+    root = hand[0, :2] if np.isfinite(hand[0, :2]).all() and hand[0, 2] > 0 else old_wrist
+    return np.column_stack([new_wrist + (hand[:, :2] - root) * scale, hand[:, 2]])

@@ -1,0 +1,192 @@
+"""The published tools' rule for fitting a driver's motion to the character's build.
+
+Kept for comparison and for results that match theirs; `retarget` holds the better rule. It trusts the first
+frame and the picture whatever their confidence, and compares the ankle with the middle of ankle and toe. Two of
+its defects are not kept: a hand always goes to its own wrist (theirs trades wrists when hands cross), and a
+joint that was not found has confidence 0 instead of ending the run.
+"""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from wan_orchestration.preprocess.keypoints import (
+    LEFT_ANKLE,
+    LEFT_HIP,
+    LEFT_TOE,
+    LEFT_WRIST,
+    LIMBS,
+    NECK,
+    NOSE,
+    RIGHT_ANKLE,
+    RIGHT_HIP,
+    RIGHT_TOE,
+    RIGHT_WRIST,
+    Pose,
+    absent,
+)
+
+# Pairs of limbs (indices into LIMBS) that share one ratio: the larger of the two, or their mean around the eyes.
+_LARGER = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (17, 18))
+_MEAN = ((13, 15), (14, 16))
+_FEET = {18: 8, 17: 11}
+"""Foot limb -> shin limb, which it may be half as long as."""
+
+# Chains in which nothing can be relied on past a missing joint, and the limb whose length stands in for a
+# limb's own: its mirror image.
+_CHAINS = ((2, 3, 4), (5, 6, 7), (11, 12, 13, 18), (8, 9, 10, 19))
+_MIRRORED = {
+    (2, 3): (5, 6), (3, 4): (6, 7), (11, 12): (8, 9), (12, 13): (9, 10), (13, 18): (10, 19),
+    (5, 6): (2, 3), (6, 7): (3, 4), (8, 9): (11, 12), (9, 10): (12, 13), (10, 19): (13, 18),
+}  # fmt: skip
+_ARMS = ((2, 3), (3, 4), (5, 6), (6, 7))
+_FOOT_LIMBS = ((13, 18), (10, 19))
+
+_FULL, _THREE_QUARTER, _HALF = 2, 1, 0
+
+
+class PublishedRetargeting:
+    """Fits poses of the driving video to the reference's build, from the driver's first pose and the reference's.
+
+    Joints are (20, 2) px; a missing joint is NaN.
+    """
+
+    def __init__(self, first: Pose, reference: Pose) -> None:
+        self._size = reference.size
+        self._scale = _scale(first, reference)
+        driver = _repaired(_joints(first))
+        self._dst_size = tuple(int(side * self._scale) for side in reference.size)
+        # The reference is measured in the driver's scale, on a canvas of whole pixels.
+        target = _repaired(_joints(reference) / reference.size * self._dst_size)
+        self._missing = np.isnan(driver).any(axis=1) | np.isnan(target).any(axis=1)
+        self.ratios = _ratios(driver, target)
+        self._extent = min(_extent(first), _extent(reference))
+        self._anchor_x, self._offset = self._place(_chained(driver, self.ratios), target)
+
+    def _place(self, driver: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+        if self._extent != _FULL:
+            return driver[NECK, 0], driver[NECK] - target[NECK]
+        ground = np.nanmax(target[[RIGHT_ANKLE, LEFT_ANKLE], 1])
+        toes = target[[RIGHT_TOE, LEFT_TOE], 1]
+        if not np.isnan(toes).any():
+            ground = np.nanmax((target[[RIGHT_ANKLE, LEFT_ANKLE], 1] + toes) / 2)
+        hips = [RIGHT_HIP, LEFT_HIP]
+        anchor = driver[hips, 0].mean()
+        offset = anchor - target[hips, 0].mean(), np.nanmax(driver[[RIGHT_ANKLE, LEFT_ANKLE], 1]) - ground
+        return anchor, np.array(offset)
+
+    def __call__(self, pose: Pose, index: int) -> Pose:
+        """`pose` with the reference's build, on a canvas of the reference's size; frame 0 is placed exactly."""
+        old = _joints(pose)
+        old[self._missing] = np.nan
+        moved = _chained(old, self.ratios, clamp_feet=True)
+        offset = self._offset.copy()
+        if index == 0:
+            if self._extent == _FULL:
+                offset[0] += moved[[RIGHT_HIP, LEFT_HIP], 0].mean() - self._anchor_x
+            elif self._extent == _HALF:
+                offset[0] += moved[NECK, 0] - self._anchor_x
+        new = (moved - offset) / self._scale
+        confidence = np.where(np.isnan(new).any(axis=1), 0, pose.body[:, 2])
+        hand_ratio = max(self.ratios[0], self.ratios[1]) / self._scale
+        return replace(
+            pose,
+            size=self._size,
+            body=np.column_stack([new, confidence]),
+            left_hand=_moved_hand(pose.left_hand, old[LEFT_WRIST], new[LEFT_WRIST], hand_ratio),
+            right_hand=_moved_hand(pose.right_hand, old[RIGHT_WRIST], new[RIGHT_WRIST], hand_ratio),
+        )
+
+
+def _joints(pose: Pose) -> np.ndarray:
+    return pose.body[:, :2].copy()
+
+
+def _scale(first: Pose, reference: Pose) -> float:
+    """Driver px per reference px: by height from nose to ankles, else to hips, else by the pictures' areas."""
+    for low in ((RIGHT_ANKLE, LEFT_ANKLE), (RIGHT_HIP, LEFT_HIP)):
+        needed = [NOSE, *low]
+        if all((pose.body[needed, 2] > 0.5).all() for pose in (first, reference)):
+            heights = [abs(pose.body[list(low), 1].mean() - pose.body[NOSE, 1]) for pose in (first, reference)]
+            return heights[0] / heights[1]
+    return math.sqrt(math.prod(first.size)) / math.sqrt(math.prod(reference.size))
+
+
+def _extent(pose: Pose) -> int:
+    """How much of the body the picture shows."""
+
+    def shown(*joints: int) -> bool:
+        rows = pose.body[list(joints)]
+        return bool(((rows[:, 2] >= 0.4) & (rows[:, 1] <= pose.size[1])).all())
+
+    if not shown(RIGHT_HIP, LEFT_HIP):
+        return _HALF
+    return _FULL if shown(RIGHT_ANKLE, LEFT_ANKLE) else _THREE_QUARTER
+
+
+def _length(joints: np.ndarray, limb: tuple[int, int]) -> float:
+    return float(np.linalg.norm(joints[limb[1]] - joints[limb[0]]))
+
+
+def _repaired(joints: np.ndarray) -> np.ndarray:
+    """Limbs past a missing joint hang straight down, as long as their mirror image, else by the torso."""
+    joints = joints.copy()
+    for chain in _CHAINS:
+        for above, below in itertools.pairwise(chain):
+            if np.isnan(joints[above]).any():
+                joints[below] = np.nan
+    torso = [_length(joints, (NECK, hip)) for hip in (RIGHT_HIP, LEFT_HIP)]
+    for limb, mirrored in _MIRRORED.items():
+        parent, child = limb
+        if np.isnan(joints[parent]).any() or not np.isnan(joints[child]).any():
+            continue
+        length = _length(joints, mirrored)
+        if math.isnan(length):
+            right, left = torso
+            parts = (right, left / 5) if limb in _FOOT_LIMBS else (right / 2, left / 2) if limb in _ARMS else torso
+            length = float(np.nanmax(parts))
+        joints[child] = joints[parent] + (0, length)
+    return joints
+
+
+def _ratios(driver: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """(19,) target length per driver length of each limb."""
+    ratios = np.array(
+        [_length(target, limb) / _length(driver, limb) if _length(driver, limb) else np.nan for limb in LIMBS]
+    )
+    shoulders = np.nanmean(ratios[:2]) if not np.isnan(ratios[:2]).all() else 1.0
+    ratios[np.isnan(ratios)] = shoulders
+    for pair in _LARGER:
+        ratios[list(pair)] = ratios[list(pair)].max()
+    for pair in _MEAN:
+        ratios[list(pair)] = ratios[list(pair)].mean()
+    return ratios
+
+
+def _chained(joints: np.ndarray, ratios: np.ndarray, clamp_feet: bool = False) -> np.ndarray:
+    """Every limb at its ratio of its length, in its old direction, from the unmoved neck outwards."""
+    moved = np.full_like(joints, np.nan)
+    moved[NECK] = joints[NECK]
+    for i, (parent, child) in enumerate(LIMBS):
+        limb = ratios[i] * (joints[child] - joints[parent])
+        if clamp_feet and i in _FEET:
+            shin = _length(moved, LIMBS[_FEET[i]])
+            length = float(np.linalg.norm(limb))
+            if length > shin / 2:
+                limb = limb * (shin / 2 / length)
+        moved[child] = moved[parent] + limb
+    return moved
+
+
+def _moved_hand(hand: np.ndarray, old_wrist: np.ndarray, new_wrist: np.ndarray, ratio: float) -> np.ndarray:
+    """The hand scaled about its root; the root lands on the new wrist. Whole pixels, as published."""
+    root, found = hand[0, :2], hand[:, 2] >= 0.4
+    if np.isnan(new_wrist).any() or not found.any():
+        return absent(len(hand))
+    shift = new_wrist - (root if found[0] else old_wrist)
+    moved = np.trunc(root + (hand[:, :2] - root) * ratio + shift)
+    placed = np.column_stack([moved, hand[:, 2]])
+    placed[~found] = np.nan, np.nan, 0
+    return placed

@@ -23,6 +23,8 @@ class Task(BaseModel):
     """Folder that receives `video.mp4`, `poster.jpg` and `result.json`."""
     settings: GenerateSettings
     created_at: datetime
+    save_frames: Path | None = None
+    """An npz file that also receives the frames unquantised: `frames`, (3, T, H, W) float32 in [-1, 1]."""
 
 
 class Request(BaseModel):
@@ -55,7 +57,7 @@ class Progress(BaseModel):
 
 
 class Seconds(BaseModel):
-    """Wall time by phase. `load` is the launch's, shared by its jobs."""
+    """Wall time by phase. `load` is 0 where an earlier job of the launch has loaded the models."""
 
     load: float = 0.0
     encode: float = 0.0

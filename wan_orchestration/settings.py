@@ -158,10 +158,10 @@ class PreprocessSettings(BaseSettings):
     start: float = Field(0.0, ge=0, description="Seconds into the driving video at which to begin.")
     end: float | None = Field(None, gt=0, description="Seconds into the driving video at which to stop.")
     max_frames: int | None = Field(None, ge=2, description="At most so many frames.")
-    retarget: Literal["on", "published", "off"] = Field(
-        "on",
-        description="Fit the motion to the build of the picture's character (animate mode). published: by the "
-        "published tools' rule.",
+    retarget: Literal["robust", "published", "off"] = Field(
+        "robust",
+        description="Fit the motion to the build of the picture's character (animate mode). robust: measured over "
+        "all confident frames; published: by the published tools' rule, from the first frame.",
     )
     max_gap: float = Field(
         0.5, ge=0, description="Seconds without keypoints that are bridged; over longer ones nothing is drawn."
@@ -200,6 +200,12 @@ class PreprocessSettings(BaseSettings):
         if not re.fullmatch(forms, value):
             raise ValueError("expected largest, index:N (1 is the largest), box:x0,y0,x1,y1 or point:x,y")
         return value
+
+    @field_validator("retarget", mode="before")
+    @classmethod
+    def _yaml_switch(cls, value: object) -> object:
+        """YAML reads a bare `off` as false."""
+        return {False: "off", True: "robust"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("keypoints", "mask_file")
     @classmethod

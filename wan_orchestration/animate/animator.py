@@ -1,0 +1,177 @@
+"""Animates one job, clip by clip, with constant memory."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wan_orchestration.animate import conditioning as cond
+from wan_orchestration.animate.lora import Lora
+from wan_orchestration.animate.models import Models
+from wan_orchestration.animate.schedule import make_solver
+from wan_orchestration.animate.transformer import Branch
+from wan_orchestration.settings import GenerateSettings
+
+OnStep = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ClipInput:
+    """Frames of one clip, (clip_len, H, W, 3) uint8 RGB, the face 512x512. Background and mask: replace mode only."""
+
+    pose: np.ndarray
+    face: np.ndarray
+    background: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+
+@dataclass
+class Timer:
+    """Seconds by phase, added up over the clips of a job."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "denoise": 0.0, "decode": 0.0})
+
+    def lap(self, phase: str, started: float) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[phase] += now - started
+        return now
+
+
+class Animator:
+    """Conditions that hold for a whole job, and the loop that makes its clips.
+
+    Args:
+        models: the snapshot's models.
+        settings: of the job.
+        reference: the character, (h, w, 3) uint8 RGB, any size.
+        height, width: of the video, multiples of 16.
+        loras: to fuse into the transformer.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        settings: GenerateSettings,
+        reference: np.ndarray,
+        height: int,
+        width: int,
+        loras: tuple[Lora, ...],
+    ) -> None:
+        self.models, self.settings, self.size = models, settings, (height, width)
+        self.timer = Timer(models.device)
+        started, loaded = time.perf_counter(), models.load_seconds
+        prompts = [settings.prompt, settings.negative_prompt] if self.guided else [settings.prompt]
+        texts = [self._encode_prompt(prompt) for prompt in prompts]
+        if settings.offload_model:
+            models.free("text_encoder")
+        self.transformer = models.transformer(loras)
+        self.vae = models.vae()
+        letterboxed = cond.letterbox(reference, height, width)
+        picture = cond.to_tensor(letterboxed[None]).to(models.device)
+        features = cond.encode_reference(picture, models.image_encoder()).to(models.dtype)
+        models.free("image_encoder")
+        self.contexts = [self._embed(text, features) for text in texts]
+        self.reference_latents = cond.encode_video(picture, self.vae)
+        self.generator = torch.Generator("cpu").manual_seed(settings.seed)
+        self.blank_latents: Tensor | None = None
+        self.unconditional_motion: Tensor | None = None
+        self.timer.lap("encode", started + models.load_seconds - loaded)
+
+    @property
+    def guided(self) -> bool:
+        return self.settings.guide_scale > 1
+
+    def skip(self, clips: int) -> None:
+        """Draw the noise of clips that an earlier run has made, so that the next gets its own."""
+        for _ in range(clips):
+            self._draw_noise()
+
+    @torch.no_grad()
+    def animate(self, clip: ClipInput, guide: Tensor | None, on_step: OnStep) -> Tensor:
+        """Make the next clip.
+
+        Args:
+            clip: its input frames.
+            guide: (3, refert_num, H, W) in [-1, 1], the last decoded frames of the clip before; None for the first.
+            on_step: called after each step with the number of steps done.
+
+        Returns:
+            (3, clip_len, H, W) float32 on the CPU, in [-1, 1]. The first refert_num frames of a later clip repeat the
+            guide.
+        """
+        started = time.perf_counter()
+        y = self._known(clip, guide)
+        pose = self.transformer.embed_pose(self._encode(clip.pose).to(self.models.dtype))
+        branches = self._branches(clip)
+        started = self.timer.lap("encode", started)
+
+        latents = self._draw_noise().to(self.models.device)
+        solver = make_solver(self.settings.sample_solver, self.settings.sampling_steps, self.settings.shift)
+        for done, timestep in enumerate(solver.timesteps, start=1):
+            at = timestep[None].to(self.models.device)
+            flow = self.transformer.denoise(latents, at, y, pose, branches[0]).float()
+            if self.guided:
+                away = self.transformer.denoise(latents, at, y, pose, branches[1]).float()
+                flow = away + self.settings.guide_scale * (flow - away)
+            latents = solver.step(flow, timestep, latents, return_dict=False)[0]
+            on_step(done)
+        started = self.timer.lap("denoise", started)
+
+        video = cond.decode_video(latents[:, :, 1:], self.vae).cpu()
+        self.timer.lap("decode", started)
+        return video
+
+    def _encode_prompt(self, prompt: str) -> Tensor:
+        return cond.encode_prompt(prompt, self.models.tokenizer(), self.models.text_encoder())
+
+    @torch.no_grad()
+    def _embed(self, text: Tensor, features: Tensor) -> Tensor:
+        return self.transformer.embed_context(text.to(self.models.dtype), features)
+
+    def _encode(self, frames: np.ndarray) -> Tensor:
+        return cond.encode_video(cond.to_tensor(frames).to(self.models.device), self.vae)
+
+    def _branches(self, clip: ClipInput) -> list[Branch]:
+        face = cond.to_tensor(clip.face).to(self.models.device, self.models.dtype)
+        branches = [Branch(self.contexts[0], self.transformer.encode_face(face))]
+        if self.guided:
+            if self.unconditional_motion is None:
+                self.unconditional_motion = self.transformer.encode_face(torch.full_like(face, -1))
+            branches.append(Branch(self.contexts[1], self.unconditional_motion))
+        return branches
+
+    def _known(self, clip: ClipInput, guide: Tensor | None) -> Tensor:
+        """Mask and latents of what is known, (1, 20, T_lat + 1, h, w), the reference picture in the first slot."""
+        frames = len(clip.pose)
+        video = torch.zeros(1, 3, frames, *self.size)
+        known = torch.zeros(frames, *(side // cond.VAE_STRIDE for side in self.size))
+        if clip.background is not None and clip.mask is not None:
+            video = cond.to_tensor(clip.background)
+            known = cond.background_known(clip.mask)
+        if guide is not None:
+            video[0, :, : guide.shape[1]] = guide
+            known[: guide.shape[1]] = 1
+        latents = self._encode_known(video, blank=clip.background is None and guide is None)
+        latents = torch.cat([self.reference_latents, latents], dim=2)
+        mask = cond.known_pixels(known).to(latents)
+        mask = torch.cat([torch.ones_like(mask[:, :, :1]), mask], dim=2)
+        return torch.cat([mask, latents], dim=1)
+
+    def _encode_known(self, video: Tensor, blank: bool) -> Tensor:
+        if not blank:
+            return cond.encode_video(video.to(self.models.device), self.vae)
+        if self.blank_latents is None:
+            self.blank_latents = cond.encode_video(video.to(self.models.device), self.vae)
+        return self.blank_latents
+
+    def _draw_noise(self) -> Tensor:
+        """Noise of one clip, (1, 16, T_lat + 1, h, w). On the CPU: the same whatever device generates."""
+        slots = (self.settings.clip_len - 1) // 4 + 2
+        height, width = (side // cond.VAE_STRIDE for side in self.size)
+        return torch.randn(1, self.vae.config.z_dim, slots, height, width, generator=self.generator)

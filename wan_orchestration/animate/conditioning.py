@@ -1,0 +1,119 @@
+"""What a clip is conditioned on: prompt, reference picture, face, known pixels. Layouts are channels first, RGB."""
+
+import html
+import re
+
+import cv2
+import ftfy
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from einops import rearrange
+from torch import Tensor
+from transformers import CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
+
+TEXT_TOKENS = 512
+VAE_STRIDE = 8
+FACE_SIZE = 512
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def to_tensor(frames: np.ndarray) -> Tensor:
+    """Frames (T, H, W, 3) uint8 as (1, 3, T, H, W) float32 in [-1, 1]."""
+    return rearrange(torch.from_numpy(frames).float() / 127.5 - 1, "t h w c -> 1 c t h w").contiguous()
+
+
+def to_frames(video: Tensor) -> np.ndarray:
+    """Video (3, T, H, W) in [-1, 1] as (T, H, W, 3) uint8."""
+    levels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return rearrange(levels, "c t h w -> t h w c").cpu().numpy()
+
+
+def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Fit a picture (h, w, 3) uint8 into (height, width, 3) between black bars.
+
+    Sizes and offsets are truncated and the interpolation is plain bilinear, as published.
+    """
+    h, w = picture.shape[:2]
+    if h / w > height / width:
+        size = (max(1, int(height / h * w)), height)
+    else:
+        size = (width, max(1, int(width / w * h)))
+    scaled = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    left, top = int((width - size[0]) / 2), int((height - size[1]) / 2)
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[top : top + size[1], left : left + size[0]] = scaled
+    return canvas
+
+
+def clean_prompt(text: str) -> str:
+    """Text as the umT5 tokenizer of the model saw it: mended, unescaped, single spaces."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+@torch.no_grad()
+def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, encoder: UMT5EncoderModel) -> Tensor:
+    """umT5 states of the valid tokens, zero-padded to (1, 512, text_dim); they are attended without a mask."""
+    tokens = tokenizer(clean_prompt(text), truncation=True, max_length=TEXT_TOKENS, return_tensors="pt").to(
+        encoder.device
+    )
+    states = encoder(**tokens).last_hidden_state
+    return F.pad(states, (0, 0, 0, TEXT_TOKENS - states.shape[1]))
+
+
+@torch.no_grad()
+def encode_reference(reference: Tensor, encoder: CLIPVisionModel) -> Tensor:
+    """CLIP features (1, 257, image_dim) of the letterboxed reference (1, 3, 1, H, W) in [-1, 1].
+
+    The picture is squashed to the tower's square without antialiasing, and the last but one layer is taken.
+    """
+    size = encoder.config.image_size
+    picture = F.interpolate(reference[:, :, 0].float(), size=(size, size), mode="bicubic", align_corners=False)
+    mean = picture.new_tensor(CLIP_MEAN).view(3, 1, 1)
+    std = picture.new_tensor(CLIP_STD).view(3, 1, 1)
+    picture = ((picture * 0.5 + 0.5) - mean) / std
+    return encoder(picture, output_hidden_states=True).hidden_states[-2]
+
+
+@torch.no_grad()
+def encode_video(video: Tensor, vae: AutoencoderKLWan) -> Tensor:
+    """Video (1, 3, T, H, W) in [-1, 1] as normalised latents (1, 16, (T - 1) / 4 + 1, H / 8, W / 8)."""
+    latents = vae.encode(video).latent_dist.mode()
+    mean, std = _latent_statistics(vae)
+    return (latents - mean) / std
+
+
+@torch.no_grad()
+def decode_video(latents: Tensor, vae: AutoencoderKLWan) -> Tensor:
+    """Normalised latents (1, 16, T_lat, h, w) as video (3, T, H, W) float32, clamped to [-1, 1]."""
+    mean, std = _latent_statistics(vae)
+    return vae.decode(latents.float() * std + mean).sample[0]
+
+
+def _latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    def as_channels(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=vae.device).view(1, -1, 1, 1, 1)
+
+    return as_channels(vae.config.latents_mean), as_channels(vae.config.latents_std)
+
+
+def known_pixels(mask: Tensor) -> Tensor:
+    """Shares of known pixels (T, h, w) as the mask channels (1, 4, T_lat, h, w) of the model.
+
+    A latent frame has one channel for each of its four frames; the first frame fills all four of its own.
+    """
+    groups = torch.cat([mask[:1].expand(4, -1, -1), mask[1:]])
+    return rearrange(groups, "(t four) h w -> 1 four t h w", four=4)
+
+
+def background_known(mask: np.ndarray) -> Tensor:
+    """Share of background (T, H / 8, W / 8) from a mask clip (T, H, W, 3) uint8, whose red is 255 on the person.
+
+    Nearest neighbour, and not binarised, as published.
+    """
+    height, width = mask.shape[1] // VAE_STRIDE, mask.shape[2] // VAE_STRIDE
+    share = 1 - torch.from_numpy(mask[:, None, :, :, 0]).float() / 255
+    return F.interpolate(share, size=(height, width), mode="nearest")[:, 0]

@@ -1,0 +1,209 @@
+"""Opens the models of a snapshot, in either layout, strictly: every tensor has its place and every place a tensor."""
+
+import gc
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerBase,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from wan_orchestration.animate import lora
+from wan_orchestration.animate import original_layout as original
+from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.errors import BadInput
+from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass
+class Models:
+    """The models of one snapshot, each loaded when first asked for.
+
+    The transformer and the text encoder run in `dtype`. The VAE and the CLIP tower run in float32: they are small,
+    run once per clip or job, and their rounding is what shows in the picture.
+    """
+
+    snapshot: Snapshot
+    device: torch.device
+    dtype: torch.dtype
+    load_seconds: float = field(default=0.0, init=False)
+    _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
+
+    def transformer(self, loras: tuple[lora.Lora, ...] = ()) -> AnimateTransformer:
+        """The transformer with these LoRAs fused; another set than before reloads the weights."""
+        if self._loras != loras:
+            self.free("transformer")
+        transformer = self._once("transformer", self._load_transformer)
+        if self._loras != loras:
+            for item in loras:
+                try:
+                    lora.fuse(transformer, item)
+                except BaseException:
+                    self.free("transformer")
+                    raise
+            self._loras = loras
+        return transformer
+
+    def vae(self) -> AutoencoderKLWan:
+        return self._once("vae", self._load_vae)
+
+    def text_encoder(self) -> UMT5EncoderModel:
+        return self._once("text_encoder", self._load_text_encoder)
+
+    def image_encoder(self) -> CLIPVisionModel:
+        return self._once("image_encoder", self._load_image_encoder)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        folder = TOKENIZER if self.snapshot.layout == "original" else "tokenizer"
+        path = self.snapshot.path / folder
+        return self._once("tokenizer", lambda: AutoTokenizer.from_pretrained(path, local_files_only=True))
+
+    def free(self, *names: str) -> None:
+        """Drop models, and give their memory back to the device."""
+        for name in names:
+            self._loaded.pop(name, None)
+        if "transformer" in names:
+            self._loras = ()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _once(self, name: str, load: Callable[[], M]) -> M:
+        if name not in self._loaded:
+            started = time.perf_counter()
+            self._loaded[name] = load()
+            self.load_seconds += time.perf_counter() - started
+        return self._loaded[name]
+
+    def _load_transformer(self) -> AnimateTransformer:
+        if self.snapshot.layout == "diffusers":
+            return self._from_pretrained(AnimateTransformer, "transformer", self.dtype)
+        config = original.transformer_config(self.snapshot.path)
+        with init_empty_weights():
+            model = AnimateTransformer(**config)
+        return self._fill(model, original.transformer_tensors(self.snapshot.path), self.dtype)
+
+    def _load_vae(self) -> AutoencoderKLWan:
+        if self.snapshot.layout == "diffusers":
+            return self._from_pretrained(AutoencoderKLWan, "vae", torch.float32)
+        return self._from_pickle(
+            VAE,
+            original.vae_config,
+            lambda config: AutoencoderKLWan(**config),
+            original.vae_tensors,
+            torch.float32,
+        )
+
+    def _load_text_encoder(self) -> UMT5EncoderModel:
+        if self.snapshot.layout == "diffusers":
+            return self._from_pretrained(UMT5EncoderModel, "text_encoder", self.dtype)
+        return self._from_pickle(
+            TEXT_ENCODER,
+            original.text_config,
+            lambda config: UMT5EncoderModel(UMT5Config(**config)),
+            original.text_tensors,
+            self.dtype,
+        )
+
+    def _load_image_encoder(self) -> CLIPVisionModel:
+        if self.snapshot.layout == "diffusers":
+            return self._from_pretrained(CLIPVisionModel, "image_encoder", torch.float32)
+        return self._from_pickle(
+            IMAGE_ENCODER,
+            original.clip_config,
+            lambda config: CLIPVisionModel(CLIPVisionConfig(**config)),
+            original.clip_tensors,
+            torch.float32,
+        )
+
+    def _from_pickle(
+        self,
+        name: str,
+        configure: Callable[[dict[str, Tensor]], dict[str, Any]],
+        build: Callable[[dict[str, Any]], M],
+        tensors: Callable[[Path, dict[str, Tensor]], Iterable[original.Loaded]],
+        dtype: torch.dtype,
+    ) -> M:
+        file = self.snapshot.path / name
+        weights = original.read_pickle(file)
+        try:
+            config = configure(weights)
+        except KeyError as missing:
+            raise BadInput(f"{file}: tensor {missing.args[0]!r} is missing") from None
+        with init_empty_weights():
+            model = build(config)
+        return self._fill(model, tensors(file, weights), dtype)
+
+    def _from_pretrained(self, cls: type[M], name: str, dtype: torch.dtype) -> M:
+        folder = self.snapshot.path / name
+        try:
+            model, report = cls.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+                folder,
+                torch_dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                device_map=str(self.device),
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BadInput(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report.get(kind):
+                _refuse(folder, kind.removesuffix("_keys"), sorted(map(str, report[kind])))
+        return model.eval().requires_grad_(False)
+
+    def _fill(self, model: M, tensors: Iterable[original.Loaded], dtype: torch.dtype) -> M:
+        """Put each tensor in its place as it is read, so that never two copies of the weights exist."""
+        if isinstance(model, UMT5EncoderModel):
+            model.tie_weights()
+        places = dict(model.named_parameters())
+        keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+        file, unexpected = None, []
+        for file, original_name, converted in tensors:
+            for name, value in converted.items():
+                place = places.pop(name, None)
+                if place is None:
+                    unexpected.append(original_name)
+                    continue
+                if place.shape != value.shape:
+                    value = _reshape_bias(file, original_name, value, place)
+                wanted = torch.float32 if keep & set(name.split(".")) else dtype
+                # A clone, because a slice or a mapped page would hold the whole file.
+                value = value.to(self.device, wanted, copy=True)
+                set_module_tensor_to_device(model, name, self.device, value=value)
+        if unexpected:
+            _refuse(file, "unexpected", unexpected)
+        if places:
+            _refuse(file, "missing", sorted(places))
+        if isinstance(model, UMT5EncoderModel):
+            model.tie_weights()
+        return model.to(self.device).eval().requires_grad_(False)
+
+
+def _reshape_bias(file: Path, name: str, value: Tensor, place: Tensor) -> Tensor:
+    if value.numel() == place.numel() and value.squeeze().shape == place.squeeze().shape:
+        return value.reshape(place.shape)
+    raise BadInput(
+        f"{file}: tensor {name!r} has shape {tuple(value.shape)}, but the snapshot's configuration asks for "
+        f"{tuple(place.shape)}"
+    )
+
+
+def _refuse(place: Path | None, kind: str, names: list[str]) -> None:
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    raise BadInput(f"{place}: {len(names)} {kind} tensor(s): {shown}; the snapshot is damaged or of another model")

@@ -1,0 +1,39 @@
+"""The noise schedule and its ODE solvers."""
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+TRAIN_TIMESTEPS = 1000
+
+Solver = DPMSolverMultistepScheduler | UniPCMultistepScheduler
+
+
+def sigmas(steps: int, shift: float, solver: str) -> np.ndarray:
+    """Noise levels of the published sampler: (steps + 1,) float32 from about 1 down to 0.
+
+    They are s' = shift * s / (1 + (shift - 1) * s) of evenly spaced s, starting at 1 for dpm++ and at 0.999 for unipc.
+    diffusers spaces them otherwise, up to 2.5e-3 apart.
+    """
+    start = 1.0 if solver == "dpm++" else 1 - 1 / TRAIN_TIMESTEPS
+    even = np.linspace(start, 0, steps + 1)[:-1]
+    return np.append(shift * even / (1 + (shift - 1) * even), 0).astype(np.float32)
+
+
+def make_solver(name: str, steps: int, shift: float) -> Solver:
+    """A solver set to the published sigmas, ready for `step`. Its timesteps are the sigmas in 1/1000, truncated."""
+    if name == "dpm++":
+        solver: Solver = DPMSolverMultistepScheduler(
+            num_train_timesteps=TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
+        )
+    else:
+        solver = UniPCMultistepScheduler(
+            num_train_timesteps=TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
+        )
+    solver.set_timesteps(steps)
+    levels = sigmas(steps, shift, name)
+    solver.sigmas = torch.from_numpy(levels)
+    solver.timesteps = torch.from_numpy((levels[:-1] * TRAIN_TIMESTEPS).astype(np.int64))
+    # Truncation can give two steps the same number, so that a step must be found by its place.
+    solver.set_begin_index(0)
+    return solver

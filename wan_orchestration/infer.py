@@ -1,0 +1,157 @@
+"""Runs one job from a shell, alone or under torchrun, and prints its result as one JSON object on stdout."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from datetime import UTC, datetime
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from wan_orchestration import hub
+from wan_orchestration.errors import BadInput
+from wan_orchestration.job import Job
+from wan_orchestration.messages import Progress, Request, Result, Task
+from wan_orchestration.settings import Environment, GenerateSettings, World
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a bad flag like any other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(message)
+
+
+class TerminalReporter:
+    """Shows a launch on stderr: a line that moves on a terminal, a line now and then elsewhere."""
+
+    quiet_seconds = 5.0
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self.shown = 0.0
+
+    def log(self, message: str) -> None:
+        print(("\n" if self.live and self.shown else "") + message, file=sys.stderr)
+
+    def progress(self, progress: Progress) -> None:
+        if self.live:
+            print(f"\r\033[K{progress}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.shown >= self.quiet_seconds or progress.step == progress.steps:
+            print(progress, file=sys.stderr, flush=True)
+        else:
+            return
+        self.shown = time.monotonic()
+
+    def finished(self, result: Result) -> None:
+        seconds = f"{result.seconds.total:.1f} s"
+        self.log(f"{result.job_id}: {result.status} after {seconds}" + (f": {result.error}" if result.error else ""))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code, 0 only when the video is there."""
+    world = World()
+    created_at = datetime.now(UTC)
+    result = Result(job_id="", status="failed", created_at=created_at)
+    # Libraries print to stdout as they like; it is kept for the one JSON object.
+    with redirect_stdout(sys.stderr):
+        try:
+            arguments = parse(argv)
+            env = environment(arguments.checkpoint_dir)
+            if world.world_size > 1:
+                if env.enable_sequence_parallel is not False:
+                    raise BadInput(
+                        f"WORLD_SIZE is {world.world_size}, but a video is made by one rank for now; start one "
+                        "process, or set WAN_ENABLE_SEQUENCE_PARALLEL=false to let rank 0 work alone"
+                    )
+                if world.rank > 0:
+                    return 0
+            result = infer(arguments, env, result)
+        except BadInput as error:
+            result.error, result.bad_input = str(error), True
+            print(f"error: {error}", file=sys.stderr)
+    if world.rank == 0:
+        print(result.model_dump_json(indent=2, exclude={"kind"}))
+    return 0 if result.status == "succeeded" else 1
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags as they were given; those of settings are None where they were not.
+
+    Raises:
+        BadInput: an unknown flag, or a value of the wrong type.
+    """
+    parser = Parser(
+        "wan-animate infer", description="Generate the video of one job folder and print the result as JSON."
+    )
+    add = parser.add_argument
+    add("--src-root", type=Path, required=True, metavar="DIR", help="the job folder, for instance data/jobs/demo")
+    add("--output", type=Path, metavar="DIR", help="folder of the result (default: DATA_ROOT/videos/<job>)")
+    add("--checkpoint-dir", type=Path, metavar="DIR", help="a snapshot to use as it is (default: WAN_CHECKPOINT_DIR)")
+    add("--save-frames", type=Path, metavar="FILE.npz", help="also write the frames as float32 (3, T, H, W) in [-1, 1]")
+    add("--replace", dest="mode", action="store_const", const="replace", help="the same as --mode replace")
+    group = parser.add_argument_group("settings (flags win over job.yaml, that over WAN_DEFAULT_*, that over defaults)")
+    for name, field in GenerateSettings.model_fields.items():
+        add_setting(group, name, field)
+    return parser.parse_args(argv)
+
+
+def add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    """Add the flag of one settings field, None where it is not given."""
+    flag = "--" + name.replace("_", "-")
+    text = f"{field.description} (default: {shorten(field.get_default())})".replace("%", "%%")
+    kind = field.annotation
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+    elif get_origin(kind) is Literal:
+        choices = get_args(kind)
+        group.add_argument(flag, type=type(choices[0]), choices=choices, help=text)
+    elif get_origin(kind) is list:
+        group.add_argument(flag, action="append", metavar="FILE[:STRENGTH]", help=f"{text}; may be repeated")
+    else:
+        scalar = (
+            next(part for part in get_args(kind) if part is not type(None)) if isinstance(kind, UnionType) else kind
+        )
+        group.add_argument(flag, type=scalar, metavar=name.upper(), help=text)
+
+
+def shorten(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def environment(checkpoint_dir: Path | None) -> Environment:
+    return Environment(**({"checkpoint_dir": checkpoint_dir} if checkpoint_dir else {}))
+
+
+def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Result:
+    """Run the job that the flags describe.
+
+    Raises:
+        BadInput: the job folder, a setting or the snapshot cannot be used.
+    """
+    job = Job.open(arguments.src_root)
+    result.job_id = job.key
+    overrides = {name: getattr(arguments, name) for name in GenerateSettings.model_fields}
+    settings = job.generate_settings(**overrides)
+    reporter = TerminalReporter()
+    snapshot = hub.resolve(env, reporter.log)
+    task = Task(
+        job_id=job.key,
+        clips=job.folder,
+        output=(arguments.output or env.videos_root / job.key).absolute(),
+        settings=settings,
+        created_at=result.created_at,
+        save_frames=arguments.save_frames and arguments.save_frames.absolute(),
+    )
+    from wan_orchestration.runner import run  # noqa: PLC0415 (torch: only once the input is known to be good)
+
+    return run(Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task]), reporter)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

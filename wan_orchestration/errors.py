@@ -43,7 +43,7 @@ def validate(model: type[M], values: Mapping[str, Any], name: Callable[[str], st
 
 
 def from_validation_error(error: ValidationError, name: Callable[[str], str] = str) -> BadInput:
-    """One sentence per problem, on a line of its own: the field as `name` calls it, what was found, what is expected."""
+    """A line per problem: the field as `name` calls it, what was found, what is expected."""
     return BadInput("\n".join(_sentence(problem, name) for problem in error.errors(include_url=False)))
 
 

@@ -1,0 +1,90 @@
+"""Encoding video from RGB frames: segments of the final video, and lossless clips."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+from av.video.stream import VideoStream
+
+from wan_orchestration.files import replacing
+from wan_orchestration.video.reader import EXACT
+
+Pixels = Literal["rgb", "yuv444", "gray"]
+
+
+def write_segment(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> int:
+    """One self-contained piece of the final video; returns the number of frames. ValueError: none, or odd sizes.
+
+    (H, W, 3) uint8 RGB frames become H.264, yuv420p in BT.709 at constant quality. The same frames give the
+    same bytes on any machine, so the number of threads is fixed; without B-frames every timestamp is that of
+    its place, so that segments can be joined by counting.
+    """
+    options = {"preset": "medium", "crf": "16", "bf": "0"}
+    return _encode(path, frames, fps, "libx264", "yuv420p", options)
+
+
+def write_lossless(path: Path, frames: Iterable[np.ndarray], fps: Fraction, pixels: Pixels = "rgb") -> int:
+    """A lossless mp4 clip; returns the number of frames. ValueError: no frames.
+
+    (H, W, 3) uint8 RGB frames, or (H, W) for gray. rgb and gray come back exactly as they were; yuv444 is half
+    the size or less and within 2 of 255.
+    """
+    codec = "libx264rgb" if pixels == "rgb" else "libx264"
+    pixel_format = {"rgb": "rgb24", "yuv444": "yuv444p", "gray": "gray"}[pixels]
+    return _encode(path, frames, fps, codec, pixel_format, {"preset": "ultrafast", "qp": "0", "bf": "0"})
+
+
+def _encode(
+    path: Path, frames: Iterable[np.ndarray], fps: Fraction, codec: str, pixels: str, options: dict[str, str]
+) -> int:
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"no frames for {path}")
+    height, width = first.shape[:2]
+    if pixels == "yuv420p" and (height % 2 or width % 2):
+        raise ValueError(f"{width}x{height} frames for {path}: both must be even")
+    reformatter = VideoReformatter()
+    with replacing(path) as part, av.open(str(part), "w", format="mp4") as output:
+        stream = output.add_stream(codec, rate=fps, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        context = stream.codec_context
+        context.thread_count = 4
+        context.time_base = 1 / fps
+        yuv = pixels.startswith("yuv")
+        if yuv:
+            context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        elif pixels == "gray":
+            context.color_range = ColorRange.JPEG
+        count = 0
+        for count, image in enumerate(chain([first], frames), 1):
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(image), format="gray" if pixels == "gray" else "rgb24")
+            if yuv:
+                frame = reformatter.reformat(
+                    frame,
+                    format=pixels,
+                    interpolation=EXACT,
+                    dst_colorspace=Colorspace.ITU709,
+                    dst_color_range=ColorRange.MPEG,
+                )
+            frame.pts, frame.time_base = count - 1, 1 / fps
+            _mux(output, stream.encode(frame))
+        _mux(output, stream.encode(None))
+    return count
+
+
+def _mux(output: OutputContainer, packets: Iterable[Packet]) -> None:
+    for packet in packets:
+        # A single frame has no next one to tell how long it lasts.
+        packet.duration = 1
+        output.mux(packet)

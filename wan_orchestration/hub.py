@@ -84,10 +84,9 @@ class DownloadError(RuntimeError):
 def resolve(env: Environment, log: Log = _log, allow_download: bool = True, verify: bool = False) -> Snapshot:
     """The snapshot to use: WAN_CHECKPOINT_DIR as it is, else the complete download, else a new download.
 
-    Offline and instant unless something is to be downloaded: a branch that has moved since is not looked up, that is
-    what `download` does. With `verify` every byte of a download is compared with
-    its SHA-256 first (minutes for the 14B weights) and a damaged file counts as missing. Raises BadInput and, only
-    where it downloads, DownloadError.
+    Offline and instant unless something is to be downloaded: whether a branch has moved since is not looked up, that
+    is what `download` does. With `verify` every byte of a download is compared with its SHA-256 first (minutes for
+    the 14B weights) and a damaged file counts as missing. Raises BadInput and, only where it downloads, DownloadError.
     """
     if env.checkpoint_dir is not None:
         try:
@@ -171,7 +170,8 @@ class _LogHandler(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._log(record.getMessage().partition("\n")[0])
+        if record.levelno < logging.ERROR:  # what fails for good is raised, and explained
+            self._log(record.getMessage().partition("\n")[0])
 
 
 def _listing(repository: Repository) -> dict[str, Listed]:

@@ -18,13 +18,12 @@ from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.conditioning import FACE_SIZE, to_frames
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.original_layout import RELIGHTING_LORA
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
 from wan_orchestration.job import Clips, check_clips
 from wan_orchestration.messages import Progress, Reporter, Request, Result, SnapshotInfo, Task
 from wan_orchestration.settings import GenerateSettings
-from wan_orchestration.snapshot import Snapshot, open_snapshot
+from wan_orchestration.snapshot import RELIGHTING_LORA, Snapshot, open_snapshot
 from wan_orchestration.video import FrameReader, concatenate, pingpong, read_image, write_poster
 from wan_orchestration.work import ClipRecord, Work
 

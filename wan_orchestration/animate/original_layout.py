@@ -20,8 +20,6 @@ from torch import Tensor
 from wan_orchestration.errors import BadInput
 from wan_orchestration.snapshot import TRANSFORMER
 
-RELIGHTING_LORA = "relighting_lora.ckpt"
-
 CLIP_HEAD_DIM = 80  # ViT-H/14: 1280 / 16. The fused projection does not show the number of heads.
 MOTION_ENCODER_SIZE = 512
 MOTION_ENCODER_BLOCKS = 7  # 512 -> 4 pixels

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Detection
 
 Box = tuple[float, float, float, float]

@@ -25,11 +25,13 @@ WARM_UP = Fraction(1, 10)
 log = logging.getLogger(__name__)
 
 
-def concatenate(segments: Sequence[Path], output: Path, audio_from: Path | None = None) -> None:
+def concatenate(
+    segments: Sequence[Path], output: Path, audio_from: Path | None = None, audio_start: float = 0.0
+) -> None:
     """Joins segments of `write_segment` without encoding again, and adds the sound of `audio_from`, if it has any.
 
-    The video starts at 0 and lasts frames / fps; the sound keeps its place relative to the first frame of its
-    own video and is cut to that length. Written beside `output` and renamed. ValueError: no segments, or
+    The video starts at 0 and lasts frames / fps; the sound begins `audio_start` seconds after the first frame of
+    its own video and is cut to that length. Written beside `output` and renamed. ValueError: no segments, or
     segments that differ in size, rate or encoding. BadInput: `audio_from` cannot be opened.
     """
     frames, rate = _check(segments)
@@ -42,7 +44,7 @@ def concatenate(segments: Sequence[Path], output: Path, audio_from: Path | None 
         video.time_base = 1 / rate
         packets = [_video_packets(segments, video, 1 / rate)]
         if source is not None and source.streams.audio:
-            packets.append(_audio_packets(source, joined, frames / rate))
+            packets.append(_audio_packets(source, joined, Fraction(audio_start), frames / rate))
         # The muxer waits for the stream that lags behind, so packets go to it in the order of time.
         for packet in heapq.merge(*packets, key=_time):
             joined.mux(packet)
@@ -77,13 +79,13 @@ def _video_packets(segments: Sequence[Path], stream: VideoStream, tick: Fraction
                     yield packet
 
 
-def _audio_packets(source: InputContainer, output: OutputContainer, end: Fraction) -> Iterator[Packet]:
-    """The packets of the first sound track in the output's stream and time, up to `end` seconds."""
+def _audio_packets(source: InputContainer, output: OutputContainer, start: Fraction, end: Fraction) -> Iterator[Packet]:
+    """The packets of the first sound track from `start` in the output's stream and time, up to `end` seconds."""
     sound = source.streams.audio[0]
-    zero = Fraction(0)
+    zero = start
     if source.streams.video:
         video = source.streams.video[0]
-        zero = Fraction((video.start_time or 0) * (video.time_base or 0))
+        zero += Fraction((video.start_time or 0) * (video.time_base or 0))
     if sound.codec_context.name in COPIED:
         stream = output.add_stream_from_template(sound)
         packets = source.demux(sound)

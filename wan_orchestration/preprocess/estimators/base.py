@@ -29,8 +29,8 @@ class Detection:
 class Frame:
     """A frame of the driving video, or the reference picture."""
 
-    index: int
-    """Place among the chosen frames."""
+    source: int
+    """Place in the source video."""
     time: float
     """Seconds from the beginning of the source video."""
     pixels: np.ndarray

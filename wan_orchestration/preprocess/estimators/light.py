@@ -1,0 +1,233 @@
+"""MediaPipe's holistic pipeline on LiteRT: body, hands and face anywhere, without a GPU or the snapshot."""
+
+import math
+import os
+import queue
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from wan_orchestration.preprocess.estimators.base import Detection, Frame
+from wan_orchestration.preprocess.estimators.litert import Network, Region, anchor_centres, decode_boxes, sigmoid
+from wan_orchestration.preprocess.keypoints import (
+    LEFT_HIP,
+    NECK,
+    NOSE,
+    RIGHT_HIP,
+    Pose,
+    absent,
+    bounds,
+    confident,
+)
+
+_PRESENT = 0.5
+_POSE_ANCHORS = anchor_centres(224, (8, 16, 32, 32, 32))
+_FACE_ANCHORS = anchor_centres(128, (8, 16, 16, 16))
+
+# MediaPipe's 33 body points -> the 20 joints; the neck is between the shoulders.
+_JOINTS_A = [0, 11, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7, 31, 32]
+_JOINTS_B = [0, 12, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7, 31, 32]
+_LEFT_HAND, _RIGHT_HAND = (15, 17, 19), (16, 18, 20)
+"""Wrist, little finger and index finger among the 33 points."""
+# MediaPipe's 468 face points -> the 68 of iBUG: jaw, brows, nose, eyes, mouth.
+_FACE = [
+    127, 234, 93, 132, 58, 136, 150, 176, 152, 400, 379, 365, 288, 361, 323, 454, 356,
+    70, 63, 105, 66, 107, 336, 296, 334, 293, 300, 168, 197, 5, 4, 98, 97, 2, 326, 327,
+    33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380,
+    61, 40, 37, 0, 267, 270, 291, 321, 314, 17, 84, 91, 78, 82, 13, 312, 308, 317, 14, 87,
+]  # fmt: skip
+
+
+class Light:
+    """Detects people in every frame; frames of a batch are worked on side by side, one thread each."""
+
+    name = "light"
+    smooth = 0.03
+
+    def __init__(self, models: Path, threads: int | None = None) -> None:
+        self.batch = threads or min(len(os.sched_getaffinity(0)), 8)
+        self._workers: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for _ in range(self.batch):
+            self._workers.put(_Worker(models))
+        self._pool = ThreadPoolExecutor(self.batch, thread_name_prefix="light")
+
+    def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
+        return list(self._pool.map(self._detect, frames))
+
+    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose | None]:
+        return list(self._pool.map(self._estimate, frames, people))
+
+    def _detect(self, frame: Frame) -> list[Detection]:
+        worker = self._workers.get()
+        try:
+            return worker.detect(frame.pixels)
+        finally:
+            self._workers.put(worker)
+
+    def _estimate(self, frame: Frame, person: Detection) -> Pose | None:
+        worker = self._workers.get()
+        try:
+            return worker.estimate(frame, person)
+        finally:
+            self._workers.put(worker)
+
+
+class _Worker:
+    """One set of the six networks."""
+
+    def __init__(self, models: Path) -> None:
+        self._find_people = Network(models / "pose_detection.tflite")
+        self._body = Network(models / "pose_landmark_full.tflite")
+        self._find_face = Network(models / "face_detection_short_range.tflite")
+        self._face = Network(models / "face_landmark.tflite")
+        self._centre_hand = Network(models / "hand_recrop.tflite")
+        self._hand = Network(models / "hand_landmark_full.tflite")
+
+    def detect(self, picture: np.ndarray) -> list[Detection]:
+        height, width = picture.shape[:2]
+        whole = Region(width / 2, height / 2, max(width, height))
+        side = self._find_people.side
+        raw, logits = self._find_people(whole.cut(picture, side, cv2.BORDER_CONSTANT) / 127.5 - 1)
+        found = []
+        for points, score in decode_boxes(raw, logits, _POSE_ANCHORS, side):
+            # Keypoint 0 is the middle of the hips; 1 lies towards the head, on the circle around the whole body.
+            hips, top = whole.place(points[2:4] * side, side)
+            region = Region.spanned(hips, top, 1.25, 90)
+            if abs(region.rotation) <= math.pi / 2 and region.side >= 16:
+                radius = region.side / 2
+                box = (region.x - radius, region.y - radius, region.x + radius, region.y + radius)
+                found.append(Detection(box, score, hint=region))
+        return found
+
+    def estimate(self, frame: Frame, person: Detection) -> Pose | None:
+        assert isinstance(person.hint, Region)
+        points, visible = self._body_points(frame.pixels, person.hint)
+        if points is None:
+            return None
+        rows = np.column_stack([points, visible])
+        body = (rows[_JOINTS_A] + rows[_JOINTS_B]) / 2
+        if body[NOSE, 1] > body[[RIGHT_HIP, LEFT_HIP], 1].mean():
+            return None
+        return Pose(
+            frame.size,
+            body=body,
+            left_hand=self._hand_points(frame.pixels, *points[list(_LEFT_HAND)]),
+            right_hand=self._hand_points(frame.pixels, *points[list(_RIGHT_HAND)]),
+            face=self._face_points(frame.pixels, points[:11]),
+        )
+
+    def _body_points(self, picture: np.ndarray, region: Region) -> tuple[np.ndarray | None, np.ndarray]:
+        """(33, 2) px and (33,) visibility, or None where there is nobody after all."""
+        side = self._body.side
+        outputs = {out.shape: out for out in self._body(region.cut(picture, side) / 255)}
+        landmarks = outputs[1, 195].reshape(39, 5)[:33].astype(np.float64)
+        visible = sigmoid(landmarks[:, 3])
+        if outputs[1, 1].item() < _PRESENT:
+            return None, visible
+        points = _refined(landmarks[:, :2], sigmoid(outputs[1, 64, 64, 39][0, :, :, :33]), side)
+        return region.place(points, side), visible
+
+    def _hand_points(self, picture: np.ndarray, wrist: np.ndarray, little: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """(21, 3), absent where there is no hand."""
+        middle = (2 * index + little) / 3
+        palm = Region.spanned(wrist, middle, 1, 90)
+        if palm.side < 4:
+            return absent(21)
+        around = Region(*middle, palm.side * 2.7 * 0.75, palm.rotation).shifted_down(-0.1)
+        side = self._centre_hand.side
+        (raw,) = self._centre_hand(around.cut(picture, side) / 255)
+        centre, edge = around.place(raw.reshape(2, 2).astype(np.float64), side)
+        region = Region.spanned(centre, edge, 1, -90).shifted_down(-0.1)
+        if region.side < 8:
+            return absent(21)
+        side = self._hand.side
+        landmarks, presence = self._hand(region.cut(picture, side) / 255)[:2]
+        if presence.item() < _PRESENT:
+            return absent(21)
+        points = region.place(landmarks.reshape(21, 3)[:, :2].astype(np.float64), side)
+        return np.column_stack([points, np.full(21, presence.item())])
+
+    def _face_points(self, picture: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """(68, 3) from the body's (11, 2) points of the head, absent where there is no face."""
+        low, high = head.min(axis=0), head.max(axis=0)
+        around = Region(*((low + high) / 2), float((high - low).max()) * 3)
+        if around.side < 16:
+            return absent(68)
+        side = self._find_face.side
+        raw, logits = self._find_face(around.cut(picture, side) / 127.5 - 1)
+        faces = decode_boxes(raw, logits, _FACE_ANCHORS, side)
+        if not faces:
+            return absent(68)
+        corners = around.place(max(faces, key=lambda face: face[1])[0] * side, side)
+        eyes = Region.spanned(corners[2], corners[3], 1, 0)
+        extent = float((corners[1] - corners[0]).max())
+        region = Region(*corners[:2].mean(axis=0), extent * 2, eyes.rotation)
+        side = self._face.side
+        landmarks, presence = sorted(self._face(region.cut(picture, side) / 255), key=lambda out: -out.size)
+        certainty = float(sigmoid(presence.ravel()[0]))
+        if certainty < _PRESENT:
+            return absent(68)
+        points = region.place(landmarks.reshape(468, 3)[_FACE, :2].astype(np.float64), side)
+        return np.column_stack([points, np.full(68, certainty)])
+
+
+class LightOutline:
+    """A person's mask by the body network's own segmentation, around keypoints from any estimator."""
+
+    def __init__(self, models: Path) -> None:
+        self._body = Network(models / "pose_landmark_full.tflite")
+
+    def __call__(self, picture: np.ndarray, pose: Pose) -> np.ndarray:
+        """(H, W) uint8 of 0 and 1."""
+        height, width = picture.shape[:2]
+        region = _region_around(pose.body)
+        if region is None:
+            return np.zeros((height, width), np.uint8)
+        side = self._body.side
+        logits = next(out for out in self._body(region.cut(picture, side) / 255) if out.shape[-3:] == (side, side, 1))
+        mask = cv2.warpAffine(
+            logits.reshape(side, side),
+            region.to_picture(side),
+            (width, height),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=-1,
+        )
+        return (mask > 0).astype(np.uint8)
+
+
+def _refined(points: np.ndarray, maps: np.ndarray, side: int) -> np.ndarray:
+    """Each point moved to the centre of mass of the 7x7 cells of its (h, w, n) heat-map around it, where sure."""
+    points = points.copy()
+    cells = maps.shape[0]
+    scale = side / cells
+    for n, (x, y) in enumerate((points / scale).astype(int)):
+        if not (0 <= x < cells and 0 <= y < cells):
+            continue
+        y0, x0 = max(y - 3, 0), max(x - 3, 0)
+        near = maps[y0 : y + 4, x0 : x + 4, n]
+        if near.max() >= 0.5:
+            ys, xs = np.mgrid[y0 : y0 + near.shape[0], x0 : x0 + near.shape[1]]
+            points[n] = (xs * near).sum() / near.sum() * scale, (ys * near).sum() / near.sum() * scale
+    return points
+
+
+def _region_around(body: np.ndarray) -> Region | None:
+    """The square that MediaPipe would look at for this (20, 3) body."""
+    sure = confident(body)
+    box = bounds(body)
+    if box is None:
+        return None
+    x0, y0, x1, y1 = box
+    hips = [RIGHT_HIP, LEFT_HIP]
+    if not sure[[NECK, *hips]].all():
+        return Region((x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0, 16) * 1.5)
+    centre = body[hips, :2].mean(axis=0)
+    # The furthest joint is nose or toe; the circle around the whole body is a tenth larger.
+    reach = np.linalg.norm(body[sure, :2] - centre, axis=1).max() * 1.1
+    direction = body[NECK, :2] - centre
+    edge = centre + direction / max(float(np.linalg.norm(direction)), 1e-6) * reach
+    return Region.spanned(centre, edge, 1.25, 90)

@@ -1,0 +1,71 @@
+"""High dynamic range to the standard range that the models know.
+
+BT.2020 with PQ (SMPTE ST 2084) or HLG (ARIB STD-B67) becomes BT.709. Light is measured against the reference white
+of 203 cd/m² (ITU-R BT.2408); what is brighter is rolled off along the Möbius curve of FFmpeg's tonemap filter.
+"""
+
+from functools import cache
+
+import cv2
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorTrc
+
+WHITE = 203.0
+PEAK = 1000.0
+"""cd/m² that become full white: what most material is mastered for."""
+KNEE = 0.5
+"""Part of reference white below which nothing is changed."""
+
+# ITU-R BT.2087: BT.2020 to BT.709 primaries, linear light.
+_TO_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+_LUMINANCE = np.array([[0.2627, 0.6780, 0.0593]], np.float32)
+_STEPS = 4095
+
+
+def is_hdr(frame: VideoFrame) -> bool:
+    """Whether a decoded frame is in PQ or HLG."""
+    return frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+
+
+def to_sdr(rgb: np.ndarray, transfer: int) -> np.ndarray:
+    """(H, W, 3) uint8 BT.709 of (H, W, 3) uint16 full-range BT.2020 in the given transfer (`frame.color_trc`)."""
+    light = _linear(transfer)[rgb]
+    if transfer == ColorTrc.ARIB_STD_B67:
+        # The system gamma of 1.2 acts on luminance: BT.2100, a display of 1000 cd/m².
+        scene = cv2.transform(light, _LUMINANCE)
+        light *= (PEAK / WHITE * np.maximum(scene, 1e-6) ** 0.2)[..., None]
+    light = np.maximum(cv2.transform(light, _TO_709), 0)
+    brightest = np.maximum(light.max(axis=2, keepdims=True), 1e-6)
+    light *= _rolled_off(brightest) / brightest
+    return _encoding()[np.minimum(light * _STEPS + 0.5, _STEPS).astype(np.uint16)]
+
+
+@cache
+def _linear(transfer: int) -> np.ndarray:
+    """(65536,) float32: PQ to light against reference white, HLG to light of the scene in 0..1."""
+    signal = np.linspace(0, 1, 65536)
+    if transfer == ColorTrc.SMPTE2084:
+        m1, m2 = 2610 / 16384, 2523 / 32
+        c1, c2, c3 = 3424 / 4096, 2413 / 128, 2392 / 128
+        root = signal ** (1 / m2)
+        return (10000 / WHITE * (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1)).astype(np.float32)
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
+
+
+@cache
+def _encoding() -> np.ndarray:
+    """(4096,) uint8: light in 0..1 to the BT.709 signal."""
+    light = np.arange(_STEPS + 1) / _STEPS
+    signal = np.where(light < 0.018, 4.5 * light, 1.099 * light**0.45 - 0.099)
+    return np.round(signal * 255).astype(np.uint8)
+
+
+def _rolled_off(light: np.ndarray) -> np.ndarray:
+    """Unchanged up to the knee, then towards 1 at the peak."""
+    j, p = KNEE, PEAK / WHITE
+    a = -j * j * (p - 1) / (j * j - 2 * j + p)
+    b = (j * j - 2 * j * p + p) / (p - 1)
+    curve = (b * b + 2 * b * j + j * j) / (b - a) * (light + a) / (light + b)
+    return np.where(light <= j, light, np.minimum(curve, 1))

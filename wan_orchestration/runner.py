@@ -10,12 +10,11 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from wan_orchestration.animate.animator import Animator, ClipInput
-from wan_orchestration.animate.conditioning import FACE_SIZE, to_frames
+from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.models import Models
 from wan_orchestration.errors import BadInput
@@ -246,12 +245,12 @@ def pick_device(settings: GenerateSettings) -> tuple[torch.device, torch.dtype]:
 def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> ClipInput:
     def read(name: str) -> np.ndarray | None:
         reader = streams.get(name)
-        return reader and reader.read(pingpong(reader.info.frames, start, length))
+        return None if reader is None else reader.read(pingpong(reader.info.frames, start, length))
 
-    face = read("face")
-    if face.shape[1:3] != (FACE_SIZE, FACE_SIZE):
-        face = np.stack([cv2.resize(frame, (FACE_SIZE, FACE_SIZE)) for frame in face])
-    return ClipInput(read("pose"), face, read("background"), read("mask"))
+    pose, face = read("pose"), read("face")
+    assert pose is not None
+    assert face is not None
+    return ClipInput(pose, face, read("background"), read("mask"))
 
 
 def _digest(file: Path) -> str:

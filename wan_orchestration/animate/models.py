@@ -23,11 +23,14 @@ from transformers import (
 
 from wan_orchestration.animate import lora
 from wan_orchestration.animate import original_layout as original
+from wan_orchestration.animate.original_layout import Loaded, read_safetensors
 from wan_orchestration.animate.transformer import AnimateTransformer
 from wan_orchestration.errors import BadInput
 from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
 
 M = TypeVar("M", bound=nn.Module)
+D = TypeVar("D", AnimateTransformer, AutoencoderKLWan)
+P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
 
 
 @dataclass
@@ -93,7 +96,7 @@ class Models:
 
     def _load_transformer(self) -> AnimateTransformer:
         if self.snapshot.layout == "diffusers":
-            return self._from_pretrained(AnimateTransformer, "transformer", self.dtype)
+            return self._from_diffusers(AnimateTransformer, "transformer", self.dtype)
         config = original.transformer_config(self.snapshot.path)
         with init_empty_weights():
             model = AnimateTransformer(**config)
@@ -101,7 +104,7 @@ class Models:
 
     def _load_vae(self) -> AutoencoderKLWan:
         if self.snapshot.layout == "diffusers":
-            return self._from_pretrained(AutoencoderKLWan, "vae", torch.float32)
+            return self._from_diffusers(AutoencoderKLWan, "vae", torch.float32)
         return self._from_pickle(
             VAE,
             original.vae_config,
@@ -112,7 +115,7 @@ class Models:
 
     def _load_text_encoder(self) -> UMT5EncoderModel:
         if self.snapshot.layout == "diffusers":
-            return self._from_pretrained(UMT5EncoderModel, "text_encoder", self.dtype)
+            return self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype)
         return self._from_pickle(
             TEXT_ENCODER,
             original.text_config,
@@ -123,7 +126,7 @@ class Models:
 
     def _load_image_encoder(self) -> CLIPVisionModel:
         if self.snapshot.layout == "diffusers":
-            return self._from_pretrained(CLIPVisionModel, "image_encoder", torch.float32)
+            return self._from_transformers(CLIPVisionModel, "image_encoder", torch.float32)
         return self._from_pickle(
             IMAGE_ENCODER,
             original.clip_config,
@@ -137,7 +140,7 @@ class Models:
         name: str,
         configure: Callable[[dict[str, Tensor]], dict[str, Any]],
         build: Callable[[dict[str, Any]], M],
-        tensors: Callable[[Path, dict[str, Tensor]], Iterable[original.Loaded]],
+        tensors: Callable[[Path, dict[str, Tensor]], Iterable[Loaded]],
         dtype: torch.dtype,
     ) -> M:
         file = self.snapshot.path / name
@@ -150,12 +153,20 @@ class Models:
             model = build(config)
         return self._fill(model, tensors(file, weights), dtype)
 
-    def _from_pretrained(self, cls: type[M], name: str, dtype: torch.dtype) -> M:
+    def _from_diffusers(self, cls: type[D], name: str, dtype: torch.dtype) -> D:
+        folder = self.snapshot.path / name
+        with init_empty_weights():
+            model = cls.from_config(cls.load_config(folder))
+        files = sorted(folder.glob("*.safetensors"))
+        tensors = (Loaded(file, key, {key: value}) for file in files for key, value in read_safetensors(file))
+        return self._fill(model, tensors, dtype)
+
+    def _from_transformers(self, cls: type[P], name: str, dtype: torch.dtype) -> P:
         folder = self.snapshot.path / name
         try:
-            model, report = cls.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+            model, report = cls.from_pretrained(
                 folder,
-                torch_dtype=dtype,
+                dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
                 device_map=str(self.device),
@@ -167,7 +178,7 @@ class Models:
                 _refuse(folder, kind.removesuffix("_keys"), sorted(map(str, report[kind])))
         return model.eval().requires_grad_(False)
 
-    def _fill(self, model: M, tensors: Iterable[original.Loaded], dtype: torch.dtype) -> M:
+    def _fill(self, model: M, tensors: Iterable[Loaded], dtype: torch.dtype) -> M:
         """Put each tensor in its place as it is read, so that never two copies of the weights exist."""
         if isinstance(model, UMT5EncoderModel):
             model.tie_weights()
@@ -185,7 +196,7 @@ class Models:
                 wanted = torch.float32 if keep & set(name.split(".")) else dtype
                 # A clone, because a slice or a mapped page would hold the whole file.
                 value = value.to(self.device, wanted, copy=True)
-                set_module_tensor_to_device(model, name, self.device, value=value)
+                set_module_tensor_to_device(model, name, self.device, value=value, dtype=wanted)
         if unexpected:
             _refuse(file, "unexpected", unexpected)
         if places:

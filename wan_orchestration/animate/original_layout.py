@@ -86,10 +86,9 @@ def _transformer_config(config: dict[str, Any], shapes: Shapes) -> dict[str, Any
 def transformer_tensors(snapshot: Path) -> Iterator[Loaded]:
     """The transformer's tensors, shard by shard. The blur kernels are buffers of the class and are left out."""
     for shard in _shards(snapshot):
-        with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                if not name.endswith(".kernel"):
-                    yield Loaded(shard, name, convert_transformer(name, file.get_tensor(name)))
+        for name, tensor in read_safetensors(shard):
+            if not name.endswith(".kernel"):
+                yield Loaded(shard, name, convert_transformer(name, tensor))
 
 
 def convert_transformer(name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -211,6 +210,13 @@ def _convert_clip(name: str, tensor: Tensor) -> dict[str, Tensor]:
         parts = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
         return {name.replace(".attn.to_qkv.", f".self_attn.{part}."): value for part, value in parts}
     return {name: tensor}
+
+
+def read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and memory-mapped tensors of a file, one at a time."""
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+            yield name, tensors.get_tensor(name)
 
 
 def read_pickle(file: Path) -> dict[str, Tensor]:

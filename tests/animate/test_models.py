@@ -1,0 +1,189 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from wan_orchestration.animate import random_snapshot
+from wan_orchestration.animate.lora import Lora
+from wan_orchestration.animate.models import Models
+from wan_orchestration.errors import BadInput
+from wan_orchestration.snapshot import IMAGE_ENCODER, RELIGHTING_LORA, TEXT_ENCODER, VAE, open_snapshot
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "snapshot"
+    random_snapshot.write(folder, random_snapshot.Widths(layers=5))
+    return folder
+
+
+@pytest.fixture
+def copy(source, tmp_path):
+    return shutil.copytree(source, tmp_path / "snapshot")
+
+
+def open_models(folder, dtype=torch.float32):
+    return Models(open_snapshot(folder), CPU, dtype)
+
+
+def shard(folder, number=1):
+    return folder / f"diffusion_pytorch_model-{number:05d}-of-00002.safetensors"
+
+
+def test_same_seed_same_files(source, tmp_path):
+    random_snapshot.write(tmp_path / "again", random_snapshot.Widths(layers=5))
+    assert shard(source).read_bytes() == shard(tmp_path / "again").read_bytes()
+    assert (
+        torch.load(source / VAE, weights_only=True)["conv1.weight"]
+        .eq(torch.load(tmp_path / "again" / VAE, weights_only=True)["conv1.weight"])
+        .all()
+    )
+
+
+@pytest.mark.parametrize("widths", [{}, {"dim": 96, "heads": 3, "vae": 16, "text": 32, "text_heads": 2, "clip": 80}])
+def test_widths_come_from_the_files(tmp_path, widths):
+    random_snapshot.write(tmp_path / "s", random_snapshot.Widths(layers=5, **widths), shards=3)
+    models = open_models(tmp_path / "s")
+    expected = random_snapshot.Widths(layers=5, **widths)
+    assert models.transformer().config.num_attention_heads == expected.heads
+    assert models.vae().config.base_dim == expected.vae
+    assert models.text_encoder().config.d_model == expected.text
+    assert models.image_encoder().config.num_attention_heads == expected.clip // 80
+    assert not any(parameter.is_meta for parameter in models.transformer().parameters())
+
+
+def test_layouts_hold_the_same_weights(source, tmp_path, diffusers_snapshot):
+    first, second = open_models(source), open_models(diffusers_snapshot(source, tmp_path / "d"))
+    for name in ("transformer", "vae", "text_encoder", "image_encoder"):
+        ours, theirs = (dict(getattr(models, name)().named_parameters()) for models in (first, second))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        buffers = dict(getattr(second, name)().named_buffers())
+        assert all(torch.equal(value, buffers[key]) for key, value in getattr(first, name)().named_buffers())
+
+
+def test_bfloat16_keeps_what_must_be_exact(source):
+    transformer = open_models(source, torch.bfloat16).transformer()
+    assert transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert transformer.scale_shift_table.dtype == torch.float32
+    assert transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+
+
+def test_missing_tensor(copy):
+    weights = load_file(shard(copy))
+    weights.pop("blocks.0.ffn.0.weight")
+    save_file(weights, shard(copy))
+    with pytest.raises(BadInput, match=r"1 missing tensor.*blocks\.0\.ffn\.net\.0\.proj\.weight"):
+        open_models(copy).transformer()
+
+
+def test_unexpected_tensor(copy):
+    weights = load_file(shard(copy))
+    save_file(weights | {"blocks.0.extra.weight": torch.zeros(2)}, shard(copy))
+    with pytest.raises(BadInput, match=r"1 unexpected tensor.*blocks\.0\.extra\.weight"):
+        open_models(copy).transformer()
+
+
+def test_wrong_width(copy):
+    config = json.loads((copy / "config.json").read_text()) | {"ffn_dim": 512}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=r"blocks\.0\.ffn\.0\.bias.*\(256,\).*\(512,\)"):
+        open_models(copy).transformer()
+
+
+def test_missing_key_in_config(copy):
+    config = json.loads((copy / "config.json").read_text())
+    config.pop("num_heads")
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="num_heads"):
+        open_models(copy).transformer()
+
+
+@pytest.mark.parametrize("name, load", [(VAE, "vae"), (TEXT_ENCODER, "text_encoder"), (IMAGE_ENCODER, "image_encoder")])
+def test_damaged_weight_file(copy, name, load):
+    (copy / name).write_bytes(b"not a pickle")
+    with pytest.raises(BadInput, match=name):
+        getattr(open_models(copy), load)()
+
+
+def test_code_in_a_pickle_does_not_run(copy, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"weight": Attack()}, copy / VAE)
+    with pytest.raises(BadInput, match=VAE):
+        open_models(copy).vae()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_diffusers_layout_is_strict(source, tmp_path, diffusers_snapshot):
+    folder = diffusers_snapshot(source, tmp_path / "d")
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["extra"] = weights.pop("quant_conv.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"vae.*unexpected tensor.*extra"):
+        open_models(folder).vae()
+
+
+def test_lora_adds_the_product_of_its_matrices(source):
+    file = source / RELIGHTING_LORA
+    down, up = (
+        torch.load(file, weights_only=True)["state_dict"][f"blocks.0.ffn.0.lora_{side}.weight"].float() for side in "AB"
+    )
+    models = open_models(source)
+    before = models.transformer().blocks[0].ffn.net[0].proj.weight.clone()
+    after = models.transformer((Lora(file, 0.5),)).blocks[0].ffn.net[0].proj.weight
+    assert torch.allclose(after, before + 0.5 * up @ down, atol=1e-6)
+    assert torch.equal(models.transformer(()).blocks[0].ffn.net[0].proj.weight, before)
+
+
+@pytest.mark.parametrize(
+    "prefix, down, up",
+    [
+        ("blocks.0.self_attn.q", "lora_A.weight", "lora_B.weight"),
+        ("diffusion_model.blocks.0.self_attn.q", "lora_down.weight", "lora_up.weight"),
+        ("transformer.blocks.0.attn1.to_q", "lora_A.default.weight", "lora_B.default.weight"),
+    ],
+)
+def test_lora_keys_of_other_tools(source, tmp_path, prefix, down, up):
+    a, b = torch.randn(4, 128), torch.randn(128, 4)
+    file = tmp_path / "l.safetensors"
+    save_file({f"{prefix}.{down}": a, f"{prefix}.{up}": b, f"{prefix}.alpha": torch.tensor(2.0)}, file)
+    models = open_models(source)
+    before = models.transformer().blocks[0].attn1.to_q.weight.clone()
+    after = models.transformer((Lora(file),)).blocks[0].attn1.to_q.weight
+    assert torch.allclose(after, before + 2 / 4 * b @ a, atol=1e-5)
+
+
+def test_lora_that_matches_nothing(source, tmp_path):
+    file = tmp_path / "other.safetensors"
+    save_file({"unet.x.lora_A.weight": torch.zeros(4, 8), "unet.x.lora_B.weight": torch.zeros(8, 4)}, file)
+    models = open_models(source)
+    with pytest.raises(BadInput, match=r"other\.safetensors.*1 of its 1.*unet\.x"):
+        models.transformer((Lora(file),))
+    assert models.transformer() is not None
+
+
+def test_lora_of_another_width(source, tmp_path):
+    file = tmp_path / "wide.safetensors"
+    name = "blocks.0.self_attn.q"
+    save_file({f"{name}.lora_A.weight": torch.zeros(4, 256), f"{name}.lora_B.weight": torch.zeros(128, 4)}, file)
+    with pytest.raises(BadInput, match=r"wide\.safetensors.*\(128, 128\)"):
+        open_models(source).transformer((Lora(file),))
+
+
+def test_lora_argument(tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    assert Lora.parse(f"{file}:0.8") == Lora(file, 0.8)
+    assert Lora.parse(str(file)) == Lora(file, 1.0)
+    with pytest.raises(BadInput, match="strong"):
+        Lora.parse(f"{file}:strong")
+    with pytest.raises(BadInput, match="no file"):
+        Lora.parse(str(tmp_path / "b.safetensors"))

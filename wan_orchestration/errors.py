@@ -50,7 +50,7 @@ def from_validation_error(error: ValidationError, name: Callable[[str], str] = s
 def unknown_key(where: str, key: str, known: Iterable[str]) -> BadInput:
     """For a key that no field has."""
     known = list(known)
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     hint = f"did you mean {close[0]}? " if close else ""
     return BadInput(f"{where}: unknown key; {hint}known keys: {', '.join(known)}")
 

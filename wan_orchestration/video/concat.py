@@ -86,7 +86,7 @@ def _audio_packets(source: InputContainer, output: OutputContainer, start: Fract
     if source.streams.video:
         video = source.streams.video[0]
         zero += Fraction((video.start_time or 0) * (video.time_base or 0))
-    if sound.codec_context.name in COPIED:
+    if sound.codec_context.codec.canonical_name in COPIED:
         stream = output.add_stream_from_template(sound)
         packets = source.demux(sound)
     else:

@@ -19,6 +19,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.video.tonemap import is_hdr, to_sdr
 
 # The formats a job may bring. A whitelist, since FFmpeg goes by content: a playlist that is named .mp4 would
 # otherwise make it open other files and addresses.
@@ -82,17 +83,28 @@ class FrameReader:
     info: VideoInfo
     times: Sequence[float]
     """Presentation time of each frame in seconds, the first at 0: for choosing frames by time."""
+    broken_off: str | None
+    """How the file breaks off, where that was said to be ok."""
 
-    def __init__(self, path: Path) -> None:
-        """BadInput: missing, empty, truncated, without video, first frame not decodable."""
+    def __init__(self, path: Path, truncated_ok: bool = False) -> None:
+        """`truncated_ok`: of a file that breaks off, the frames before the break are used.
+
+        BadInput: missing, empty, truncated, without video, first frame not decodable.
+        """
         self._path = Path(path)
         self._reformatter = VideoReformatter()
         self._open()
         try:
-            self._scan()
+            self.broken_off = broken_off = self._scan()
+            if broken_off and not truncated_ok:
+                raise BadInput(f"{self._path}: truncated: {broken_off}; copy or export it again")
+            if not self._pts:
+                raise BadInput(f"{self._path}: has a video stream without whole frames")
             # Scanning has read to the end.
             self._container.close()
             self._open()
+            while broken_off and len(self._pts) > 1 and self._try_frame(len(self._pts) - 1) is None:
+                self._pts.pop()
             first = self._to_rgb(self._frame(0))
             fps, duration = self._rate()
         except BaseException:
@@ -121,6 +133,11 @@ class FrameReader:
             images[places[index]] = self._to_rgb(self._frame(index))
         return images
 
+    def verify(self) -> None:
+        """Decodes every frame. BadInput: the first that is damaged."""
+        for index in range(len(self._pts)):
+            self._frame(index)
+
     def close(self) -> None:
         self._container.close()
 
@@ -137,30 +154,28 @@ class FrameReader:
         stream = self._container.streams.best("video")
         # A song's cover picture is a video stream too.
         if not isinstance(stream, VideoStream) or stream.disposition & stream.disposition.attached_pic:
+            kinds = " and ".join(sorted({stream.type for stream in self._container.streams}))
             self._container.close()
-            raise BadInput(f"{self._path}: has no video stream, found {self._contents() or 'nothing'}")
+            raise BadInput(f"{self._path}: has no video stream, found {kinds or 'nothing'}")
         stream.thread_type = "AUTO"
         self._stream = stream
         self._time_base = stream.time_base or Fraction(1, 90000)
         self._restart()
-
-    def _contents(self) -> str:
-        return " and ".join(sorted({stream.type for stream in self._container.streams}))
 
     def _restart(self) -> None:
         self._decoded = self._container.decode(self._stream)
         self._position = -1
         self._current: VideoFrame | None = None
 
-    def _scan(self) -> None:
-        """Finds the timestamps of all shown frames and of all keyframes.
+    def _scan(self) -> str | None:
+        """Finds the timestamps of all shown frames and of all keyframes; tells how the file breaks off, if it does.
 
         Packets that an edit list hides are decoded but not shown; a hidden keyframe is still a place to start.
         """
-        streams = self._container.streams
+        container = self._container
         shown, keys, packets, end = array("q"), array("q"), 0, Fraction(0)
         try:
-            for packet in self._container.demux(*streams.video, *streams.audio):
+            for packet in container.demux():
                 if packet.size == 0 or packet.is_corrupt:
                     continue
                 pts = packet.dts if packet.pts is None else packet.pts
@@ -170,28 +185,25 @@ class FrameReader:
                     continue
                 packets += 1
                 if pts is None:
-                    raise BadInput(f"{self._path}: frame {len(shown)} has no timestamp; remux the file to mp4 or mkv")
+                    raise BadInput(f"{self._path}: frame {len(shown)} has no timestamp; remux the file")
                 if packet.is_keyframe:
                     keys.append(pts)
                 if not packet.is_discard:
                     shown.append(pts)
         except FFmpegError as error:
             raise BadInput(f"{self._path}: unreadable after frame {len(shown)} ({_reason(error)})") from None
-        if "matroska" in self._container.format.name:
-            # Its index holds keyframes only, so the length in the header must tell.
-            expected = Fraction(self._container.duration or 0, av.time_base)
-            if end - Fraction(self._container.start_time or 0, av.time_base) < expected - Fraction(1, 2):
-                raise BadInput(
-                    f"{self._path}: truncated: ends at {float(end):.1f} s of {float(expected):.1f} s; copy it again"
-                )
-        elif packets < len(self._stream.index_entries):
-            raise BadInput(
-                f"{self._path}: truncated: {packets} of {len(self._stream.index_entries)} frames are there; "
-                "copy it again"
-            )
-        if not shown:
-            raise BadInput(f"{self._path}: has a video stream without frames")
         self._pts, self._keys = sorted(shown), sorted(keys)
+        if "matroska" in container.format.name and shown:
+            # Its index holds keyframes only, so the length in the header must tell.
+            length = Fraction(container.duration or 0, av.time_base)
+            last = end - Fraction(container.start_time or 0, av.time_base)
+            if last >= length - Fraction(1, 2):
+                return None
+            # The last packet may be a part, which only the mp4 reader notices.
+            self._pts.remove(shown[-1])
+            return f"it ends at {float(last):.1f} s of {float(length):.1f} s"
+        listed = len(self._stream.index_entries)
+        return f"{packets} of {listed} frames are there" if packets < listed else None
 
     def _rate(self) -> tuple[Fraction, float]:
         """Frames a second and seconds. The rate in the file is taken unless the timestamps tell otherwise."""
@@ -205,6 +217,15 @@ class FrameReader:
         return rate, float(span + 1 / rate)
 
     def _frame(self, index: int) -> VideoFrame:
+        frame = self._try_frame(index)
+        if frame is None:
+            raise BadInput(
+                f"{self._path}: frame {index} (of {len(self._pts)}, counted from 0) cannot be decoded; "
+                "the file is damaged, copy or export it again"
+            )
+        return frame
+
+    def _try_frame(self, index: int) -> VideoFrame | None:
         if index == self._position and self._current is not None:
             return self._current
         starts = self._starts(index)
@@ -217,10 +238,7 @@ class FrameReader:
             frame = self._forward(index)
             if frame is not None:
                 return frame
-        raise BadInput(
-            f"{self._path}: frame {index} (of {len(self._pts)}, counted from 0) cannot be decoded; "
-            "the file is damaged, copy or export it again"
-        )
+        return None
 
     def _starts(self, index: int) -> list[int]:
         """Timestamps to decode from, best first.
@@ -244,9 +262,10 @@ class FrameReader:
         try:
             for frame in self._decoded:
                 place = 0 if frame.pts is None else bisect_left(self._pts, frame.pts)
-                self._position, self._current = max(place, self._position + 1), frame
+                self._position = max(place, self._position + 1)
+                self._current = None if frame.is_corrupt else frame
                 if self._position >= index:
-                    return frame if self._position == index and not frame.is_corrupt else None
+                    return self._current if self._position == index else None
         except FFmpegError:
             pass
         self._position, self._current = len(self._pts), None
@@ -254,7 +273,12 @@ class FrameReader:
 
     def _to_rgb(self, frame: VideoFrame) -> np.ndarray:
         width, height = self._stream.width, self._stream.height
-        image = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=EXACT).to_ndarray()
+        if is_hdr(frame):
+            # Not rgb48: libswscale's exact path gets its green wrong.
+            deep = self._reformatter.reformat(frame, width, height, "gbrp16le", interpolation=EXACT).to_ndarray()
+            image = to_sdr(deep, frame.color_trc)
+        else:
+            image = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=EXACT).to_ndarray()
         return np.rot90(image, frame.rotation // 90 % 4)
 
 

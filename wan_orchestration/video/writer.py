@@ -20,7 +20,7 @@ from wan_orchestration.video.reader import EXACT
 Pixels = Literal["rgb", "yuv444", "gray"]
 
 
-def write_segment(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> int:
+def write_segment(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int) -> int:
     """One self-contained piece of the final video; returns the number of frames. ValueError: none, or odd sizes.
 
     (H, W, 3) uint8 RGB frames become H.264, yuv420p in BT.709 at constant quality. The same frames give the
@@ -31,7 +31,7 @@ def write_segment(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> in
     return _encode(path, frames, fps, "libx264", "yuv420p", options)
 
 
-def write_lossless(path: Path, frames: Iterable[np.ndarray], fps: Fraction, pixels: Pixels = "rgb") -> int:
+def write_lossless(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int, pixels: Pixels = "rgb") -> int:
     """A lossless mp4 clip; returns the number of frames. ValueError: no frames.
 
     (H, W, 3) uint8 RGB frames, or (H, W) for gray. rgb and gray come back exactly as they were; yuv444 is half
@@ -43,9 +43,9 @@ def write_lossless(path: Path, frames: Iterable[np.ndarray], fps: Fraction, pixe
 
 
 def _encode(
-    path: Path, frames: Iterable[np.ndarray], fps: Fraction, codec: str, pixels: str, options: dict[str, str]
+    path: Path, frames: Iterable[np.ndarray], fps: Fraction | int, codec: str, pixels: str, options: dict[str, str]
 ) -> int:
-    frames = iter(frames)
+    fps, frames = Fraction(fps), iter(frames)
     first = next(frames, None)
     if first is None:
         raise ValueError(f"no frames for {path}")

@@ -169,7 +169,8 @@ class PreprocessSettings(BaseSettings):
     masks: Literal["auto", "sam2", "light", "file"] = Field(
         "auto",
         description="Who outlines the person (replace mode). sam2: the snapshot's SAM2; light: the light "
-        "estimator's network; file: a mask video beside the driving video. auto: in this order, what is there.",
+        "estimator's network; file: a mask video beside the driving video. auto: file if there is one, else sam2 "
+        "if the snapshot has it, else light.",
     )
     mask_iterations: int = Field(3, ge=0, le=50, description="How often the mask is dilated; 0: used as it is.")
     mask_kernel: int = Field(7, ge=1, le=99, description="Side of the dilation's square, px.")

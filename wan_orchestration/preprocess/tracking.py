@@ -27,6 +27,9 @@ class Choice:
     kind: Literal["largest", "index", "box", "point"]
     values: tuple[float, ...] = ()
 
+    def __str__(self) -> str:
+        return ":".join([self.kind, *([",".join(f"{value:g}" for value in self.values)] if self.values else [])])
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """From a `PreprocessSettings.person`, whose form has been checked."""
@@ -66,13 +69,12 @@ class Tracker:
     _box: Box | None = None
     _velocity: tuple[float, float] = (0.0, 0.0)
     _unseen: int = 0
-    _before: tuple[Box | None, tuple[float, float], int] = (None, (0.0, 0.0), 0)
+    _confirmed: bool = False
     taken_up_again: list[int] = field(default_factory=list)
     """Frames in which the person came back somewhere else, after having been lost."""
 
     def follow(self, index: int, people: Sequence[Detection]) -> Detection | None:
         """The person among those of frame `index`, None where they are not seen. Frames come in order."""
-        self._before = self._box, self._velocity, self._unseen
         people = [person for person in people if person.area > 0]
         if self._box is None:
             found = self.choice.pick(people, self.size)
@@ -88,10 +90,11 @@ class Tracker:
             self._see(found.box)
         return found
 
-    def reject(self) -> None:
-        """The last one followed turned out to be no person: as if it had not been seen."""
-        self._box, self._velocity, self._unseen = self._before
-        self._unseen += 1
+    def judge(self, is_person: bool, followed: bool) -> None:
+        """Says of a frame whether keypoints were found; until they first were, a wrong start is forgotten."""
+        self._confirmed = self._confirmed or is_person
+        if followed and not self._confirmed:
+            self._box, self._velocity, self._unseen = None, (0.0, 0.0), 0
 
     def _see(self, box: Box) -> None:
         if self._box is not None and self._unseen < self.fps * _FORGET_SECONDS:

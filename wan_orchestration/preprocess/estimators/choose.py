@@ -1,0 +1,66 @@
+"""Opening the estimator that the settings name, or the best that is there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.preprocess.estimators import keypoint_file, vitpose
+from wan_orchestration.preprocess.estimators.base import Estimator
+from wan_orchestration.preprocess.estimators.light_models import light_models
+from wan_orchestration.settings import PreprocessSettings
+
+
+def open_estimator(
+    settings: PreprocessSettings,
+    driving: Path,
+    video_frames: int,
+    snapshot: Path | None,
+    models_root: Path,
+    log: Callable[[str], None],
+) -> Estimator:
+    """For the driving video. BadInput: what was asked for is not there."""
+    keypoints = keypoint_file.find_keypoints(driving, settings.keypoints)
+    kind = settings.estimator
+    if kind == "auto":
+        kind = "vitpose" if vitpose.available(snapshot) else "file" if keypoints is not None else "light"
+    if kind == "file":
+        if keypoints is None:
+            raise BadInput(
+                f"{driving.parent}: estimator: file needs {settings.keypoints or 'keypoints.npz, keypoints.json or keypoints/'} "
+                "beside the driving video"
+            )
+        return keypoint_file.KeypointFile(keypoints, video_frames)
+    return _open_network(kind, settings, snapshot, models_root, log)
+
+
+def open_for_picture(
+    driving_estimator: Estimator,
+    settings: PreprocessSettings,
+    snapshot: Path | None,
+    models_root: Path,
+    log: Callable[[str], None],
+) -> Estimator:
+    """For the reference picture: the same, but a file of keypoints says nothing about the picture."""
+    if driving_estimator.name != "file":
+        return driving_estimator
+    kind = "vitpose" if vitpose.available(snapshot) else "light"
+    return _open_network(kind, settings, snapshot, models_root, log)
+
+
+def _open_network(
+    kind: str,
+    settings: PreprocessSettings,
+    snapshot: Path | None,
+    models_root: Path,
+    log: Callable[[str], None],
+) -> Estimator:
+    if kind == "vitpose":
+        if snapshot is None:
+            raise BadInput(
+                "estimator: vitpose needs a snapshot with process_checkpoint/: set WAN_CHECKPOINT_DIR, or use light"
+            )
+        return vitpose.VitPose(snapshot, settings.channel_order, settings.device)
+    # LiteRT is loaded only where it is used.
+    from wan_orchestration.preprocess.estimators.light import Light  # noqa: PLC0415
+
+    return Light(light_models(settings.light_models, models_root, log))

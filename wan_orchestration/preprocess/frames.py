@@ -1,0 +1,145 @@
+"""The frames of a driving video that are used: chosen by time, streamed, the next ones decoded ahead."""
+
+import math
+import queue
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.preprocess.estimators.base import Frame
+from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.video import FrameReader
+
+MOST_FPS = 30
+_EVEN_FPS = 24
+_MAX_SIDE = 8192
+
+T = TypeVar("T")
+
+
+class DrivingVideo:
+    """The chosen frames of a driving video; can be gone through again and again.
+
+    Raises BadInput for a video that cannot be read, is too large, or gives fewer than 2 frames.
+    """
+
+    def __init__(self, path: Path, settings: PreprocessSettings) -> None:
+        self._path = path
+        self._truncated_ok = settings.truncated_ok
+        with FrameReader(path, truncated_ok=settings.truncated_ok) as reader:
+            self.info = reader.info
+            self.broken_off = reader.broken_off
+            self._times = reader.times
+        if max(self.info.width, self.info.height) > _MAX_SIDE:
+            raise BadInput(
+                f"{path}: {self.info.width}x{self.info.height} frames, at most {_MAX_SIDE} px a side are accepted; "
+                "export it smaller"
+            )
+        self.fps = choose_fps(self.info.fps, settings.fps)
+        end = self.info.duration if settings.end is None else min(settings.end, self.info.duration)
+        self.places = choose_frames(self._times, self.fps, settings.start, end, settings.max_frames)
+        if len(self.places) < 2:
+            raise BadInput(
+                f"{path}: {len(self.places)} frames between {settings.start:g} and {end:g} s at {float(self.fps):g} "
+                f"frames a second (the video has {self.info.frames} in {self.info.duration:.2f} s); "
+                "at least 2 are needed"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height as shown, px."""
+        return self.info.width, self.info.height
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """In order; a source frame that is shown several times is decoded once."""
+        with FrameReader(self._path, truncated_ok=self._truncated_ok) as reader:
+            last: Frame | None = None
+            for place in self.places:
+                if last is None or last.source != place:
+                    last = Frame(place, self._times[place], reader.read([place])[0])
+                yield last
+
+
+def choose_fps(source: Fraction, wanted: float | None) -> Fraction:
+    """`wanted`, or the source's rate: divided by a whole number to be at most 30, if that leaves 24 or more, else 30.
+
+    A whole number keeps the steps between frames even.
+    """
+    if wanted is not None:
+        return Fraction(wanted).limit_denominator(1001)
+    if source <= MOST_FPS + Fraction(1, 2):
+        return source
+    divided = source / math.ceil((source - Fraction(1, 2)) / MOST_FPS)
+    return divided if divided >= _EVEN_FPS else Fraction(MOST_FPS)
+
+
+def choose_frames(times: Sequence[float], fps: Fraction, start: float, end: float, most: int | None) -> list[int]:
+    """For each moment `start + i / fps` before `end`, the frame nearest in time; the earlier of two as near."""
+    count = max(math.floor((end - start) * fps + 1e-6), 0)
+    if most is not None:
+        count = min(count, most)
+    chosen = []
+    for i in range(count):
+        moment = start + float(i / fps)
+        after = bisect_left(times, moment)
+        candidates = range(max(after - 1, 0), min(after + 1, len(times)))
+        # Timestamps are rounded to the file's ticks, which must not tip the balance.
+        chosen.append(min(candidates, key=lambda place: (round(abs(times[place] - moment), 4), place)))
+    return chosen
+
+
+def batched(frames: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size`, the last perhaps shorter."""
+    batch: list[T] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items, made by a thread of its own that runs up to `depth` ahead."""
+    end = object()
+    ready: queue.Queue[object] = queue.Queue(depth)
+    stop = threading.Event()
+    failure: list[BaseException] = []
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stop.is_set():
+                    return
+        except BaseException as error:  # handed to the reader
+            failure.append(error)
+        finally:
+            put(end)
+
+    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            yield item  # pyright: ignore[reportReturnType]
+        if failure:
+            raise failure[0]
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,85 @@
+"""The source of a person's outline, by the settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.preprocess.estimators.base import Frame
+from wan_orchestration.preprocess.estimators.light_models import light_models
+from wan_orchestration.preprocess.frames import DrivingVideo
+from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.masks import MaskFile
+from wan_orchestration.settings import PreprocessSettings
+
+SAM2 = Path("process_checkpoint/sam2/sam2_hiera_large.pt")
+
+
+class Outline(Protocol):
+    name: str
+
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
+        """(H, W) uint8 of 0 and 1 for (H, W, 3) `picture`, the frame on the canvas, with its pose; in order."""
+        ...
+
+
+def open_outline(
+    settings: PreprocessSettings,
+    driving: Path,
+    video: DrivingVideo,
+    snapshot: Path | None,
+    models_root: Path,
+    log: Callable[[str], None],
+) -> Outline:
+    """BadInput: what was asked for is not there."""
+    kind, file = settings.masks, driving.parent / settings.mask_file
+    sam2 = snapshot / SAM2 if snapshot is not None else None
+    if kind == "auto":
+        kind = "file" if file.is_file() else "sam2" if sam2 is not None and sam2.is_file() else "light"
+    if kind == "file":
+        return _FromFile(file, video)
+    if kind == "light":
+        return _Light(light_models(settings.light_models, models_root, log))
+    if sam2 is None or not sam2.is_file():
+        raise BadInput(
+            f"{sam2 or SAM2} is missing: download it with the snapshot from ModelScope, "
+            f"Wan-AI/Wan2.2-Animate-14B, {SAM2}, or use masks: light"
+        )
+    return _Sam2(sam2, settings.device, len(video))
+
+
+class _FromFile:
+    name = "file"
+
+    def __init__(self, path: Path, video: DrivingVideo) -> None:
+        self._masks = MaskFile(path, video.info.frames, video.info.duration)
+
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
+        return self._masks(frame.source, frame.time, (picture.shape[1], picture.shape[0]))
+
+
+class _Light:
+    name = "light"
+
+    def __init__(self, models: Path) -> None:
+        # LiteRT and torch are loaded only where they are used.
+        from wan_orchestration.preprocess.estimators.light import LightOutline  # noqa: PLC0415
+
+        self._outline = LightOutline(models)
+
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
+        return self._outline(picture, pose)
+
+
+class _Sam2:
+    name = "sam2"
+
+    def __init__(self, path: Path, device: str, frames: int) -> None:
+        from wan_orchestration.preprocess.sam2 import Sam2, load_sam2, prompt_interval  # noqa: PLC0415
+
+        self._sam2 = Sam2(load_sam2(path), device, prompt_interval(frames))
+
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
+        return self._sam2(index, picture, pose)

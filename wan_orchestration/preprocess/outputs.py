@@ -1,0 +1,67 @@
+"""Lossless clips, each encoded by a thread of its own."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from wan_orchestration.video import write_lossless
+from wan_orchestration.video.writer import Pixels
+
+_DEPTH = 4
+
+
+class ClipWriter:
+    """Writes (H, W, 3), for gray (H, W), uint8 frames to an mp4 in the background; the file appears when whole."""
+
+    def __init__(self, path: Path, fps: Fraction, pixels: Pixels) -> None:
+        self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_DEPTH)
+        self._failure: BaseException | None = None
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._run, args=(path, fps, pixels), name=path.name, daemon=True)
+        self._thread.start()
+
+    def write(self, frame: np.ndarray) -> None:
+        """Hands a frame over; it must not be changed afterwards. Raises what the encoder raised."""
+        self._put(frame)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._abandoned = error is not None
+        try:
+            self._put(None)
+        finally:
+            self._thread.join()
+        if self._failure is not None and not self._abandoned:
+            raise self._failure
+
+    def _put(self, item: np.ndarray | None) -> None:
+        while self._thread.is_alive():
+            try:
+                self._frames.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+        if self._failure is not None and not self._abandoned:
+            raise self._failure
+
+    def _run(self, path: Path, fps: Fraction, pixels: Pixels) -> None:
+        try:
+            write_lossless(path, self._taken(), fps, pixels)
+        except BaseException as error:  # handed to the writer
+            self._failure = error
+
+    def _taken(self) -> Iterator[np.ndarray]:
+        while (frame := self._frames.get()) is not None:
+            yield frame
+        if self._abandoned:
+            raise InterruptedError("the clip was abandoned")

@@ -1,0 +1,41 @@
+"""The weights."""
+
+import dagster as dg
+from pydantic import Field
+
+from wan_orchestration import hub
+from wan_orchestration.defs.failures import bad_input_fails
+from wan_orchestration.settings import environment
+
+
+class WeightConfig(dg.Config):
+    verify: bool = Field(
+        default=False, description="Compare every byte of a finished download with its SHA-256 (minutes)."
+    )
+
+
+@dg.asset(
+    group_name="weights",
+    kinds={"pytorch", "file"},
+    owners=["team:animation"],
+    code_version="1",
+    retry_policy=dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL),
+)
+def weight_snapshot(context: dg.AssetExecutionContext, config: WeightConfig) -> dg.MaterializeResult:
+    """The Wan2.2-Animate weights: `WAN_CHECKPOINT_DIR` as it is, else downloaded from ModelScope and verified.
+
+    A complete download is left alone; an interrupted one goes on where it stopped.
+    """
+    with bad_input_fails():
+        snapshot = hub.resolve(environment(), context.log.info, verify=config.verify)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(snapshot.fingerprint),
+        metadata={
+            "layout": snapshot.layout,
+            "revision": snapshot.revision or "used as it is",
+            "bytes": snapshot.bytes,
+            "files": snapshot.files,
+            "dtype": snapshot.dtype,
+            "path": dg.MetadataValue.path(snapshot.path),
+        },
+    )

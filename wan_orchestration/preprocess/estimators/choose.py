@@ -25,10 +25,8 @@ def open_estimator(
         kind = "vitpose" if vitpose.available(snapshot) else "file" if keypoints is not None else "light"
     if kind == "file":
         if keypoints is None:
-            raise BadInput(
-                f"{driving.parent}: estimator: file needs {settings.keypoints or 'keypoints.npz, keypoints.json or keypoints/'} "
-                "beside the driving video"
-            )
+            wanted = settings.keypoints or "keypoints.npz, keypoints.json or keypoints/"
+            raise BadInput(f"{driving.parent}: estimator: file needs {wanted} beside the driving video")
         return keypoint_file.KeypointFile(keypoints, video_frames)
     return _open_network(kind, settings, snapshot, models_root, log)
 

@@ -72,6 +72,14 @@ class World(BaseSettings):
     local_rank: int = 0
 
 
+class DagsterHome(BaseSettings):
+    """Where the Dagster instance is, from `DAGSTER_HOME`."""
+
+    model_config = SettingsConfigDict(env_prefix="DAGSTER_")
+
+    home: Path = Path("dagster_home")
+
+
 class GenerateSettings(BaseSettings):
     """How a video is generated. Every field can also be set as `WAN_DEFAULT_<FIELD>`."""
 

@@ -1,0 +1,33 @@
+"""`wan-animate`: a first run, one job from a shell, and the engine without Dagster."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": ("wan_orchestration.shell", "demo", "make the video of data/jobs/demo with small random weights"),
+    "run": ("wan_orchestration.shell", "run", "make the video of one job through Dagster"),
+    "infer": ("wan_orchestration.infer", "main", "make the video of one job without Dagster, print the result as JSON"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        "wan-animate",
+        usage="wan-animate COMMAND ...",
+        description="Character animation with Wan2.2-Animate-14B.",
+        epilog="\n".join(f"  {name:8}{text}" for name, (_, _, text) in COMMANDS.items())
+        + "\n\n`wan-animate COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of these:")
+    module, function, _ = COMMANDS[parser.parse_args(argv[:1]).command]
+    # Imported here, because the commands' imports take from one to several seconds.
+    return getattr(importlib.import_module(module), function)(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

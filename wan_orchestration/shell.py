@@ -1,0 +1,154 @@
+"""Runs one job through Dagster from a shell: `wan-animate run` and `wan-animate demo`.
+
+The work is done by the plain `dagster asset materialize` command, which is shown. What is added here: the job becomes a
+partition (the `drop_folder` sensor does that where `dagster dev` runs), and the output is cut down to what matters.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from wan_orchestration.defs.partitions import register
+from wan_orchestration.errors import BadInput
+from wan_orchestration.job import Job, check_key
+from wan_orchestration.messages import Result
+from wan_orchestration.settings import DagsterHome, environment
+
+ASSETS = ("weight_snapshot", "preprocessed_clips", "generated_video")
+RANDOM_WEIGHTS = "wan-animate-random"
+
+LOG_LINE = re.compile(r"\S+ \S+ \S+ - dagster - (INFO|WARNING|ERROR) - \S+ - (?P<run>[0-9a-f-]{36}) - (?P<text>.*)")
+
+
+class RunFailed(Exception):
+    """A process that did not succeed; the message says why."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """`wan-animate run JOB`; returns the exit code."""
+    parser = argparse.ArgumentParser("wan-animate run", description="Make the video of one job through Dagster.")
+    parser.add_argument("job", help="name of a folder in data/jobs")
+    job = parser.parse_args(argv).job
+    return _in_words(lambda: materialize(job, {}))
+
+
+def demo(argv: Sequence[str]) -> int:
+    """`wan-animate demo`; returns the exit code."""
+    argparse.ArgumentParser(
+        "wan-animate demo", description="Make small random weights and, through Dagster, the video of data/jobs/demo."
+    ).parse_args(argv)
+    return _in_words(make_demo)
+
+
+def make_demo() -> None:
+    """Make the demo job's video. BadInput, RunFailed."""
+    env = environment()
+    Job.open(env.jobs_root / "demo")
+    assert env.models_root is not None
+    weights = env.models_root / RANDOM_WEIGHTS
+    if not weights.is_dir():
+        print(f"A small snapshot with random weights: {weights}", flush=True)
+        command = [sys.executable, "-m", "wan_orchestration.animate.random_snapshot", str(weights)]
+        made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if made.returncode:
+            raise RunFailed(f"the snapshot could not be made:\n{made.stdout}")
+    materialize("demo", {"WAN_CHECKPOINT_DIR": str(weights)})
+    print(
+        "\nThe weights are random, so the video shows noise; all else is as with the 14B weights.\n"
+        "With those, downloaded from ModelScope or named by WAN_CHECKPOINT_DIR, the same job is made by:\n"
+        "  uv run wan-animate run demo"
+    )
+
+
+def materialize(key: str, variables: Mapping[str, str]) -> None:
+    """Make a job's video on the instance of DAGSTER_HOME, and say where it is. BadInput, RunFailed.
+
+    `variables` are set for the run beside this process's environment.
+    """
+    env, home = environment(), DagsterHome().home.absolute()
+    Job.open(env.jobs_root / check_key(key))
+    if not (home / "dagster.yaml").is_file():
+        raise BadInput(
+            f"{home / 'dagster.yaml'}: no such file; run this in the project's root folder, or set DAGSTER_HOME"
+        )
+    instance = dg.DagsterInstance.from_config(str(home))
+    register(instance, key)
+
+    variables = {"DAGSTER_HOME": str(home), **variables}
+    command = ["dagster", "asset", "materialize", "-m", "wan_orchestration.definitions"]
+    command += ["--select", ",".join(ASSETS), "--partition", key]
+    print(
+        f"Materializing {', '.join(ASSETS)} of job {key}:\n  {_shown(variables, ['uv', 'run', *command])}\n", flush=True
+    )
+    run_id, tail = None, deque(maxlen=20)
+    with subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            tail.append(line)
+            if match := LOG_LINE.match(line):
+                run_id = match["run"]
+                if "[pipes]" not in match["text"]:
+                    print(f"  {match['text']}", flush=True)
+    if process.returncode:
+        raise RunFailed((run_id and _reason(instance, run_id)) or "".join(tail))
+
+    result = Result.model_validate_json((env.videos_root / key / "result.json").read_bytes())
+    print(
+        f"\nThe video: {result.video_path}\n"
+        f"  {result.frames} frames of {result.width}x{result.height} at {result.fps:g} per second, "
+        f"made in {result.seconds.total:.1f} s on {result.device} ({result.dtype})\n"
+        f"\nThe run, its checks and the video's history are in the UI, http://127.0.0.1:3000:\n"
+        f"  {_shown(variables, ['uv', 'run', 'dagster', 'dev'])}"
+    )
+
+
+def _reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
+    """Why a run's steps failed, in the words of their failures."""
+    reasons = []
+    for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        if event.dagster_event:
+            failure = event.dagster_event.step_failure_data
+            said = failure.user_failure_data.description if failure.user_failure_data else None
+            reasons.append(f"{event.step_key}: {said or (failure.error and failure.error.message.strip())}")
+    return "\n".join(reasons) or None
+
+
+def _shown(variables: Mapping[str, str], command: Sequence[str]) -> str:
+    """A command as it can be typed."""
+    settings = [f"{name}={_short(value)}" for name, value in variables.items()]
+    return " ".join([*settings, shlex.join(command)])
+
+
+def _short(value: str) -> str:
+    """A value for a shell; a path below the working directory by way of $PWD."""
+    path, here = Path(value), Path.cwd()
+    if path.is_relative_to(here):
+        return f'"$PWD"/{shlex.quote(str(path.relative_to(here)))}'
+    return shlex.quote(value)
+
+
+def _in_words(command: Callable[[], None]) -> int:
+    """The exit code of a command, its errors without a traceback."""
+    try:
+        command()
+    except (BadInput, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -111,3 +111,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot with random weights, five blocks deep."""
+    from wan_orchestration.animate import random_snapshot
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    random_snapshot.write(folder, random_snapshot.Widths(layers=5))
+    return folder

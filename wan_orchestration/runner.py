@@ -8,6 +8,7 @@ import time
 import traceback
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,7 @@ class Runner:
         facts = {
             "settings": task.settings.model_dump(mode="json", exclude={"device", "offload_model"}),
             "dtype": str(dtype),
+            "versions": [version(package) for package in ("av", "diffusers", "torch", "transformers")],
             "exact": task.save_frames is not None,
             "files": [_digest(file) for file in files],
             "snapshot": self.snapshot.fingerprint,

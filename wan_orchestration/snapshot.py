@@ -28,6 +28,7 @@ TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16.pth"
 IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 TRANSFORMER = "diffusion_pytorch_model"
 TOKENIZER = "google/umt5-xxl"
+RELIGHTING_LORA = "relighting_lora.ckpt"
 
 # What the pipeline reads of a repository, as fnmatch patterns in which `*` crosses folders: the published ViTPose is
 # a folder of many files. Not read: xlm-roberta-large, process_checkpoint/FLUX.1-Kontext-dev, scheduler, pictures.
@@ -55,7 +56,7 @@ NEEDED: dict[Layout, tuple[str, ...]] = {
     ),
 }
 OPTIONAL: dict[str, str] = {
-    "relighting_lora.ckpt": "the relighting LoRA",
+    RELIGHTING_LORA: "the relighting LoRA",
     "process_checkpoint/det/*": "the person detector for raw videos",
     "process_checkpoint/pose2d/*": "the ViTPose estimator for raw videos",
     "process_checkpoint/sam2/*": "SAM 2 for replacement masks",

@@ -74,10 +74,11 @@ class Animator:
         self.vae = models.vae()
         letterboxed = cond.letterbox(reference, height, width)
         picture = cond.to_tensor(letterboxed[None]).to(models.device)
-        features = cond.encode_reference(picture, models.image_encoder()).to(models.dtype)
-        models.free("image_encoder")
+        image_encoder = models.image_encoder().to(models.device)
+        features = cond.encode_reference(picture, image_encoder).to(models.dtype)
+        image_encoder.to("cpu")
         self.contexts = [self._embed(text, features) for text in texts]
-        self.reference_latents = cond.encode_video(picture, self.vae)
+        self.reference_latents = self.vae.encode_video(picture)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
         self.blank_latents: Tensor | None = None
         self.unconditional_motion: Tensor | None = None
@@ -123,19 +124,22 @@ class Animator:
             on_step(done)
         started = self.timer.lap("denoise", started)
 
-        video = cond.decode_video(latents[:, :, 1:], self.vae).cpu()
+        video = self.vae.decode_video(latents[:, :, 1:]).cpu()
         self.timer.lap("decode", started)
         return video
 
     def _encode_prompt(self, prompt: str) -> Tensor:
-        return cond.encode_prompt(prompt, self.models.tokenizer(), self.models.text_encoder())
+        models = self.models
+        if prompt not in models.prompts:
+            models.prompts[prompt] = cond.encode_prompt(prompt, models.tokenizer(), models.text_encoder())
+        return models.prompts[prompt]
 
     @torch.no_grad()
     def _embed(self, text: Tensor, features: Tensor) -> Tensor:
         return self.transformer.embed_context(text.to(self.models.dtype), features)
 
     def _encode(self, frames: np.ndarray) -> Tensor:
-        return cond.encode_video(cond.to_tensor(frames).to(self.models.device), self.vae)
+        return self.vae.encode_video(cond.to_tensor(frames).to(self.models.device))
 
     def _branches(self, clip: ClipInput) -> list[Branch]:
         face = cond.to_tensor(clip.face).to(self.models.device, self.models.dtype)
@@ -165,9 +169,9 @@ class Animator:
 
     def _encode_known(self, video: Tensor, blank: bool) -> Tensor:
         if not blank:
-            return cond.encode_video(video.to(self.models.device), self.vae)
+            return self.vae.encode_video(video.to(self.models.device))
         if self.blank_latents is None:
-            self.blank_latents = cond.encode_video(video.to(self.models.device), self.vae)
+            self.blank_latents = self.vae.encode_video(video.to(self.models.device))
         return self.blank_latents
 
     def _draw_noise(self) -> Tensor:

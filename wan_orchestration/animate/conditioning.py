@@ -8,7 +8,6 @@ import ftfy
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
 from einops import rearrange
 from torch import Tensor
 from transformers import CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
@@ -75,28 +74,6 @@ def encode_reference(reference: Tensor, encoder: CLIPVisionModel) -> Tensor:
     std = picture.new_tensor(CLIP_STD).view(3, 1, 1)
     picture = ((picture * 0.5 + 0.5) - mean) / std
     return encoder(picture, output_hidden_states=True).hidden_states[-2]
-
-
-@torch.no_grad()
-def encode_video(video: Tensor, vae: AutoencoderKLWan) -> Tensor:
-    """Video (1, 3, T, H, W) in [-1, 1] as normalised latents (1, 16, (T - 1) / 4 + 1, H / 8, W / 8)."""
-    latents = vae.encode(video).latent_dist.mode()
-    mean, std = _latent_statistics(vae)
-    return (latents - mean) / std
-
-
-@torch.no_grad()
-def decode_video(latents: Tensor, vae: AutoencoderKLWan) -> Tensor:
-    """Normalised latents (1, 16, T_lat, h, w) as video (3, T, H, W) float32, clamped to [-1, 1]."""
-    mean, std = _latent_statistics(vae)
-    return vae.decode(latents.float() * std + mean).sample[0]
-
-
-def _latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
-    def as_channels(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=vae.device).view(1, -1, 1, 1, 1)
-
-    return as_channels(vae.config.latents_mean), as_channels(vae.config.latents_std)
 
 
 def known_pixels(mask: Tensor) -> Tensor:

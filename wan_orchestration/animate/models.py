@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -25,11 +24,12 @@ from wan_orchestration.animate import lora
 from wan_orchestration.animate import original_layout as original
 from wan_orchestration.animate.original_layout import Loaded, read_safetensors
 from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.animate.vae import AnimateVae
 from wan_orchestration.errors import BadInput
 from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
 
 M = TypeVar("M", bound=nn.Module)
-D = TypeVar("D", AnimateTransformer, AutoencoderKLWan)
+D = TypeVar("D", AnimateTransformer, AnimateVae)
 P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
 
 
@@ -45,6 +45,8 @@ class Models:
     device: torch.device
     dtype: torch.dtype
     load_seconds: float = field(default=0.0, init=False)
+    prompts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    """States of prompts encoded so far, so that a launch loads the text encoder once or, if freed, for new ones only."""
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
 
@@ -63,7 +65,7 @@ class Models:
             self._loras = loras
         return transformer
 
-    def vae(self) -> AutoencoderKLWan:
+    def vae(self) -> AnimateVae:
         return self._once("vae", self._load_vae)
 
     def text_encoder(self) -> UMT5EncoderModel:
@@ -102,13 +104,13 @@ class Models:
             model = AnimateTransformer(**config)
         return self._fill(model, original.transformer_tensors(self.snapshot.path), self.dtype)
 
-    def _load_vae(self) -> AutoencoderKLWan:
+    def _load_vae(self) -> AnimateVae:
         if self.snapshot.layout == "diffusers":
-            return self._from_diffusers(AutoencoderKLWan, "vae", torch.float32)
+            return self._from_diffusers(AnimateVae, "vae", torch.float32)
         return self._from_pickle(
             VAE,
             original.vae_config,
-            lambda config: AutoencoderKLWan(**config),
+            lambda config: AnimateVae(**config),
             original.vae_tensors,
             torch.float32,
         )

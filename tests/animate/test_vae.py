@@ -1,0 +1,28 @@
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from wan_orchestration.animate import vae as module
+from wan_orchestration.animate.vae import AnimateVae
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 200_000, 2**30], ids=["1", "3", "all"])
+def test_chunks_of_any_length_give_the_stock_result(monkeypatch, chunk_bytes):
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(0)
+    ours = AnimateVae(base_dim=4).eval()
+    stock = AutoencoderKLWan(base_dim=4).eval()
+    stock.load_state_dict(ours.state_dict())
+    video = torch.rand(1, 3, 29, 64, 64) * 2 - 1
+    with torch.no_grad():
+        latents = stock.encode(video).latent_dist.mode()
+        assert torch.allclose(ours.encode(video).latent_dist.mode(), latents, atol=5e-5)
+        assert torch.allclose(ours.decode(latents).sample, stock.decode(latents).sample, atol=5e-5)
+
+
+def test_round_trip_of_the_normalisation():
+    vae = AnimateVae(base_dim=4).eval()
+    video = torch.rand(1, 3, 5, 32, 32)
+    latents = vae.encode_video(video)
+    assert latents.shape == (1, 16, 2, 4, 4)
+    assert vae.decode_video(latents).shape == (3, 5, 32, 32)

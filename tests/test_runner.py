@@ -1,0 +1,241 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from wan_orchestration import runner
+from wan_orchestration.animate.models import Models
+from wan_orchestration.messages import Request, Task
+from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.video import FrameReader, probe
+
+
+class Recorder:
+    def __init__(self):
+        self.lines, self.steps, self.results = [], [], []
+
+    def log(self, message):
+        self.lines.append(message)
+
+    def progress(self, progress):
+        self.steps.append(progress)
+
+    def finished(self, result):
+        self.results.append(result)
+
+
+@pytest.fixture
+def make_task(make_job, tmp_path):
+    def make(key="job", save_frames=None, settings=None, **job):
+        folder = make_job(key, **job)
+        values = {"clip_len": 5, "sampling_steps": 2, "mode": job.get("mode", "animate")} | (settings or {})
+        return Task(
+            job_id=key,
+            clips=folder,
+            output=tmp_path / "videos" / key,
+            settings=GenerateSettings(**values),
+            created_at=datetime.now(UTC),
+            save_frames=save_frames,
+        )
+
+    return make
+
+
+def run(snapshot, *tasks):
+    recorder = Recorder()
+    results = runner.run(Request(snapshot=snapshot, tasks=list(tasks)), recorder)
+    assert recorder.results == results
+    return results, recorder
+
+
+def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
+    task = make_task(frames=11, save_frames=tmp_path / "exact.npz")
+    [result], recorder = run(tiny_snapshot, task)
+    assert (result.status, result.error, result.finite, result.clips) == ("succeeded", None, True, 3)
+    assert (result.frames, result.fps, result.width, result.height) == (11, 30.0, 96, 64)
+    assert min(result.seconds.load, result.seconds.encode, result.seconds.denoise, result.seconds.decode) > 0
+    info = probe(task.output / "video.mp4")
+    assert (info.frames, info.width, info.height, float(info.fps)) == (11, 96, 64, 30)
+    assert sorted(path.name for path in task.output.iterdir()) == ["poster.jpg", "result.json", "video.mp4"]
+    assert json.loads((task.output / "result.json").read_text())["status"] == "succeeded"
+    assert [(p.clip, p.step) for p in recorder.steps] == [(c, s) for c in (1, 2, 3) for s in (0, 1, 2)]
+    assert recorder.steps[-1].eta_seconds == 0
+    exact = np.load(tmp_path / "exact.npz")["frames"]
+    assert (exact.shape, exact.dtype) == ((3, 11, 64, 96), np.float32)
+    with FrameReader(task.output / "video.mp4") as reader:
+        shown = reader.read(range(11))
+    luma = np.array([0.2126, 0.7152, 0.0722])
+    assert np.abs((shown / 127.5 - 1) @ luma - exact.transpose(1, 2, 3, 0) @ luma).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    "settings, frames, clips",
+    [
+        ({"refert_num": 5, "clip_len": 9}, 14, 3),
+        ({"sample_solver": "unipc", "sampling_steps": 3}, 5, 1),
+        ({"guide_scale": 3.0}, 6, 2),
+        ({"offload_model": False}, 2, 1),
+        ({"dtype": "bfloat16"}, 5, 1),
+        ({"use_relighting_lora": True}, 5, 1),
+    ],
+    ids=["refert_num 5", "unipc", "guidance", "2 frames", "bfloat16", "lora"],
+)
+def test_settings(tiny_snapshot, make_task, settings, frames, clips):
+    task = make_task(frames=frames, settings=settings)
+    [result], _ = run(tiny_snapshot, task)
+    assert (result.error, result.clips, result.frames, result.finite) == (None, clips, frames, True)
+
+
+def test_replace_keeps_face_shorter_than_pose(tiny_snapshot, make_task):
+    task = make_task(frames=8, face_frames=3, mode="replace")
+    [result], _ = run(tiny_snapshot, task)
+    assert (result.error, result.frames, result.clips) == (None, 8, 2)
+
+
+def test_every_input_matters(tiny_snapshot, make_task, make_job, tmp_path):
+    """Another prompt, seed, guidance, LoRA strength or reference gives other frames; the same gives the same."""
+    lora = f"{tiny_snapshot / 'relighting_lora.ckpt'}:0.5"
+    variants = {
+        "base": {},
+        "again": {},
+        "seed": {"seed": 1},
+        "prompt": {"prompt": "a dog"},
+        "guided": {"guide_scale": 2.0},
+        "negative": {"guide_scale": 2.0, "negative_prompt": "a dog"},
+        "lora": {"lora": [lora]},
+    }
+    tasks = [
+        make_task(key, frames=5, settings=settings, save_frames=tmp_path / f"{key}.npz")
+        for key, settings in variants.items()
+    ]
+    results, _ = run(tiny_snapshot, *tasks)
+    assert [result.error for result in results] == [None] * len(tasks)
+    frames = {key: np.load(tmp_path / f"{key}.npz")["frames"] for key in variants}
+    assert np.array_equal(frames["base"], frames["again"])
+    for key, other in (
+        ("seed", "base"),
+        ("prompt", "base"),
+        ("guided", "base"),
+        ("negative", "guided"),
+        ("lora", "base"),
+    ):
+        assert np.abs(frames[key] - frames[other]).max() > 1e-4, key
+
+
+def test_a_failing_job_does_not_stop_the_next(tiny_snapshot, make_task):
+    good, bad, last = (make_task(key) for key in ("good", "bad", "last"))
+    (bad.clips / "src_face.mp4").write_bytes(b"")
+    results, _ = run(tiny_snapshot, good, bad, last)
+    assert [result.status for result in results] == ["succeeded", "failed", "succeeded"]
+    assert results[1].bad_input
+    assert "src_face.mp4" in results[1].error
+    assert not bad.output.exists()
+    assert results[0].seconds.load > 0
+    assert results[2].seconds.load == 0
+
+
+def test_unwritable_output(tiny_snapshot, make_task, tmp_path):
+    (tmp_path / "file").touch()
+    task = make_task().model_copy(update={"output": tmp_path / "file" / "x"})
+    [result], _ = run(tiny_snapshot, task)
+    assert result.bad_input
+    assert "cannot be written" in result.error
+
+
+def test_output_in_use(tiny_snapshot, make_task):
+    task = make_task()
+    with runner.Work(task.output, "someone else's"):
+        [result], _ = run(tiny_snapshot, task)
+    assert "another process" in result.error
+
+
+def test_nan_is_reported(tiny_snapshot, make_task, monkeypatch):
+    load = Models._load_vae
+
+    def broken(self):
+        vae = load(self)
+        vae.decoder.conv_out.bias.fill_(float("nan"))
+        return vae
+
+    monkeypatch.setattr(Models, "_load_vae", broken)
+    [result], _ = run(tiny_snapshot, make_task())
+    assert (result.status, result.finite) == ("succeeded", False)
+
+
+def test_out_of_memory_says_what_to_do(tiny_snapshot, make_task, monkeypatch):
+    import torch
+
+    def full(self, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(runner.Animator, "animate", full)
+    [result], _ = run(tiny_snapshot, make_task())
+    assert "20 GiB" in result.error
+    assert "clip_len" in result.error
+    assert not result.bad_input
+
+
+INFER = [sys.executable, "-m", "wan_orchestration.infer", "--clip-len=5", "--sampling-steps=2"]
+
+
+def test_killed_job_resumes_bit_for_bit(tiny_snapshot, make_job, tmp_path):
+    job = make_job(frames=13)
+
+    def command(name):
+        return [
+            *INFER,
+            f"--src-root={job}",
+            f"--checkpoint-dir={tiny_snapshot}",
+            f"--output={tmp_path / name}",
+            f"--save-frames={tmp_path / name}.npz",
+        ]
+
+    victim = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    state = tmp_path / "killed" / ".work" / "state.json"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not state.exists():
+        assert victim.poll() is None
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    done = len(json.loads(state.read_text())["clips"])
+    assert 1 <= done < 3
+    assert not (tmp_path / "killed" / "video.mp4").exists()
+
+    resumed = json.loads(subprocess.run(command("killed"), capture_output=True, check=True).stdout)
+    whole = json.loads(subprocess.run(command("whole"), capture_output=True, check=True).stdout)
+    assert (resumed["resumed_clips"], whole["resumed_clips"]) == (done, 0)
+    exact = [np.load(tmp_path / f"{name}.npz")["frames"] for name in ("killed", "whole")]
+    assert np.array_equal(*exact)
+    assert (tmp_path / "killed/video.mp4").read_bytes() == (tmp_path / "whole/video.mp4").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["poster.jpg", "result.json", "video.mp4"]
+
+
+def test_other_settings_do_not_resume(tiny_snapshot, make_task, monkeypatch):
+    task = make_task(frames=9)
+    animate, calls = runner.Animator.animate, []
+
+    def crash_on_second(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("crashed")
+        return animate(self, *arguments)
+
+    monkeypatch.setattr(runner.Animator, "animate", crash_on_second)
+    [result], recorder = run(tiny_snapshot, task)
+    assert result.error == "RuntimeError: crashed"
+    assert any("Traceback" in line for line in recorder.lines)
+    assert len(json.loads((task.output / ".work/state.json").read_text())["clips"]) == 1
+    other = task.model_copy(update={"settings": task.settings.model_copy(update={"seed": 7})})
+    [result], _ = run(tiny_snapshot, other)
+    assert (result.status, result.resumed_clips) == ("succeeded", 0)
+
+
+@pytest.mark.parametrize("frames, refert, clips", [(2, 1, 1), (5, 1, 1), (6, 1, 2), (9, 1, 2), (10, 1, 3)])
+def test_clip_count(frames, refert, clips):
+    assert runner.clip_count(frames, GenerateSettings(clip_len=5, refert_num=refert)) == clips

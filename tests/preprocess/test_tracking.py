@@ -1,0 +1,90 @@
+import pytest
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.preprocess.estimators.base import Detection
+from wan_orchestration.preprocess.tracking import Choice, Tracker
+from wan_orchestration.settings import PreprocessSettings
+
+
+def person(x: float, y: float = 100, width: float = 60, height: float = 160) -> Detection:
+    return Detection((x - width / 2, y - height / 2, x + width / 2, y + height / 2), 0.9)
+
+
+def tracker(choice: str = "largest") -> Tracker:
+    return Tracker(Choice.parse(choice), 30, (640, 360))
+
+
+def test_keeps_to_the_person_when_another_becomes_larger():
+    follow = tracker()
+    for t in range(60):
+        near = person(100 + t)
+        other = person(500 - t, width=30 + 3 * t, height=60 + 5 * t)
+        assert follow.follow(t, [other, near]) is near
+
+
+def test_keeps_to_the_person_while_two_cross():
+    follow = tracker("point:105,100")
+    for t in range(60):
+        a, b = person(100 + 6 * t), person(460 - 6 * t, y=112)
+        assert follow.follow(t, [b, a]) is a
+
+
+def test_waits_for_a_person_hidden_for_a_moment():
+    follow = tracker()
+    for t in range(10):
+        follow.follow(t, [person(100 + 2 * t)])
+    for t in range(10, 20):
+        assert follow.follow(t, [person(500)]) is None
+    back = person(100 + 2 * 20)
+    assert follow.follow(20, [person(500), back]) is back
+    assert follow.taken_up_again == []
+
+
+def test_a_switch_is_reported():
+    follow = tracker()
+    follow.follow(0, [person(100)])
+    for t in range(1, 31):
+        assert follow.follow(t, [person(500)]) is None
+    assert follow.follow(31, [person(500)]) is not None
+    assert follow.taken_up_again == [31]
+
+
+def test_a_wrong_start_is_forgotten():
+    follow = tracker()
+    assert follow.follow(0, [person(500)]) is not None
+    follow.judge(False, True)
+    assert follow.follow(1, [person(100)]) is not None
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("largest", 1),
+        ("index:1", 1),
+        ("index:2", 0),
+        ("index:4", None),
+        ("point:500,100", 2),
+        ("point:0.78,0.28", 2),
+        ("point:10,10", None),
+        ("box:60,20,140,180", 0),
+        ("box:0.1,0.05,0.22,0.5", 0),
+        ("box:600,300,640,360", None),
+    ],
+)
+def test_who_is_meant(choice, expected):
+    people = [person(100), person(300, width=100), person(500, width=50)]
+    picked = Choice.parse(choice).pick(people, (640, 360))
+    assert picked is (None if expected is None else people[expected])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "tallest", "index:0", "index:1.5", "box:1,2,3", "point:1", "point:1,2,3", "point:-1,2"]
+)
+def test_anything_else_is_refused_by_the_settings(text):
+    with pytest.raises(ValueError, match="expected largest"):
+        PreprocessSettings(person=text)
+
+
+def test_an_empty_box_is_refused():
+    with pytest.raises(BadInput, match="x0 < x1"):
+        Choice.parse("box:10,10,5,20")

@@ -5,6 +5,7 @@ partition (the `drop_folder` sensor does that where `dagster dev` runs), and the
 """
 
 import argparse
+import json
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -24,6 +26,9 @@ from wan_orchestration.settings import DagsterHome, environment
 
 ASSETS = ("weight_snapshot", "preprocessed_clips", "generated_video")
 RANDOM_WEIGHTS = "wan-animate-random"
+
+# Enough for noise, and two clips to see one follow the other.
+DEMO_SETTINGS = {"sampling_steps": 4, "clip_len": 41}
 
 LOG_LINE = re.compile(r"\S+ \S+ \S+ - dagster - (INFO|WARNING|ERROR) - \S+ - (?P<run>[0-9a-f-]{36}) - (?P<text>.*)")
 
@@ -37,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("wan-animate run", description="Make the video of one job through Dagster.")
     parser.add_argument("job", help="name of a folder in data/jobs")
     job = parser.parse_args(argv).job
-    return _in_words(lambda: materialize(job, {}))
+    return _in_words(lambda: materialize(job, {}, {}))
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -60,18 +65,18 @@ def make_demo() -> None:
         made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if made.returncode:
             raise RunFailed(f"the snapshot could not be made:\n{made.stdout}")
-    materialize("demo", {"WAN_CHECKPOINT_DIR": str(weights)})
+    materialize("demo", {"WAN_CHECKPOINT_DIR": str(weights)}, DEMO_SETTINGS)
     print(
-        "\nThe weights are random, so the video shows noise; all else is as with the 14B weights.\n"
+        "\nThe weights are random and the steps few, so the video shows noise; all else is as with the 14B weights.\n"
         "With those, downloaded from ModelScope or named by WAN_CHECKPOINT_DIR, the same job is made by:\n"
         "  uv run wan-animate run demo"
     )
 
 
-def materialize(key: str, variables: Mapping[str, str]) -> None:
+def materialize(key: str, variables: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     """Make a job's video on the instance of DAGSTER_HOME, and say where it is. BadInput, RunFailed.
 
-    `variables` are set for the run beside this process's environment.
+    `variables` are set for the run beside this process's environment, `settings` win over the job's own.
     """
     env, home = environment(), DagsterHome().home.absolute()
     Job.open(env.jobs_root / check_key(key))
@@ -85,6 +90,8 @@ def materialize(key: str, variables: Mapping[str, str]) -> None:
     variables = {"DAGSTER_HOME": str(home), **variables}
     command = ["dagster", "asset", "materialize", "-m", "wan_orchestration.definitions"]
     command += ["--select", ",".join(ASSETS), "--partition", key]
+    if settings:
+        command += ["--config-json", json.dumps({"ops": {"generated_video": {"config": settings}}})]
     print(
         f"Materializing {', '.join(ASSETS)} of job {key}:\n  {_shown(variables, ['uv', 'run', *command])}\n", flush=True
     )

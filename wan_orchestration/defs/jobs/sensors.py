@@ -22,7 +22,7 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
     defaults = f"{validate(GenerateSettings, {})!r}{validate(PreprocessSettings, {})!r}"
     seen: dict[str, str] = json.loads(context.cursor or "{}")
     now: dict[str, str] = {}
-    jobs_seen, observations = [], []
+    keys, observations, unusable = [], [], []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         now[folder.name] = _state(folder, defaults)
         if now[folder.name] == seen.get(folder.name):
@@ -30,13 +30,17 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
         try:
             job = Job.open(folder)
             observations += observe(job)
-            jobs_seen.append(job.key)
+            keys.append(job.key)
         except BadInput as error:
-            context.log.warning(str(error))
+            unusable.append(str(error))
+    new = set(keys) - set(context.instance.get_dynamic_partitions("jobs"))
     return dg.SensorResult(
-        dynamic_partitions_requests=[jobs.build_add_request(jobs_seen)] if jobs_seen else [],
+        dynamic_partitions_requests=[jobs.build_add_request(sorted(new))] if new else [],
         asset_events=observations,
         cursor=json.dumps(now),
+        skip_reason="\n".join(
+            [f"{len(now)} job folders, {len(new)} new, {len(keys) - len(new)} to look at again", *unusable]
+        ),
     )
 
 

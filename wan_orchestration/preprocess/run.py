@@ -131,11 +131,13 @@ def preprocess(
     )
     found_at = time.monotonic()
     motion = person.motion
+    face_seen = motion.found("face")
     motion.fill_gaps(round(settings.max_gap * video.fps))
     if estimator.smooth:
         motion.smooth(estimator.smooth * float(video.fps))
     _tell_about_person(person, notices, log)
     boxes, faceless = face_boxes(motion)
+    faceless |= ~face_seen
     _tell_about_faces(boxes, faceless, notices, log)
     retarget, place = "off", _placed_off(video.size, size)
     if settings.mode == "animate" and settings.retarget != "off":

@@ -1,0 +1,53 @@
+"""The real worker with a stand-in engine, which behaves as the first job's name says."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+from wan_orchestration.messages import Progress, Request, Result
+from wan_orchestration.worker import main
+
+
+def succeed(request: Request, reporter):
+    """More output than a pipe holds, on both streams."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.write("x" * 300_000 + "\n")
+    for task in request.tasks:
+        for step in range(4):
+            reporter.progress(Progress(job_id=task.job_id, clip=1, clips=1, step=step, steps=4))
+            time.sleep(0.2)
+        reporter.log(f"threads: {os.environ['OMP_NUM_THREADS']}")
+        reporter.finished(Result(job_id=task.job_id, status="succeeded", created_at=task.created_at))
+
+
+def crash(request: Request, reporter):
+    os._exit(3)
+
+
+def mute(request: Request, reporter):
+    """Leaves without a result."""
+
+
+def stubborn(request: Request, reporter):
+    """Ignores every polite signal, as does a process that it started; leaves their ids behind."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    children = []
+    if request.tasks[0].job_id.endswith("with-child"):
+        children = [subprocess.Popen(["sleep", "600"]).pid]
+    written = request.tasks[0].output / "pids.part"
+    written.write_text(" ".join(map(str, [os.getppid(), os.getpid(), *children])))
+    written.rename(Path(request.tasks[0].output) / "pids")
+    time.sleep(600)
+
+
+engine = ModuleType("wan_orchestration.runner")
+engine.run = lambda request, reporter: globals()[request.tasks[0].job_id.split("-")[0]](request, reporter)
+sys.modules[engine.__name__] = engine
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""The client against real torchrun processes and the real worker; only the engine is a stand-in."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+DEFINITIONS = HERE / "stand_in_definitions.py"
+DEADLINE = 15.0
+"""Seconds in which a job must be gone once its step is."""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Sets what the stand-in engine does, and where it leaves its process ids."""
+
+    def choose(name: str) -> Path:
+        monkeypatch.setenv("STAND_IN_FOLDER", str(tmp_path))
+        monkeypatch.setenv("STAND_IN_JOB", name)
+        monkeypatch.setenv("PYTHONPATH", str(HERE))
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        return tmp_path
+
+    return choose
+
+
+def materialize(tmp_path: Path) -> tuple[dg.ExecuteInProcessResult, list[str]]:
+    """Runs the asset in this process; its result and the lines of its log."""
+    spec = importlib.util.spec_from_file_location("stand_in_definitions", DEFINITIONS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        result = dg.materialize(
+            [module.launched], instance=instance, resources=module.defs.resources, raise_on_error=False
+        )
+        return result, [entry.user_message for entry in instance.all_logs(result.run_id)]
+
+
+def failure(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    return event.step_failure_data.user_failure_data.description
+
+
+def appears(file: Path, seconds: float = 60) -> list[int]:
+    """The process ids in `file`, once it is there."""
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < end, f"{file} did not appear"
+        time.sleep(0.1)
+    return [int(pid) for pid in file.read_text().split()]
+
+
+def alive(pids: list[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def all_end(pids: list[int], seconds: float = DEADLINE) -> bool:
+    end = time.monotonic() + seconds
+    while alive(pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not alive(pids)
+
+
+def test_reports_progress_and_survives_much_output(job):
+    folder = job("succeed")
+    result, log = materialize(folder)
+    assert result.success
+    assert any(line.startswith("succeed: clip 1/1, step ") for line in log)
+    assert f"threads: {len(os.sched_getaffinity(0))}" in log
+    assert not list(folder.glob("wan-launch-*")), "the request's folder is left behind"
+
+
+@pytest.mark.parametrize("name, code", [("crash", 1), ("mute", 0)])
+def test_a_worker_without_a_result_fails_in_words(job, name, code):
+    result, _ = materialize(job(name))
+    assert f"ended with exit code {code} before it had a result for {name}" in failure(result)
+
+
+def test_the_worker_dies_with_torchrun(job):
+    folder = job("stubborn")
+    killed = []
+
+    def kill_agent():
+        agent, worker = appears(folder / "pids")
+        os.kill(agent, signal.SIGKILL)
+        killed.append(worker)
+
+    thread = threading.Thread(target=kill_agent)
+    thread.start()
+    result, _ = materialize(folder)
+    thread.join()
+    assert all_end(killed)
+    assert "before it had a result for stubborn" in failure(result)
+
+
+@pytest.mark.parametrize(
+    "name, number",
+    [("stubborn-with-child", signal.SIGTERM), ("stubborn", signal.SIGKILL)],
+)
+def test_nothing_survives_the_step(job, tmp_path, name, number):
+    folder = job(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-f", str(DEFINITIONS), "--select", "launched"]
+    with (tmp_path / "log").open("w") as log:
+        step = subprocess.Popen(command, env={**os.environ, "DAGSTER_HOME": str(home)}, stdout=log, stderr=log)
+    pids = appears(folder / "pids")
+    step.send_signal(number)
+    assert all_end([step.pid, *pids]), (tmp_path / "log").read_text()
+    step.wait()

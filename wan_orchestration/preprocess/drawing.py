@@ -50,7 +50,7 @@ def draw_body(canvas: np.ndarray, joints: np.ndarray, width: int) -> None:
             360,
             1,
         )
-        cv2.fillConvexPoly(canvas, outline, tuple(int(channel * 0.6) for channel in colour))
+        cv2.fillConvexPoly(canvas, np.asarray(outline), tuple(int(channel * 0.6) for channel in colour))
     for joint, colour in enumerate(_COLOURS):
         if drawn[joint]:
             cv2.circle(canvas, (int(joints[joint, 0]), int(joints[joint, 1])), width, colour, thickness=-1)

@@ -31,4 +31,4 @@ def face_boxes(motion: Motion) -> tuple[list[Box] | None, np.ndarray]:
             after = before
         weight = (np.arange(1, end - start + 1) / (end - start + 1))[:, None]
         boxes[start:end] = np.round(before * (1 - weight) + after * weight)
-    return [tuple(map(int, box)) for box in boxes], missing
+    return [(int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in boxes], missing

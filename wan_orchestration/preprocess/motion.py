@@ -1,34 +1,40 @@
 """One person through a video: keypoints of every frame, gaps closed, jitter taken out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from wan_orchestration.preprocess.keypoints import PARTS, Pose
+from wan_orchestration.preprocess.keypoints import PARTS, Pose, absent
 
 
 class Motion:
     """Poses of the chosen frames in order, (T, points, 3) float32 for each part; 1.6 kB a frame."""
 
-    def __init__(self, size: tuple[int, int], **parts: np.ndarray) -> None:
+    def __init__(self, size: tuple[int, int], frames: int) -> None:
+        """`size` is (width, height) px; nothing is found yet."""
         self.size = size
-        self.body, self.left_hand, self.right_hand, self.face = (parts[part] for part in PARTS)
+        self.body, self.left_hand, self.right_hand, self.face = (
+            np.tile(absent(count).astype(np.float32), (frames, 1, 1)) for count in PARTS.values()
+        )
 
     @classmethod
-    def from_poses(cls, size: tuple[int, int], poses: Iterable[Pose | None]) -> "Motion":
+    def from_poses(cls, size: tuple[int, int], poses: Sequence[Pose | None]) -> "Motion":
         """None is a frame in which the person was not found."""
-        missing = Pose.empty(size)
-        stacks: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
-        for pose in poses:
-            for part, stack in stacks.items():
-                stack.append(getattr(pose or missing, part).astype(np.float32))
-        return cls(size, **{part: np.stack(stack) for part, stack in stacks.items()})
+        motion = cls(size, len(poses))
+        for index, pose in enumerate(poses):
+            if pose is not None:
+                motion[index] = pose
+        return motion
 
     def __len__(self) -> int:
         return len(self.body)
 
     def __getitem__(self, index: int) -> Pose:
         return Pose(self.size, *(getattr(self, part)[index].astype(np.float64) for part in PARTS))
+
+    def __setitem__(self, index: int, pose: Pose) -> None:
+        for part in PARTS:
+            getattr(self, part)[index] = getattr(pose, part)
 
     def found(self, part: str) -> np.ndarray:
         """(T,) bool: frames in which any point of the part was found."""

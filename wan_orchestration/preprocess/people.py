@@ -9,7 +9,6 @@ import numpy as np
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Detection, Estimator, Frame
 from wan_orchestration.preprocess.frames import DrivingVideo, ahead, batched
-from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.motion import Motion, describe_frames
 from wan_orchestration.preprocess.tracking import Choice, Tracker, numbered
 
@@ -48,32 +47,33 @@ def follow_person(video: DrivingVideo, estimator: Estimator, choice: Choice, pro
     """Keypoints of the person chosen. BadInput: nobody is found, or not in most of the frames."""
     tracker = Tracker(choice, float(video.fps), video.size)
     sampled = set(np.linspace(0, len(video) - 1, min(SAMPLES, len(video))).round().astype(int).tolist())
-    poses: list[Pose | None] = []
+    motion = Motion(video.size, len(video))
+    found_in = np.zeros(len(video), bool)
+    done = 0
     several: list[int] = []
     samples: list[Sample] = []
     crowd_seen = False
     for batch in batched(ahead(video, 2 * estimator.batch), estimator.batch):
-        start = len(poses)
         unique = _without_repeats(batch)
         people = dict(zip((frame.source for frame in unique), estimator.detect(unique)))
-        followed = [tracker.follow(start + i, people[frame.source]) for i, frame in enumerate(batch)]
+        followed = [tracker.follow(done + i, people[frame.source]) for i, frame in enumerate(batch)]
         seen = {frame.source: (frame, person) for frame, person in zip(batch, followed) if person is not None}
         found = dict(zip(seen, estimator.estimate(*zip(*seen.values())))) if seen else {}
         for i, frame in enumerate(batch):
             pose = found.get(frame.source)
             tracker.judge(pose is not None, followed[i] is not None)
-            poses.append(pose if followed[i] is not None else None)
+            if pose is not None and followed[i] is not None:
+                motion[done + i], found_in[done + i] = pose, True
             crowd = numbered(people[frame.source])
             if len(crowd) > 1:
-                several.append(start + i)
+                several.append(done + i)
             # The first frame with several people is shown too: it is where they are numbered.
-            if start + i in sampled or (len(crowd) > 1 and not crowd_seen):
+            if done + i in sampled or (len(crowd) > 1 and not crowd_seen):
                 crowd_seen = crowd_seen or len(crowd) > 1
-                samples.append(_sample(start + i, frame, crowd, followed[i] if pose else None))
-        progress(len(poses))
-    found_in = np.array([pose is not None for pose in poses])
+                samples.append(_sample(done + i, frame, crowd, followed[i] if pose else None))
+        done += len(batch)
+        progress(done)
     _check(video, choice, found_in, several)
-    motion = Motion.from_poses(video.size, poses)
     return Person(motion, found_in, several, tracker.taken_up_again, samples)
 
 

@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from wan_orchestration.preprocess.keypoints import (
+    CONFIDENT,
     LEFT_ANKLE,
     LEFT_HIP,
     LEFT_WRIST,
@@ -71,24 +72,24 @@ class Retargeting:
 
     def _placed(self, motion: Motion, reference: Pose, window: int) -> Self | None:
         """With the offset that sets the first second of the motion on the picture."""
-        moved = np.stack([self._joints(motion.body[t].astype(np.float64)) for t in range(len(motion))])
+        in_picture = confident(reference.body)
+        in_video = _sure(motion.body)
         anchors = {
-            "ankles": (_HIPS if confident(reference.body)[_HIPS].all() else _ANKLES, _ANKLES),
+            "ankles": (_HIPS if in_picture[_HIPS].all() else _ANKLES, _ANKLES),
             "hips": (_HIPS, _HIPS),
             "neck": ([NECK], [NECK]),
-            "joints": (shared := np.flatnonzero(confident(reference.body) & _ever(moved)).tolist(), shared),
+            "joints": (shared := np.flatnonzero(in_picture & in_video.any(axis=0)).tolist(), shared),
         }
         for name, (across, down) in anchors.items():
             used = sorted({*across, *down})
-            if not used or not confident(reference.body[used]).all():
+            frames = np.flatnonzero(in_video[:, used].all(axis=1))
+            if not used or not in_picture[used].all() or not len(frames):
                 continue
-            frames = [t for t in range(len(moved)) if confident(moved[t, used]).all()]
-            frames = [t for t in frames if t < window] or frames
-            if not frames:
-                continue
-            x = np.median(moved[frames][:, across, 0].mean(axis=1)) - reference.body[across, 0].mean()
+            frames = frames[frames < window] if frames[0] < window else frames[:window]
+            moved = np.stack([self._joints(motion[t].body) for t in frames])
+            x = np.median(moved[:, across, 0].mean(axis=1)) - reference.body[across, 0].mean()
             lowest = np.max if name == "ankles" else np.mean
-            y = np.median(lowest(moved[frames][:, down, 1], axis=1)) - lowest(reference.body[down, 1])
+            y = np.median(lowest(moved[:, down, 1], axis=1)) - lowest(reference.body[down, 1])
             return replace(self, offset=np.array([-x, -y]), anchor=name)
         return None
 
@@ -121,7 +122,7 @@ class Retargeting:
 
 def _lengths(bodies: np.ndarray) -> np.ndarray:
     """(T, 19) px, NaN where an end is in doubt, from (T, 20, 3)."""
-    sure = (bodies[..., 2] >= 0.5) & np.isfinite(bodies[..., :2]).all(axis=-1)
+    sure = _sure(bodies)
     lengths = np.linalg.norm(bodies[:, _CHILDREN, :2] - bodies[:, _PARENTS, :2], axis=-1)
     return np.where(sure[:, _CHILDREN] & sure[:, _PARENTS] & (lengths > 0), lengths, np.nan)
 
@@ -146,9 +147,9 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def _ever(bodies: np.ndarray) -> np.ndarray:
-    """(20,) bool: joints that can be relied on in some frame of (T, 20, 3)."""
-    return ((bodies[..., 2] >= 0.5) & np.isfinite(bodies[..., :2]).all(axis=-1)).any(axis=0)
+def _sure(bodies: np.ndarray) -> np.ndarray:
+    """(T, 20) bool: joints of (T, 20, 3) that can be relied on."""
+    return (bodies[..., 2] >= CONFIDENT) & np.isfinite(bodies[..., :2]).all(axis=-1)
 
 
 def _at_wrist(hand: np.ndarray, old_wrist: np.ndarray, new_wrist: np.ndarray, scale: float) -> np.ndarray:

@@ -173,7 +173,7 @@ class Sam2:
     def __init__(self, model: Sam2VideoModel, device: str, interval: int) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = model.to(torch.device(device))
+        self._model = model.to(device)  # pyright: ignore[reportArgumentType]
         self._device = device
         self._interval = interval
         self._side = int(model.config.image_size)  # pyright: ignore[reportArgumentType]
@@ -192,7 +192,6 @@ class Sam2:
             self._prompted_at = index - self._interval
         session = self._session
         session.add_new_frame(self._pixels(picture), frame_idx=index)
-        mask = None
         if enough and index - self._prompted_at >= self._interval:
             self._prompt(index, points, width, height)
         mask = self._segment(index, width, height)

@@ -47,16 +47,16 @@ class Choice:
         if self.kind == "index":
             place = int(self.values[0]) - 1
             return by_size[place] if place < len(by_size) else None
-        values = self.values
-        if max(values) <= 1:
-            values = tuple(value * size[axis % 2] for axis, value in enumerate(values))
+        in_parts = max(self.values) <= 1
+        values = [value * size[axis % 2] if in_parts else value for axis, value in enumerate(self.values)]
         if self.kind == "point":
             x, y = values
             inside = [p for p in by_size if p.box[0] <= x <= p.box[2] and p.box[1] <= y <= p.box[3]]
             # Of people one behind the other, the point says who by lying nearest to the middle.
             return min(inside, key=lambda p: math.dist(_centre(p.box), (x, y)) / math.sqrt(p.area), default=None)
-        best = max(by_size, key=lambda p: overlap(p.box, values), default=None)
-        return best if best is not None and overlap(best.box, values) > 0.1 else None
+        x0, y0, x1, y1 = values
+        best = max(by_size, key=lambda p: overlap(p.box, (x0, y0, x1, y1)), default=None)
+        return best if best is not None and overlap(best.box, (x0, y0, x1, y1)) > 0.1 else None
 
 
 @dataclass

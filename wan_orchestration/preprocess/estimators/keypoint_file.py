@@ -4,6 +4,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,8 +111,7 @@ class KeypointFile:
         elif self._size is not None:
             scale = (width / self._size[0], height / self._size[1])
         empty = Pose.empty(frame.size)
-        parts = {part: person.get(part, getattr(empty, part)) for part in PARTS}
-        return Pose(frame.size, **parts).moved(scale, (0.0, 0.0), frame.size)
+        return replace(empty, **person).moved(scale, (0.0, 0.0), frame.size)
 
     def _open_npz(self) -> tuple[int, Callable[[int], list[Person]]]:
         try:

@@ -114,8 +114,8 @@ class _Worker:
         return Pose(
             frame.size,
             body=body,
-            left_hand=self._hand_points(frame.pixels, *points[list(_LEFT_HAND)]),
-            right_hand=self._hand_points(frame.pixels, *points[list(_RIGHT_HAND)]),
+            left_hand=self._hand_points(frame.pixels, points[list(_LEFT_HAND)]),
+            right_hand=self._hand_points(frame.pixels, points[list(_RIGHT_HAND)]),
             face=self._face_points(frame.pixels, points[:11]),
         )
 
@@ -130,13 +130,15 @@ class _Worker:
         points = _refined(landmarks[:, :2], sigmoid(outputs[1, 64, 64, 39][0, :, :, :33]), side)
         return region.place(points, side), visible
 
-    def _hand_points(self, picture: np.ndarray, wrist: np.ndarray, little: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """(21, 3), absent where there is no hand."""
+    def _hand_points(self, picture: np.ndarray, palm_points: np.ndarray) -> np.ndarray:
+        """(21, 3) from the body's (3, 2) wrist, little and index finger; absent where there is no hand."""
+        wrist, little, index = palm_points
         middle = (2 * index + little) / 3
         palm = Region.spanned(wrist, middle, 1, 90)
         if palm.side < 4:
             return absent(21)
-        around = Region(*middle, palm.side * 2.7 * 0.75, palm.rotation).shifted_down(-0.1)
+        x, y = middle
+        around = Region(x, y, palm.side * 2.7 * 0.75, palm.rotation).shifted_down(-0.1)
         side = self._centre_hand.side
         (raw,) = self._centre_hand(around.cut(picture, side) / 255)
         centre, edge = around.place(raw.reshape(2, 2).astype(np.float64), side)
@@ -153,7 +155,8 @@ class _Worker:
     def _face_points(self, picture: np.ndarray, head: np.ndarray) -> np.ndarray:
         """(68, 3) from the body's (11, 2) points of the head, absent where there is no face."""
         low, high = head.min(axis=0), head.max(axis=0)
-        around = Region(*((low + high) / 2), float((high - low).max()) * 3)
+        x, y = (low + high) / 2
+        around = Region(x, y, float((high - low).max()) * 3)
         if around.side < 16:
             return absent(68)
         side = self._find_face.side
@@ -164,7 +167,8 @@ class _Worker:
         corners = around.place(max(faces, key=lambda face: face[1])[0] * side, side)
         eyes = Region.spanned(corners[2], corners[3], 1, 0)
         extent = float((corners[1] - corners[0]).max())
-        region = Region(*corners[:2].mean(axis=0), extent * 2, eyes.rotation)
+        x, y = corners[:2].mean(axis=0)
+        region = Region(x, y, extent * 2, eyes.rotation)
         side = self._face.side
         landmarks, presence = sorted(self._face(region.cut(picture, side) / 255), key=lambda out: -out.size)
         certainty = float(sigmoid(presence.ravel()[0]))

@@ -46,7 +46,7 @@ class VitPose:
     def __init__(self, snapshot: Path, channel_order: ChannelOrder, device: str = "auto") -> None:
         self._detector = _Network(snapshot / DETECTOR, device)
         self._pose = _Network(snapshot / POSE, device)
-        self._channel_order = channel_order
+        self._channel_order: ChannelOrder = channel_order
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
         rows = self._detector(np.stack([detector_input(frame.pixels) for frame in frames]))
@@ -123,8 +123,9 @@ def people(rows: np.ndarray, size: tuple[int, int]) -> list[Detection]:
     boxes = np.column_stack([corner, extent])
     kept = cv2.dnn.NMSBoxes(boxes.tolist(), rows[:, 4].tolist(), _MIN_SCORE, _MAX_OVERLAP)
     return [
-        Detection(tuple(map(float, (*boxes[i, :2], *(boxes[i, :2] + boxes[i, 2:])))), float(rows[i, 4]))
+        Detection((float(x), float(y), float(x + width), float(y + height)), float(rows[i, 4]))
         for i in np.asarray(kept).ravel()
+        for x, y, width, height in [boxes[i]]
     ]
 
 

@@ -247,7 +247,7 @@ class FrameReader:
         lands late, the one before that does; the file's start always does.
         """
         key = bisect_right(self._keys, self._pts[index])
-        return [*self._keys[max(key - 2, 0) : key][::-1], min(self._pts[0], *self._keys[:1])]
+        return [*self._keys[max(key - 2, 0) : key][::-1], min([self._pts[0], *self._keys[:1]])]
 
     def _seek(self, pts: int) -> None:
         if pts <= self._pts[0]:

@@ -1,0 +1,43 @@
+def test_ready_clips_are_placed(make_job, materialize, data_root):
+    folder = make_job("ready")
+    result = materialize("preprocessed_clips", key="ready")
+    assert result.success
+    placed = {path.name: path.read_bytes() for path in (data_root / "clips" / "ready").iterdir()}
+    assert placed == {path.name: path.read_bytes() for path in folder.iterdir()}
+    (event,) = result.asset_materializations_for_node("preprocessed_clips")
+    assert event.metadata["frames"].value == 5 and event.metadata["size"].value == "96x64"
+
+
+def test_the_data_version_is_what_the_clips_hold(make_job, materialize):
+    def version() -> str:
+        (event,) = materialize("preprocessed_clips", key="job").asset_materializations_for_node("preprocessed_clips")
+        return event.tags["dagster/data_version"]
+
+    folder = make_job("job")
+    first = version()
+    assert version() == first
+    (folder / "src_ref.png").write_bytes((make_job("other", width=64) / "src_ref.png").read_bytes())
+    assert version() == first, "the same picture"
+    (folder / "src_face.mp4").write_bytes((make_job("third", face_frames=7) / "src_face.mp4").read_bytes())
+    assert version() != first
+
+
+def test_bad_clips_fail_in_words_and_leave_nothing(make_job, materialize, reason, data_root):
+    folder = make_job("bad")
+    video = (folder / "src_pose.mp4").read_bytes()
+    (folder / "src_pose.mp4").write_bytes(video[: len(video) // 2])
+    assert "src_pose.mp4" in reason(materialize("preprocessed_clips", key="bad"))
+    assert not (data_root / "clips").exists() or not list((data_root / "clips").iterdir())
+
+
+def test_a_folder_that_is_missing_or_misnamed(materialize, reason):
+    assert "no such job folder" in reason(materialize("preprocessed_clips", key="gone"))
+    assert "job key '../clips'" in reason(materialize("preprocessed_clips", key="../clips"))
+
+
+def test_raw_inputs_are_told_that_clips_are_needed(make_job, materialize, reason):
+    folder = make_job("raw")
+    (folder / "src_pose.mp4").rename(folder / "driving.mp4")
+    (folder / "src_ref.png").rename(folder / "reference.png")
+    (folder / "src_face.mp4").unlink()
+    assert "put ready clips there" in reason(materialize("preprocessed_clips", key="raw"))

@@ -1,0 +1,59 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+
+ROOT = Path(__file__).parents[2]
+
+HEAVY = "torch diffusers transformers modelscope modelscope_hub av cv2 onnxruntime pandas"
+
+LOAD = f"""
+import sys, time
+import wan_orchestration.definitions
+print(time.process_time())
+wan_orchestration.definitions.definitions().get_repository_def()
+print(*[name for name in {HEAVY!r}.split() if name in sys.modules])
+"""
+
+
+def test_the_code_location_is_light():
+    """In CPU time, Python's own start included, so that other work on the machine does not count."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    times = []
+    # The first may have to compile.
+    for _ in range(3):
+        output = subprocess.run(
+            [sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        seconds, heavy = output.split("\n")[:2]
+        times.append(float(seconds))
+        assert heavy == ""
+    assert min(times) < 1.5
+
+
+def test_every_asset_says_what_it_is(repository: dg.RepositoryDefinition):
+    nodes = {node.key.to_user_string(): node for node in repository.asset_graph.asset_nodes}
+    assert set(nodes) == {"job_inputs", "job_settings", "weight_snapshot", "preprocessed_clips", "generated_video"}
+    for name, node in nodes.items():
+        assert node.description and node.kinds and node.owners and node.group_name != "default", name
+        assert node.code_version or node.is_external, name
+        assert node.is_partitioned == (name != "weight_snapshot")
+
+
+def test_dagster_accepts_the_project(tmp_path):
+    """By the project's own dagster.yaml and workspace.yaml, without a warning but for Dagster's of its own command."""
+    (tmp_path / "dagster.yaml").write_bytes((ROOT / "dagster_home" / "dagster.yaml").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-m", "dagster", "definitions", "validate"],
+        env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "All code locations passed validation" in done.stdout
+    assert not [line for line in done.stdout.splitlines() if "arning" in line and "SupersessionWarning" not in line]

@@ -1,0 +1,57 @@
+import dagster as dg
+import pytest
+
+from wan_orchestration.defs.jobs.assets import observe
+from wan_orchestration.defs.jobs.sensors import drop_folder
+from wan_orchestration.defs.partitions import register
+from wan_orchestration.errors import BadInput
+from wan_orchestration.job import Job
+
+
+def versions(folder) -> dict[str, str]:
+    return {event.asset_key.to_user_string(): event.tags["dagster/data_version"] for event in observe(Job.open(folder))}
+
+
+def test_settings_and_inputs_have_versions_of_their_own(make_job, monkeypatch):
+    folder = make_job(yaml="generate: {seed: 1}")
+    first = versions(folder)
+    assert versions(folder) == first
+
+    (folder / "job.yaml").write_text("generate: {seed: 2}")
+    settings_changed = versions(folder)
+    assert settings_changed["job_inputs"] == first["job_inputs"]
+    assert settings_changed["job_settings"] != first["job_settings"]
+
+    monkeypatch.setenv("WAN_DEFAULT_SHIFT", "3")
+    assert versions(folder)["job_settings"] != settings_changed["job_settings"]
+
+    (folder / "src_ref.png").write_bytes(b"another picture")
+    assert versions(folder)["job_inputs"] != first["job_inputs"]
+
+
+def test_a_partition_key_must_be_a_job_key(instance):
+    register(instance, "dance-01")
+    with pytest.raises(BadInput, match="job key 'a/b'"):
+        register(instance, "a/b")
+    assert instance.get_dynamic_partitions("jobs") == ["dance-01"]
+
+
+def test_the_sensor_sees_new_and_changed_folders(data_root, instance, make_job):
+    def tick(cursor=None) -> dg.SensorResult:
+        return drop_folder(dg.build_sensor_context(instance=instance, cursor=cursor))
+
+    assert isinstance(tick(), dg.SkipReason)
+    folder = make_job("one")
+    (data_root / "jobs" / "Not A Key").mkdir()
+    first = tick()
+    assert [request.partition_keys for request in first.dynamic_partitions_requests] == [["one"]]
+    assert {event.partition for event in first.asset_events} == {"one"}
+    assert "Not A Key" in first.skip_reason.skip_message
+
+    instance.add_dynamic_partitions("jobs", ["one"])
+    second = tick(first.cursor)
+    assert not second.asset_events and not second.dynamic_partitions_requests
+
+    (folder / "job.yaml").write_text("generate: {seed: 7}")
+    third = tick(second.cursor)
+    assert len(third.asset_events) == 2 and not third.dynamic_partitions_requests

@@ -1,0 +1,57 @@
+"""The video asset's settings and failures. Nothing is launched: see tests/launch, and tests/test_cli.py for it all."""
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from wan_orchestration.defs.videos.config import GenerateConfig
+from wan_orchestration.settings import GenerateSettings
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "random"
+    command = [sys.executable, "-m", "wan_orchestration.animate.random_snapshot", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def generate(**config):
+    return {"generated_video": {"config": config}}
+
+
+def test_the_launchpad_offers_every_setting():
+    fields = GenerateConfig.to_fields_dict()
+    assert set(fields) == set(GenerateSettings.model_fields)
+    assert all(not field.is_required and field.description for field in fields.values())
+
+
+def test_only_what_was_filled_in_is_given():
+    config = GenerateConfig(sample_solver="unipc", seed=0, lora=["a.safetensors:0.5"], use_relighting_lora=False)
+    assert config.given() == {
+        "sample_solver": "unipc",
+        "seed": 0,
+        "lora": ["a.safetensors:0.5"],
+        "use_relighting_lora": False,
+    }
+    with pytest.raises(ValidationError):
+        GenerateConfig(sample_solver="euler")
+
+
+def test_bad_input_is_not_tried_again(make_job, materialize, reason, data_root, monkeypatch, weights):
+    make_job("job")
+    assert "WAN_CHECKPOINT_DIR" in reason(materialize("generated_video", key="job"))
+
+    monkeypatch.setenv("WAN_CHECKPOINT_DIR", str(weights))
+    from wan_orchestration.settings import environment
+
+    environment.cache_clear()
+    assert "materialize preprocessed_clips for it first" in reason(materialize("generated_video", key="job"))
+    result = materialize("generated_video", key="job", config=generate(clip_len=6))
+    assert "clip_len" in reason(result) and "4n+1" in reason(result)
+    assert materialize("preprocessed_clips", key="job").success
+    result = materialize("generated_video", key="job", config=generate(mode="replace"))
+    assert "src_bg.mp4" in reason(result)
+    assert not (data_root / "videos").exists()

@@ -35,9 +35,9 @@ class Widths:
     motion: int = 64
     face_hidden: int = 64
     face_heads: int = 4
-    motion_channels: tuple[int, ...] = (4, 6, 12, 16, 24, 32, 32, 32)
+    motion_channels: tuple[int, ...] = (2, 4, 8, 12, 16, 24, 24, 24)
     motion_dim: int = 20
-    vae: int = 8
+    vae: int = 4
     text_layers: int = 2
     text_heads: int = 4
     clip: int = 160

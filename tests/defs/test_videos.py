@@ -1,13 +1,19 @@
 """The video asset's settings and failures. Nothing is launched: see tests/launch, and tests/test_cli.py for it all."""
 
+import base64
+import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from wan_orchestration.defs.videos.config import GenerateConfig
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.defs.videos.previews import poster
+from wan_orchestration.settings import GenerateSettings, environment
+from wan_orchestration.video import write_poster
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +51,6 @@ def test_bad_input_is_not_tried_again(make_job, materialize, reason, data_root, 
     assert "WAN_CHECKPOINT_DIR" in reason(materialize("generated_video", key="job"))
 
     monkeypatch.setenv("WAN_CHECKPOINT_DIR", str(weights))
-    from wan_orchestration.settings import environment
-
     environment.cache_clear()
     assert "materialize preprocessed_clips for it first" in reason(materialize("generated_video", key="job"))
     result = materialize("generated_video", key="job", config=generate(clip_len=6))
@@ -55,3 +59,13 @@ def test_bad_input_is_not_tried_again(make_job, materialize, reason, data_root, 
     result = materialize("generated_video", key="job", config=generate(mode="replace"))
     assert "src_bg.mp4" in reason(result)
     assert not (data_root / "videos").exists()
+
+
+def test_a_poster_is_small_whatever_it_shows(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (480, 832, 3), dtype=np.uint8)
+    write_poster(tmp_path / "poster.jpg", noise)
+    text = poster(tmp_path / "poster.jpg").value
+    assert len(text) < 20_000
+    jpeg = base64.b64decode(text.removeprefix("![poster](data:image/jpeg;base64,").removesuffix(")"))
+    with Image.open(io.BytesIO(jpeg)) as image:
+        assert image.size == (240, 138)

@@ -70,11 +70,13 @@ class TorchrunClient(dg.ConfigurableResource):
         # The session reads what is left of the messages as it closes.
         listener.hear(session.get_custom_messages())
         missing = {task.job_id for task in request.tasks} - {result.job_id for result in listener.results}
-        if process.returncode or missing:
+        if missing:
             raise dg.Failure(
                 f"The worker ended with exit code {process.returncode} before it had a result for "
-                f"{', '.join(sorted(missing)) or 'the launch'}; its last lines are in this step's stderr."
+                f"{', '.join(sorted(missing))}; its last lines are in this step's stderr."
             )
+        if process.returncode:
+            context.log.warning(f"The worker had all results, but ended with exit code {process.returncode}.")
         return listener.results
 
     def _command(self, request: Path) -> list[str]:

@@ -56,9 +56,8 @@ def generated_video(
     task = Task(job_id=key, clips=folder, output=env.videos_root / key, settings=settings, created_at=datetime.now(UTC))
     result = torchrun.run(context, Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task]))[0]
     if result.status == "failed":
-        raise dg.Failure(
-            result.error or "failed without a reason", metadata=facts(result), allow_retries=not result.bad_input
-        )
+        # What the engine could report will not get better by itself.
+        raise dg.Failure(result.error or "failed without a reason", metadata=facts(result), allow_retries=False)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(version), metadata={"poster": poster(task.output / "poster.jpg"), **facts(result)}
     )

@@ -49,9 +49,9 @@ class _Graph:
         made = self.add("Conv", x, kernel, strides=[stride] * 2, pads=[side // 2] * 4)
         return self.add("Relu", made)
 
-    def save(self, path: Path, x: str, shape: tuple[int, ...], answer: np.ndarray) -> None:
+    def save(self, path: Path, x: str, rank: int, shape: tuple[int, ...], answer: np.ndarray) -> None:
         """Adds `answer` to nothing times `x`, so that the arithmetic cannot be left out."""
-        axes = self.constant("axes", np.arange(1, 3 if x.startswith("Add") else 4))
+        axes = self.constant("axes", np.arange(1, rank))
         mean = self.add("ReduceMean", x, axes, keepdims=0)
         nothing = self.add("Mul", mean, self.constant("zero", np.array(0, np.float32)))
         column = self.add("Reshape", nothing, self.constant("column", np.array([-1] + [1] * (answer.ndim - 1))))
@@ -87,8 +87,7 @@ def _detector(path: Path, answer: np.ndarray) -> None:
         for repeat in range(repeats):
             x = graph.convolution(x, f"stage{stage}.{repeat}", out, out)
         width = out
-    # A mean over a bare convolution's channels: the last sum stands in for the head, which is small.
-    graph.save(path, x, (3, 640, 640), answer)
+    graph.save(path, x, 4, (3, 640, 640), answer)
 
 
 def _pose(path: Path, answer: np.ndarray, blocks: int) -> None:
@@ -112,4 +111,4 @@ def _pose(path: Path, answer: np.ndarray, blocks: int) -> None:
         x = graph.add("Add", x, graph.linear(graph.add("Reshape", mixed, join), "out", WIDTH, WIDTH))
         wide = graph.add("Gelu", graph.linear(graph.norm(x), "up", WIDTH, 4 * WIDTH))
         x = graph.add("Add", x, graph.linear(wide, "down", 4 * WIDTH, WIDTH))
-    graph.save(path, x, (3, 256, 192), answer)
+    graph.save(path, x, 3, (3, 256, 192), answer)

@@ -286,3 +286,47 @@ def test_a_preview_shows_everything_side_by_side(tmp_path, reference):
     (result.output / "src_face.mp4").unlink()
     with pytest.raises(BadInput, match=r"src_face\.mp4"):
         preview(result.output, tmp_path / "alone.mp4")
+
+
+def two_people(folder: Path, frames: int) -> tuple[Path, list, list]:
+    """A small person walks in from the left, a large one stands on the right."""
+    size = (320, 240)
+    small = [figure(size, 90, (60 + 2 * i, 200)) for i in range(frames)]
+    large = [figure(size, 180, (250, 220))] * frames
+    folder.mkdir(parents=True)
+    pictures = [np.maximum(picture_of(a), picture_of(b)) for a, b in zip(small, large)]
+    write_lossless(folder / "driving.mp4", pictures, Fraction(30))
+    people = [
+        {"people": [{"pose_keypoints_2d": whole(a)}, {"pose_keypoints_2d": whole(b)}]} for a, b in zip(small, large)
+    ]
+    (folder / "keypoints.json").write_text(json.dumps(people))
+    return folder / "driving.mp4", small, large
+
+
+def whole(pose) -> list[float]:
+    return pose.body.ravel().tolist()
+
+
+@pytest.mark.parametrize(
+    ("person", "which"), [("largest", 1), ("index:2", 0), ("point:60,150", 0), ("box:0.6,0.1,1,1", 1)]
+)
+def test_the_person_that_was_chosen_is_followed(tmp_path, reference, person, which):
+    path, *walks = two_people(tmp_path / "job", 10)
+    result = run(path, reference, mode="replace", person=person, empty_mask="box", mask_iterations=0, **files(path))
+    assert any(notice.text.startswith("several people") for notice in result.warnings)
+    mask = frames_of(result.output / "src_mask.mp4")[5, ..., 0] > 0
+    columns = np.flatnonzero(mask.any(axis=0))
+    expected = walks[which][5].body[1, 0] / 320 * result.width
+    assert abs((columns[0] + columns[-1]) / 2 - expected) < 8
+
+
+def files(path: Path) -> dict[str, str]:
+    """An empty mask video, so that the box of the person followed shows."""
+    write_lossless(path.parent / "mask.mp4", [np.zeros((240, 320), np.uint8)] * 10, Fraction(30), "gray")
+    return {"masks": "file"}
+
+
+def test_a_person_who_is_nowhere_is_told(tmp_path, reference):
+    path, *_ = two_people(tmp_path / "job", 4)
+    with pytest.raises(BadInput, match=r"no person at point:5,5 was found"):
+        run(path, reference, person="point:5,5")

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import numpy as np
+import onnxruntime
 import pytest
 from figures import figure, picture_of
 from onnx_stubs import heatmap_cells, write_snapshot
@@ -121,6 +122,15 @@ def test_any_batch_axis_gives_the_same(tmp_path, batch):
     for found in estimator.estimate(frames, [found[0] for found in people]):
         assert np.allclose(found.body[:, :2], pose.body[:, :2], atol=0.3)
         assert np.allclose(found.left_hand[:, :2], pose.left_hand[:, :2], atol=0.3)
+
+
+def test_a_gpu_that_is_not_there_is_an_error_only_when_asked_for(tmp_path):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    snapshot = write_snapshot(tmp_path, np.zeros((1, 6)), np.full((133, 2), 20.0))
+    VitPose(snapshot, "published", "auto")
+    with pytest.raises(BadInput, match="onnxruntime-gpu"):
+        VitPose(snapshot, "published", "cuda")
 
 
 def test_missing_and_damaged_networks_are_named(tmp_path):

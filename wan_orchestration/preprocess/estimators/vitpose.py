@@ -19,6 +19,7 @@ DETECTOR = Path("process_checkpoint/det/yolov10m.onnx")
 POSE = Path("process_checkpoint/pose2d/vitpose_h_wholebody.onnx")
 """Below a snapshot; the pose network is either the file or a folder with end2end.onnx."""
 
+_CUDA = "CUDAExecutionProvider"
 _MIN_SCORE = 0.05
 _MAX_OVERLAP = 0.5
 _PERSON = 0
@@ -73,14 +74,19 @@ class _Network:
                 "from ModelScope, Wan-AI/Wan2.2-Animate-14B, process_checkpoint/, or choose estimator: light"
             )
         providers = ["CPUExecutionProvider"]
-        if device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
-        elif device == "cuda":
-            raise BadInput("device: cuda was asked for, but this onnxruntime has no CUDA: install onnxruntime-gpu")
+        if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
+            # CUDA's libraries come with torch; onnxruntime does not look there by itself.
+            onnxruntime.preload_dlls()
+            providers.insert(0, _CUDA)
         try:
             self._session = onnxruntime.InferenceSession(file, providers=providers)
         except Exception as error:  # onnxruntime raises its own types, and bare RuntimeError for some files
             raise BadInput(f"{file} cannot be loaded as an ONNX network: {error}") from error
+        if device == "cuda" and _CUDA not in self._session.get_providers():
+            raise BadInput(
+                "device: cuda was asked for, but onnxruntime runs on the CPU here: install onnxruntime-gpu in place of "
+                "onnxruntime, for the CUDA version of this machine, or use device: auto"
+            )
         entry = self._session.get_inputs()[0]
         self._input = entry.name
         self._static_batch = entry.shape[0] if isinstance(entry.shape[0], int) else None

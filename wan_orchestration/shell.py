@@ -30,7 +30,13 @@ RANDOM_WEIGHTS = "wan-animate-random"
 # Enough for noise, and two clips to see one follow the other.
 DEMO_SETTINGS = {"sampling_steps": 4, "clip_len": 41}
 
-LOG_LINE = re.compile(r"\S+ \S+ \S+ - dagster - (INFO|WARNING|ERROR) - \S+ - (?P<run>[0-9a-f-]{36}) - (?P<text>.*)")
+# A line of Dagster's log. Events have a process id before their text: they are left to the UI.
+LOG_LINE = re.compile(
+    r"\S+ \S+ \S+ - dagster - (INFO|WARNING|ERROR) - \S+ - (?P<run>[0-9a-f-]{36}) - ((?P<event>\d+) - )?(?P<text>.*)"
+)
+
+
+NOISE = ("[pipes]", "Traceback (most recent call last)")
 
 
 class RunFailed(Exception):
@@ -109,7 +115,7 @@ def materialize(key: str, variables: Mapping[str, str], settings: Mapping[str, A
             tail.append(line)
             if match := LOG_LINE.match(line):
                 run_id = match["run"]
-                if "[pipes]" not in match["text"]:
+                if not match["event"] and not any(noise in match["text"] for noise in NOISE):
                     print(f"  {match['text']}", flush=True)
     if process.returncode:
         raise RunFailed((run_id and _reason(instance, run_id)) or "".join(tail))

@@ -173,6 +173,8 @@ class Sam2:
     def __init__(self, model: Sam2VideoModel, device: str, interval: int) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise BadInput("device: cuda was asked for, but torch finds no CUDA device here; use device: auto")
         self._model = model.to(device)  # pyright: ignore[reportArgumentType]
         self._device = device
         self._interval = interval

@@ -127,11 +127,11 @@ def test_the_run_tells_all_about_the_video(instance, project):
     (record,) = instance.fetch_materializations(dg.AssetKey("generated_video"), limit=1).records
     metadata = record.asset_materialization.metadata
     assert record.partition_key == "demo"
-    assert metadata["frames"].value == FRAMES
+    assert metadata["frames"].value == FRAMES and metadata["size"].value == "64x64"
     assert metadata["video"].path == str(project / "data" / "videos" / "demo" / "video.mp4")
     assert metadata["settings"].data["sampling_steps"] == 2
     assert metadata["snapshot"].data["layout"] == "original"
-    assert metadata["peak_memory_bytes"].value > 0
+    assert metadata["peak_memory_gb"].value > 0
     assert {"seconds_load", "seconds_encode", "seconds_denoise", "seconds_decode"} <= set(metadata)
     assert metadata["poster"].md_str.startswith("![poster](data:image/jpeg;base64,")
 

@@ -15,7 +15,7 @@ from wan_orchestration.settings import environment
 @dg.asset(
     partitions_def=jobs,
     deps=[job_inputs],
-    group_name="clips",
+    group_name="animation",
     kinds={"file"},
     owners=["team:animation"],
     code_version="1",

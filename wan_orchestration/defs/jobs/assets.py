@@ -19,7 +19,7 @@ job_inputs = dg.AssetSpec(
     "job_inputs",
     description="Files of a job in the drop folder `data/jobs/<job>`, and how they are to be preprocessed: "
     "ready clips (`src_pose.mp4`, `src_face.mp4`, `src_ref.png`) or a driving video and a picture.",
-    group_name="jobs",
+    group_name="animation",
     kinds={"file"},
     owners=["team:animation"],
     partitions_def=jobs,
@@ -29,7 +29,7 @@ job_settings = dg.AssetSpec(
     "job_settings",
     description="How a job's video is to be generated: the `generate` block of its `job.yaml`, over `WAN_DEFAULT_*` "
     "variables, over the defaults.",
-    group_name="jobs",
+    group_name="animation",
     kinds={"yaml"},
     owners=["team:animation"],
     partitions_def=jobs,

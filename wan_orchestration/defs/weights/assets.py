@@ -15,7 +15,7 @@ class WeightConfig(dg.Config):
 
 
 @dg.asset(
-    group_name="weights",
+    group_name="animation",
     kinds={"pytorch", "file"},
     owners=["team:animation"],
     code_version="1",

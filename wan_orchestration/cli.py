@@ -8,6 +8,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": ("wan_orchestration.shell", "demo", "make the video of data/jobs/demo with small random weights"),
     "run": ("wan_orchestration.shell", "run", "make the video of one job through Dagster"),
+    "preprocess": ("wan_orchestration.prepare", "main", "make clips from a driving video and a picture"),
+    "preview": ("wan_orchestration.prepare", "preview", "write a check video of clips"),
     "infer": ("wan_orchestration.infer", "main", "make the video of one job without Dagster, print the result as JSON"),
 }
 
@@ -19,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "wan-animate",
         usage="wan-animate COMMAND ...",
         description="Character animation with Wan2.2-Animate-14B.",
-        epilog="\n".join(f"  {name:8}{text}" for name, (_, _, text) in COMMANDS.items())
+        epilog="\n".join(f"  {name:12}{text}" for name, (_, _, text) in COMMANDS.items())
         + "\n\n`wan-animate COMMAND --help` says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

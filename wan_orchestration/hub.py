@@ -108,13 +108,22 @@ def resolve(env: Environment, log: Log = _log, allow_download: bool = True, veri
     )
 
 
+def local_snapshot(env: Environment) -> Path | None:
+    """The folder of the snapshot that is there, for what can do without one; nothing is downloaded."""
+    if env.checkpoint_dir is not None:
+        return env.checkpoint_dir
+    folder = _folder(env)
+    manifest = Manifest.read(folder)
+    return folder if manifest and manifest.damage(folder) is None else None
+
+
 def download(env: Environment, log: Log = _log) -> Snapshot:
     """Download what the pipeline reads of WAN_MODEL_ID at WAN_MODEL_REVISION, checked against the hub's listing.
 
     Files that are there already are hashed instead of fetched. Of two processes that download the same snapshot the
     second waits for the first. Raises BadInput and DownloadError.
     """
-    from modelscope_hub.errors import HubError  # noqa: PLC0415 (0.9 s that only a download needs)
+    from modelscope_hub.errors import HubError
 
     folder = _folder(env)
     try:
@@ -149,7 +158,7 @@ def _folder(env: Environment) -> Path:
 @contextmanager
 def _repository(env: Environment, log: Log) -> Iterator[Repository]:
     """The repository through ModelScope's client, with its warnings in our log and without its progress bars."""
-    from modelscope_hub import HubApi, HubConfig, _download  # noqa: PLC0415 (0.9 s that only a download needs)
+    from modelscope_hub import HubApi, HubConfig, _download
     from tqdm.auto import tqdm  # noqa: PLC0415
 
     # There is no switch for the bars, and they would fill the log of a run that nobody watches.
@@ -176,7 +185,7 @@ class _LogHandler(logging.Handler):
 
 def _listing(repository: Repository) -> dict[str, Listed]:
     """Every file of the repository by its path. A path that leaves the snapshot's folder is refused."""
-    from modelscope_hub.errors import InvalidParameter, NotExistError  # noqa: PLC0415 (as in download)
+    from modelscope_hub.errors import InvalidParameter, NotExistError
 
     try:
         entries = repository.api.list_repo_files(repository.name, "model", revision=repository.revision)
@@ -202,7 +211,7 @@ def _listing(repository: Repository) -> dict[str, Listed]:
 
 def _not_there(repository: Repository) -> str:
     """Whether it is the repository that the hub does not have, or the revision."""
-    from modelscope_hub.errors import HubError  # noqa: PLC0415 (as in download)
+    from modelscope_hub.errors import HubError
 
     try:
         revisions = [entry["Revision"] for entry in repository.api.list_repo_revisions(repository.name, "model")]
@@ -267,7 +276,7 @@ def _fetch(repository: Repository, folder: Path, wanted: Mapping[str, Listed], l
     hour or five cuts, and keeps what it has. As long as bytes arrive, we ask for the rest again: there is no time
     limit for a 10 GB shard on a slow line.
     """
-    from modelscope_hub.errors import FileDownloadError, NetworkError, RateLimitError, ServerError  # noqa: PLC0415 (as in download)
+    from modelscope_hub.errors import FileDownloadError, NetworkError, RateLimitError, ServerError
 
     total = sum(listed.size for listed in wanted.values())
     log(f"{len(wanted)} files, {_gigabytes(total)}, of {repository} from {repository.endpoint} to {folder}")
@@ -343,7 +352,7 @@ def _progress(folder: Path, wanted: Mapping[str, Listed], log: Log) -> Iterator[
 
 def _explained(error: BaseException, env: Environment, subject: Path) -> BadInput | DownloadError:
     """What went wrong with `subject` and what to do, in place of the client's words."""
-    from modelscope_hub import errors as hub  # noqa: PLC0415 (as in download)
+    from modelscope_hub import errors as hub
 
     if isinstance(error, hub.FileDownloadError):
         # Of several failures, one that the user must mend comes first.

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.settings import GenerateSettings, PreprocessSettings
 
 
 class Task(BaseModel):
@@ -30,9 +30,48 @@ class Task(BaseModel):
 class Request(BaseModel):
     """Jobs for one launch: the weights are loaded once."""
 
+    kind: Literal["generate"] = "generate"
     snapshot: Path
     revision: str | None = None
     tasks: list[Task]
+
+
+class PreprocessRequest(BaseModel):
+    """One job's clips to make from its driving video and picture."""
+
+    kind: Literal["preprocess"] = "preprocess"
+    job_id: str
+    driving: Path
+    reference: Path
+    output: Path
+    """Folder that receives the clips and `preprocess.json`, which says what was made."""
+    settings: PreprocessSettings
+    snapshot: Path | None
+    """Folder of weights, for its `process_checkpoint/`."""
+    models_root: Path
+
+
+class PreprocessProgress(BaseModel):
+    """Frames done of one pass over the driving video."""
+
+    kind: Literal["preprocess_progress"] = "preprocess_progress"
+    job_id: str
+    phase: str
+    done: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"{self.job_id}: {self.phase}, {self.done} of {self.total} frames"
+
+
+class PreprocessOutcome(BaseModel):
+    """How a `PreprocessRequest` went."""
+
+    kind: Literal["preprocess_outcome"] = "preprocess_outcome"
+    job_id: str
+    error: str | None = None
+    bad_input: bool = False
+    """True where the error is the input's, so that a retry cannot help."""
 
 
 class Progress(BaseModel):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wan_orchestration import runner
+from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.models import Models
 from wan_orchestration.messages import Request, Task
 from wan_orchestration.settings import GenerateSettings
@@ -173,7 +174,7 @@ def test_out_of_memory_says_what_to_do(tiny_snapshot, make_task, monkeypatch):
     def full(self, *arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
-    monkeypatch.setattr(runner.Animator, "animate", full)
+    monkeypatch.setattr(Animator, "animate", full)
     [result], _ = run(tiny_snapshot, make_task())
     assert "20 GiB" in result.error
     assert "clip_len" in result.error
@@ -218,7 +219,7 @@ def test_killed_job_resumes_bit_for_bit(tiny_snapshot, make_job, tmp_path):
 
 def test_other_settings_do_not_resume(tiny_snapshot, make_task, monkeypatch):
     task = make_task(frames=9)
-    animate, calls = runner.Animator.animate, []
+    animate, calls = Animator.animate, []
 
     def crash_on_second(self, *arguments):
         calls.append(1)
@@ -226,7 +227,7 @@ def test_other_settings_do_not_resume(tiny_snapshot, make_task, monkeypatch):
             raise RuntimeError("crashed")
         return animate(self, *arguments)
 
-    monkeypatch.setattr(runner.Animator, "animate", crash_on_second)
+    monkeypatch.setattr(Animator, "animate", crash_on_second)
     [result], recorder = run(tiny_snapshot, task)
     assert result.error == "RuntimeError: crashed"
     assert any("Traceback" in line for line in recorder.lines)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from wan_orchestration import hub
-from wan_orchestration.errors import BadInput
+from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.job import Job
 from wan_orchestration.messages import Progress, Request, Result, Task
 from wan_orchestration.settings import Environment, GenerateSettings, World
@@ -53,7 +53,11 @@ class TerminalReporter:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code, 0 only when the video is there."""
+    """Entry point; returns the exit code, 0 only when the video is there.
+
+    Of several ranks, rank 0 says how it went. The others return 0 whatever happens: torchrun would end rank 0 before it
+    has spoken.
+    """
     world = World()
     created_at = datetime.now(UTC)
     result = Result(job_id="", status="failed", created_at=created_at)
@@ -61,21 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with redirect_stdout(sys.stderr):
         try:
             arguments = parse(argv)
-            env = environment(arguments.checkpoint_dir)
-            if world.world_size > 1:
-                if env.enable_sequence_parallel is not False:
-                    raise BadInput(
-                        f"WORLD_SIZE is {world.world_size}, but a video is made by one rank for now; start one "
-                        "process, or set WAN_ENABLE_SEQUENCE_PARALLEL=false to let rank 0 work alone"
-                    )
-                if world.rank > 0:
-                    return 0
-            result = infer(arguments, env, result)
+            if world.rank > 0:
+                return follow()
+            result = infer(arguments, environment(arguments.checkpoint_dir), result)
         except BadInput as error:
             result.error, result.bad_input = str(error), True
+            if world.rank > 0:
+                return 0
             print(f"error: {error}", file=sys.stderr)
-    if world.rank == 0:
-        print(result.model_dump_json(indent=2, exclude={"kind"}))
+    print(result.model_dump_json(indent=2, exclude={"kind"}))
     return 0 if result.status == "succeeded" else 1
 
 
@@ -125,7 +123,15 @@ def shorten(value: Any) -> str:
 
 
 def environment(checkpoint_dir: Path | None) -> Environment:
-    return Environment(**({"checkpoint_dir": checkpoint_dir} if checkpoint_dir else {}))
+    return validate(Environment, {"checkpoint_dir": checkpoint_dir} if checkpoint_dir else {})
+
+
+def follow() -> int:
+    """What ranks other than 0 do: take part in rank 0's job."""
+    from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
+
+    run(None, None)
+    return 0
 
 
 def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Result:

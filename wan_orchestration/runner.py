@@ -1,4 +1,4 @@
-"""Loads a snapshot once and runs tasks one after another, clip by clip."""
+"""Loads a snapshot once and runs tasks one after another, clip by clip, on all ranks of the launch together."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import math
 import resource
 import time
 import traceback
+from collections import deque
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,37 +15,67 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.models import Models
+from wan_orchestration.animate.parallel import connect
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
 from wan_orchestration.job import Clips, check_clips
 from wan_orchestration.messages import Progress, Reporter, Request, Result, SnapshotInfo, Task
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.settings import GenerateSettings, World, environment
 from wan_orchestration.snapshot import RELIGHTING_LORA, Snapshot, open_snapshot
-from wan_orchestration.video import FrameReader, concatenate, pingpong, read_image, write_poster
+from wan_orchestration.video import FrameReader, concatenate, write_poster
 from wan_orchestration.work import ClipRecord, Work
 
 
-def run(request: Request, reporter: Reporter) -> list[Result]:
-    """Run every task of a request.
+def run(request: Request | None, reporter: Reporter | None) -> list[Result]:
+    """Run every task of a request, together with the other ranks of the launch where there are any.
 
     A failed task does not stop the next: its `Result` says what went wrong. Each finished task has `video.mp4`,
     `poster.jpg` and `result.json` in its output folder.
+
+    Rank 0 alone writes and reports. The other ranks follow it: they pass None and get no results. With
+    `WAN_ENABLE_SEQUENCE_PARALLEL=false` they return at once, and rank 0 works alone.
+
+    Raises:
+        BadInput: the snapshot cannot be used.
     """
-    runner = Runner(open_snapshot(request.snapshot, request.revision), reporter)
-    return [runner.run(task) for task in request.tasks]
+    env, world = environment(), World()
+    if env.enable_sequence_parallel is False:
+        if world.rank > 0:
+            return []
+        world = World(world_size=1)
+    with connect(world) as ranks:
+        maker = ClipMaker(ranks, env.enable_fsdp)
+        if not ranks.leads:
+            follow(maker)
+            return []
+        assert request is not None
+        assert reporter is not None
+        runner = Runner(open_snapshot(request.snapshot, request.revision), reporter, maker)
+        return [runner.run(task) for task in request.tasks]
+
+
+def follow(maker: ClipMaker) -> None:
+    """Take part in the tasks that rank 0 announces, until it leaves."""
+    ranks = maker.ranks
+    while ranks.usable and (plan := ranks.announce()) is not None:
+        try:
+            ranks.together(lambda plan=plan: deque(maker.clips(plan), maxlen=0))
+        except Exception as error:
+            # Rank 0 has the error too, and tells of it.
+            maker.recover(error)
 
 
 class Runner:
-    """Holds the models of a snapshot from one task to the next."""
+    """Runs tasks on rank 0."""
 
-    def __init__(self, snapshot: Snapshot, reporter: Reporter) -> None:
+    def __init__(self, snapshot: Snapshot, reporter: Reporter, maker: ClipMaker) -> None:
         self.snapshot = snapshot
         self.reporter = reporter
-        self.models: Models | None = None
+        self.maker = maker
+        self.ranks = maker.ranks
 
     def run(self, task: Task) -> Result:
         """Run one task to its result; only interruptions are raised."""
@@ -64,7 +95,6 @@ class Runner:
         except BadInput as error:
             result.error, result.bad_input = str(error), True
         except torch.OutOfMemoryError as error:
-            self.models = None
             result.error = (
                 f"the device ran out of memory ({str(error).splitlines()[0]}); "
                 "use a smaller video, a smaller clip_len, or a device with more memory"
@@ -84,7 +114,7 @@ class Runner:
         settings = task.settings
         loras = self._loras(settings)
         clips = check_clips(task.clips, settings.mode, settings.refert_num)
-        device, dtype = pick_device(settings)
+        device, dtype = pick_device(settings, self.ranks)
         result.device, result.dtype = _device_name(device), str(dtype).removeprefix("torch.")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -96,10 +126,10 @@ class Runner:
             if work.clips:
                 self.reporter.log(f"{task.job_id}: goes on after clip {len(work.clips)} of {count}")
             if len(work.clips) < count:
-                models = self._models_for(device, dtype)
-                loaded = models.load_seconds
-                self._make_clips(task, clips, models, loras, work, count)
-                result.seconds.load = models.load_seconds - loaded
+                plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count)
+                loaded = self.maker.load_seconds
+                self._make_clips(plan, work)
+                result.seconds.load = self.maker.load_seconds - loaded
             self._assemble(task, clips, work, result)
             work.discard()
         for record in work.clips:
@@ -110,41 +140,47 @@ class Runner:
         result.finite = all(record.finite for record in work.clips)
         result.peak_memory_bytes = _peak_memory(device)
 
-    def _make_clips(
-        self, task: Task, clips: Clips, models: Models, loras: tuple[Lora, ...], work: Work, count: int
-    ) -> None:
-        settings, fps, first = task.settings, clips.pose.fps, len(work.clips)
-        stride = settings.clip_len - settings.refert_num
-        reference = read_image(clips.reference)
-        animator = Animator(models, settings, reference, clips.pose.height, clips.pose.width, loras)
-        animator.skip(first)
-        ticker = _Ticker(task.job_id, first, count, settings.sampling_steps, self.reporter)
-        guide = work.guide()
-        with ExitStack() as stack:
-            streams = {
-                name: stack.enter_context(FrameReader(info.path))
-                for name in ("pose", "face", "background", "mask")
-                if (info := getattr(clips, name)) is not None
-            }
-            for index in range(first, count):
-                ticker.clip(index)
-                spent = dict(animator.timer.seconds)
-                clip = _read_clip(streams, index * stride, settings.clip_len)
-                video = animator.animate(clip, None if guide is None else torch.from_numpy(guide), ticker.step).numpy()
-                guide = video[:, -settings.refert_num :].copy()
-                repeated = settings.refert_num if index else 0
-                video = video[:, repeated : clips.pose.frames - index * stride]
-                work.finish_clip(
-                    to_frames(torch.from_numpy(np.nan_to_num(video))),
-                    fps,
-                    guide,
-                    ClipRecord(
-                        frames=video.shape[1],
-                        seconds={phase: value - spent[phase] for phase, value in animator.timer.seconds.items()},
-                        finite=bool(np.isfinite(video).all()),
-                    ),
-                    video if task.save_frames else None,
-                )
+    def _make_clips(self, plan: Plan, work: Work) -> None:
+        if not self.ranks.usable:
+            raise RuntimeError("not started: the processes lost each other in an earlier job of this launch; retry")
+        self._explain(plan.task)
+        self.ranks.announce(plan)
+        try:
+            self.ranks.together(lambda: self._keep_clips(plan, work))
+        except Exception as error:
+            self.maker.recover(error)
+            raise
+
+    def _keep_clips(self, plan: Plan, work: Work) -> None:
+        task = plan.task
+        ticker = _Ticker(task.job_id, plan.first, plan.count, task.settings.sampling_steps, self.reporter)
+        for clip in self.maker.clips(plan, work.guide(), ticker.step):
+            video = clip.video.cpu().numpy()
+            work.finish_clip(
+                to_frames(torch.from_numpy(np.nan_to_num(video))),
+                plan.clips.pose.fps,
+                clip.guide.numpy(),
+                ClipRecord(
+                    frames=video.shape[1],
+                    seconds=clip.seconds,
+                    finite=bool(np.isfinite(video).all()),
+                ),
+                video if task.save_frames else None,
+            )
+
+    def _explain(self, task: Task) -> None:
+        """Log how the ranks share the task."""
+        size, settings = self.ranks.size, task.settings
+        if size == 1:
+            return
+        branches = 2 if settings.cfg_parallel and settings.guide_scale > 1 and size % 2 == 0 else 1
+        line = f"{task.job_id}: {size} ranks, sequence parallel of degree {size // branches}"
+        line += ", guidance branches side by side" if branches == 2 else ""
+        line += ", weights sharded (FSDP)" if self.maker.fsdp else ""
+        if settings.cfg_parallel and branches == 1:
+            why = "guide_scale is not above 1" if settings.guide_scale <= 1 else "the number of ranks is odd"
+            line += f"; cfg_parallel has no effect, because {why}"
+        self.reporter.log(line)
 
     def _assemble(self, task: Task, clips: Clips, work: Work, result: Result) -> None:
         video = task.output / "video.mp4"
@@ -157,12 +193,6 @@ class Runner:
         result.video_path = video
         result.frames, result.fps = info.frames, float(info.fps)
         result.width, result.height = info.width, info.height
-
-    def _models_for(self, device: torch.device, dtype: torch.dtype) -> Models:
-        if self.models is None or (self.models.device, self.models.dtype) != (device, dtype):
-            self.models = None
-            self.models = Models(self.snapshot, device, dtype)
-        return self.models
 
     def _loras(self, settings: GenerateSettings) -> tuple[Lora, ...]:
         loras = [Lora.parse(text) for text in settings.lora]
@@ -178,7 +208,7 @@ class Runner:
         files = [clips.reference, *(lora.file for lora in loras)]
         files += [info.path for info in (clips.pose, clips.face, clips.background, clips.mask) if info]
         facts = {
-            "settings": task.settings.model_dump(mode="json", exclude={"device", "offload_model"}),
+            "settings": task.settings.model_dump(mode="json", exclude={"device", "offload_model", "cfg_parallel"}),
             "dtype": str(dtype),
             "versions": [version(package) for package in ("av", "diffusers", "torch", "transformers")],
             "exact": task.save_frames is not None,
@@ -197,11 +227,8 @@ class _Ticker:
         self.started = self.clip_started = time.perf_counter()
         self.index = first
 
-    def clip(self, index: int) -> None:
+    def step(self, index: int, done: int) -> None:
         self.index = index
-        self._send(0)
-
-    def step(self, done: int) -> None:
         self._send(done)
 
     def _send(self, done: int) -> None:
@@ -227,32 +254,6 @@ def clip_count(frames: int, settings: GenerateSettings) -> int:
     """Clips needed for so many frames; every clip after the first repeats refert_num of them."""
     stride = settings.clip_len - settings.refert_num
     return max(1, math.ceil((frames - settings.refert_num) / stride))
-
-
-def pick_device(settings: GenerateSettings) -> tuple[torch.device, torch.dtype]:
-    """The device and precision that the settings ask for, or that suit the machine.
-
-    Raises:
-        BadInput: CUDA is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise BadInput("device: cuda is asked for, but PyTorch finds no CUDA device; use auto or cpu")
-    name = settings.device if settings.device != "auto" else ("cuda" if available else "cpu")
-    device = torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
-    auto = torch.bfloat16 if name == "cuda" else torch.float32
-    return device, auto if settings.dtype == "auto" else getattr(torch, settings.dtype)
-
-
-def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> ClipInput:
-    def read(name: str) -> np.ndarray | None:
-        reader = streams.get(name)
-        return None if reader is None else reader.read(pingpong(reader.info.frames, start, length))
-
-    pose, face = read("pose"), read("face")
-    assert pose is not None
-    assert face is not None
-    return ClipInput(pose, face, read("background"), read("mask"))
 
 
 def _digest(file: Path) -> str:

@@ -98,6 +98,11 @@ class GenerateSettings(BaseSettings):
     guide_scale: float = Field(1.0, ge=0, description="Classifier-free guidance; above 1 each step costs two forwards.")
     prompt: str = Field(PROMPT, description="What the video shows.")
     negative_prompt: str = Field(NEGATIVE_PROMPT, description="What guidance leads away from; unused at scale 1.")
+    cfg_parallel: bool = Field(
+        False,
+        description="With guidance and an even number of GPUs: half of them compute what guidance leads to, half what "
+        "it leads away from, instead of all of them the one after the other.",
+    )
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the noise; the same on every device.")
     lora: list[str] = Field([], description="LoRA files fused into the transformer, each FILE or FILE:STRENGTH.")
     use_relighting_lora: bool = Field(False, description="Fuse the snapshot's relighting LoRA, meant for replace mode.")

@@ -1,8 +1,9 @@
 """Animates one job, clip by clip, with constant memory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from wan_orchestration.animate import conditioning as cond
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.models import Models
+from wan_orchestration.animate.parallel import gather
 from wan_orchestration.animate.schedule import make_solver
 from wan_orchestration.animate.transformer import Branch
 from wan_orchestration.settings import GenerateSettings
@@ -70,7 +72,9 @@ class Animator:
         texts = [self._encode_prompt(prompt) for prompt in prompts]
         if settings.offload_model:
             models.free("text_encoder")
+        self.mesh = models.ranks.mesh(models.device, branches=2 if self.side_by_side else 1)
         self.transformer = models.transformer(loras)
+        self.transformer.split_over(self.mesh and self.mesh.get_group("sequence"))
         self.vae = models.vae()
         letterboxed = cond.letterbox(reference, height, width)
         picture = cond.to_tensor(letterboxed[None]).to(models.device)
@@ -88,6 +92,11 @@ class Animator:
     def guided(self) -> bool:
         return self.settings.guide_scale > 1
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether half of the ranks work on one guidance branch and half on the other."""
+        return self.settings.cfg_parallel and self.guided and self.models.ranks.size % 2 == 0
+
     def skip(self, clips: int) -> None:
         """Draw the noise of clips that an earlier run has made, so that the next gets its own."""
         for _ in range(clips):
@@ -103,8 +112,8 @@ class Animator:
             on_step: called after each step with the number of steps done.
 
         Returns:
-            (3, clip_len, H, W) float32 on the CPU, in [-1, 1]. The first refert_num frames of a later clip repeat the
-            guide.
+            (3, clip_len, H, W) float32 on the device, in [-1, 1]. The first refert_num frames of a later clip repeat
+            the guide.
         """
         started = time.perf_counter()
         y = self._known(clip, guide)
@@ -116,17 +125,24 @@ class Animator:
         solver = make_solver(self.settings.sample_solver, self.settings.sampling_steps, self.settings.shift)
         for done, timestep in enumerate(solver.timesteps, start=1):
             at = timestep[None].to(self.models.device)
-            flow = self.transformer.denoise(latents, at, y, pose, branches[0]).float()
+            flows = self._flows(branches, partial(self.transformer.denoise, latents, at, y, pose))
+            flow = flows[0].float()
             if self.guided:
-                away = self.transformer.denoise(latents, at, y, pose, branches[1]).float()
+                away = flows[1].float()
                 flow = away + self.settings.guide_scale * (flow - away)
             latents = solver.step(flow, timestep, latents, return_dict=False)[0]
             on_step(done)
         started = self.timer.lap("denoise", started)
 
-        video = self.vae.decode_video(latents[:, :, 1:]).cpu()
+        video = self.vae.decode_video(latents[:, :, 1:])
         self.timer.lap("decode", started)
         return video
+
+    def _flows(self, branches: list[Branch], denoise: Callable[[Branch], Tensor]) -> Sequence[Tensor]:
+        if self.mesh is None or not self.side_by_side:
+            return [denoise(branch) for branch in branches]
+        own = denoise(branches[self.mesh.get_local_rank("branch")])
+        return gather(own, [1, 1], 0, self.mesh.get_group("branch")).split(1)
 
     def _encode_prompt(self, prompt: str) -> Tensor:
         models = self.models
@@ -143,10 +159,11 @@ class Animator:
 
     def _branches(self, clip: ClipInput) -> list[Branch]:
         face = cond.to_tensor(clip.face).to(self.models.device, self.models.dtype)
-        branches = [Branch(self.contexts[0], self.transformer.encode_face(face))]
+        branches = [Branch(self.contexts[0], self.transformer.encode_face(face, self.models.ranks))]
         if self.guided:
             if self.unconditional_motion is None:
-                self.unconditional_motion = self.transformer.encode_face(torch.full_like(face, -1))
+                blank = torch.full_like(face, -1)
+                self.unconditional_motion = self.transformer.encode_face(blank, self.models.ranks)
             branches.append(Branch(self.contexts[1], self.unconditional_motion))
         return branches
 
@@ -178,4 +195,4 @@ class Animator:
         """Noise of one clip, (1, 16, T_lat + 1, h, w). On the CPU: the same whatever device generates."""
         slots = (self.settings.clip_len - 1) // 4 + 2
         height, width = (side // cond.VAE_STRIDE for side in self.size)
-        return torch.randn(1, self.vae.config.z_dim, slots, height, width, generator=self.generator)
+        return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=self.generator)

@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from wan_orchestration.animate.original_layout import convert_transformer, read_pickle
+from wan_orchestration.animate.sharding import own_rows
 from wan_orchestration.errors import BadInput
 
 _PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "model.")
@@ -65,8 +67,10 @@ def fuse(model: nn.Module, lora: Lora) -> None:
                 f"weight is {tuple(weight.shape)}; the file was made for another model"
             )
         scale = lora.strength * alphas.get(module, down.shape[0]) / down.shape[0]
-        delta = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
-        weight.copy_(weight.float() + scale * delta)
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        up = own_rows(weight, up)
+        delta = up.to(local.device, torch.float32) @ down.to(local.device, torch.float32)
+        local.copy_(local.float() + scale * delta)
     if unmatched:
         raise BadInput(
             f"{lora.file}: {len(unmatched)} of its {len(pairs)} LoRA modules match nothing in the transformer, "

@@ -2,15 +2,16 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
@@ -23,6 +24,8 @@ from transformers import (
 from wan_orchestration.animate import lora
 from wan_orchestration.animate import original_layout as original
 from wan_orchestration.animate.original_layout import Loaded, read_safetensors
+from wan_orchestration.animate.parallel import Ranks
+from wan_orchestration.animate.sharding import kept_in_float32, own_rows, shard_text_encoder, shard_transformer
 from wan_orchestration.animate.transformer import AnimateTransformer
 from wan_orchestration.animate.vae import AnimateVae
 from wan_orchestration.errors import BadInput
@@ -39,14 +42,19 @@ class Models:
 
     The transformer and the text encoder run in `dtype`. The VAE and the CLIP tower run in float32: they are small,
     run once per clip or job, and their rounding is what shows in the picture.
+
+    Ranks share the VAE's work. With `fsdp` they also share the weights of the transformer and the text encoder, and
+    must then load, use and drop models together.
     """
 
     snapshot: Snapshot
     device: torch.device
     dtype: torch.dtype
+    ranks: Ranks = field(default_factory=Ranks)
+    fsdp: bool = False
     load_seconds: float = field(default=0.0, init=False)
     prompts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    """States of prompts encoded so far, so that a launch loads the text encoder once or, if freed, for new ones only."""
+    """States of prompts encoded so far: a launch loads the text encoder once or, if freed, for new ones only."""
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
 
@@ -66,7 +74,7 @@ class Models:
         return transformer
 
     def vae(self) -> AnimateVae:
-        return self._once("vae", self._load_vae)
+        return self._once("vae", self._load_shared_vae)
 
     def text_encoder(self) -> UMT5EncoderModel:
         return self._once("text_encoder", self._load_text_encoder)
@@ -96,17 +104,34 @@ class Models:
             self.load_seconds += time.perf_counter() - started
         return self._loaded[name]
 
+    @property
+    def _shards(self) -> DeviceMesh | None:
+        mesh = self.ranks.mesh(self.device) if self.fsdp else None
+        return mesh and mesh["sequence"]
+
     def _load_transformer(self) -> AnimateTransformer:
-        if self.snapshot.layout == "diffusers":
-            return self._from_diffusers(AnimateTransformer, "transformer", self.dtype)
-        config = original.transformer_config(self.snapshot.path)
         with init_empty_weights():
-            model = AnimateTransformer(**config)
-        return self._fill(model, original.transformer_tensors(self.snapshot.path), self.dtype)
+            if self.snapshot.layout == "diffusers":
+                folder = self.snapshot.path / "transformer"
+                model, tensors = _configured(AnimateTransformer, folder), _diffusers_tensors(folder)
+            else:
+                model = AnimateTransformer(**original.transformer_config(self.snapshot.path))
+                tensors = original.transformer_tensors(self.snapshot.path)
+        if mesh := self._shards:
+            shard_transformer(model, mesh)
+        return self._fill(model, tensors, self.dtype)
+
+    def _load_shared_vae(self) -> AnimateVae:
+        vae = self._load_vae()
+        vae.split_over(self.ranks)
+        return vae
 
     def _load_vae(self) -> AnimateVae:
         if self.snapshot.layout == "diffusers":
-            return self._from_diffusers(AnimateVae, "vae", torch.float32)
+            folder = self.snapshot.path / "vae"
+            with init_empty_weights():
+                model = _configured(AnimateVae, folder)
+            return self._fill(model, _diffusers_tensors(folder), torch.float32)
         return self._from_pickle(
             VAE,
             original.vae_config,
@@ -116,19 +141,26 @@ class Models:
         )
 
     def _load_text_encoder(self) -> UMT5EncoderModel:
+        mesh = self._shards
         if self.snapshot.layout == "diffusers":
-            return self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype)
+            # To be sharded it is loaded on the CPU: its layers then reach the device one by one, already cut.
+            device = torch.device("cpu") if mesh else self.device
+            model = self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype, device)
+            if mesh:
+                shard_text_encoder(model, mesh)
+            return model.to(self.device)
         return self._from_pickle(
             TEXT_ENCODER,
             original.text_config,
             lambda config: UMT5EncoderModel(UMT5Config(**config)),
             original.text_tensors,
             self.dtype,
+            shard_text_encoder,
         )
 
     def _load_image_encoder(self) -> CLIPVisionModel:
         if self.snapshot.layout == "diffusers":
-            return self._from_transformers(CLIPVisionModel, "image_encoder", torch.float32)
+            return self._from_transformers(CLIPVisionModel, "image_encoder", torch.float32, self.device)
         return self._from_pickle(
             IMAGE_ENCODER,
             original.clip_config,
@@ -144,6 +176,7 @@ class Models:
         build: Callable[[dict[str, Any]], M],
         tensors: Callable[[Path, dict[str, Tensor]], Iterable[Loaded]],
         dtype: torch.dtype,
+        shard: Callable[[M, DeviceMesh], None] | None = None,
     ) -> M:
         file = self.snapshot.path / name
         weights = original.read_pickle(file)
@@ -153,17 +186,11 @@ class Models:
             raise BadInput(f"{file}: tensor {missing.args[0]!r} is missing") from None
         with init_empty_weights():
             model = build(config)
+        if shard and (mesh := self._shards):
+            shard(model, mesh)
         return self._fill(model, tensors(file, weights), dtype)
 
-    def _from_diffusers(self, cls: type[D], name: str, dtype: torch.dtype) -> D:
-        folder = self.snapshot.path / name
-        with init_empty_weights():
-            model = cls.from_config(cls.load_config(folder))
-        files = sorted(folder.glob("*.safetensors"))
-        tensors = (Loaded(file, key, {key: value}) for file in files for key, value in read_safetensors(file))
-        return self._fill(model, tensors, dtype)
-
-    def _from_transformers(self, cls: type[P], name: str, dtype: torch.dtype) -> P:
+    def _from_transformers(self, cls: type[P], name: str, dtype: torch.dtype, device: torch.device) -> P:
         folder = self.snapshot.path / name
         try:
             model, report = cls.from_pretrained(
@@ -171,7 +198,7 @@ class Models:
                 dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
-                device_map=str(self.device),
+                device_map=str(device),
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise BadInput(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
@@ -185,8 +212,7 @@ class Models:
         if isinstance(model, UMT5EncoderModel):
             model.tie_weights()
         places = dict(model.named_parameters())
-        keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-        file, unexpected = None, []
+        weights, file, unexpected = {}, None, []
         for file, original_name, converted in tensors:
             for name, value in converted.items():
                 place = places.pop(name, None)
@@ -195,17 +221,34 @@ class Models:
                     continue
                 if place.shape != value.shape:
                     value = _reshape_bias(file, original_name, value, place)
-                wanted = torch.float32 if keep & set(name.split(".")) else dtype
-                # A clone, because a slice or a mapped page would hold the whole file.
-                value = value.to(self.device, wanted, copy=True)
-                set_module_tensor_to_device(model, name, self.device, value=value, dtype=wanted)
+                wanted = torch.float32 if kept_in_float32(model, name) else dtype
+                # A copy, because a slice or a mapped page would hold the whole file.
+                value = own_rows(place, value).to(self.device, wanted, copy=True)
+                weights[name] = _distribute(place, value) if isinstance(place, DTensor) else value
         if unexpected:
             _refuse(file, "unexpected", unexpected)
         if places:
             _refuse(file, "missing", sorted(places))
+        model.load_state_dict(weights, strict=False, assign=True)
         if isinstance(model, UMT5EncoderModel):
             model.tie_weights()
         return model.to(self.device).eval().requires_grad_(False)
+
+
+def _configured(cls: type[D], folder: Path) -> D:
+    return cls.from_config(cls.load_config(folder))
+
+
+def _diffusers_tensors(folder: Path) -> Iterator[Loaded]:
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, value in read_safetensors(file):
+            yield Loaded(file, name, {name: value})
+
+
+def _distribute(place: DTensor, rows: Tensor) -> DTensor:
+    return DTensor.from_local(
+        rows, place.device_mesh, place.placements, run_check=False, shape=place.shape, stride=place.stride()
+    )
 
 
 def _reshape_bias(file: Path, name: str, value: Tensor, place: Tensor) -> Tensor:

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from diffusers import WanAnimateTransformer3DModel
+import torch.distributed as dist
+from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
 from torch import Tensor
+
+from wan_orchestration.animate.parallel import Ranks
+from wan_orchestration.animate.sequence import FaceAttention, SelfAttention, SplitTokens
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,41 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
     Its own `forward` encodes the face clip and embeds pose, text and image again at every step.
     """
 
+    tokens: SplitTokens | None = None
+    """How ranks share the tokens of `denoise`; None where one rank has them all."""
+
+    def split_over(self, group: dist.ProcessGroup | None) -> None:
+        """Share the tokens of each `denoise` over the ranks of a group, which then all call it; None: do not share.
+
+        Raises:
+            BadInput: there are more ranks than attention heads.
+        """
+        tokens = self.tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
+        for attention in (block.attn1 for block in self.blocks):
+            attention.set_processor(SelfAttention(tokens) if tokens else attention._default_processor_cls())
+        for adapter in self.face_adapter:
+            adapter.set_processor(FaceAttention(tokens) if tokens else adapter._default_processor_cls())
+
     def embed_context(self, text: Tensor, image: Tensor) -> Tensor:
         """Text (1, 512, text_dim) and CLIP features (1, 257, image_dim) as tokens (1, 769, dim), image first."""
         embedder = self.condition_embedder
+        assert embedder.image_embedder is not None
         return torch.cat([embedder.image_embedder(image), embedder.text_embedder(text)], dim=1)
 
     def embed_pose(self, pose_latents: Tensor) -> Tensor:
         """Pose latents (1, 16, T_lat, h, w) as (1, dim, T_lat, h/2, w/2)."""
         return self.pose_patch_embedding(pose_latents)
 
-    def encode_face(self, face: Tensor) -> Tensor:
+    def encode_face(self, face: Tensor, ranks: Ranks) -> Tensor:
         """Face clip (1, 3, T, 512, 512) in [-1, 1] as motion features (1, T_lat + 1, heads + 1, dim).
 
-        Frames pass the motion encoder in groups of `motion_encoder_batch_size`, as published.
+        Frames pass the motion encoder in groups of `motion_encoder_batch_size`, as published; ranks share the groups.
         """
-        groups = face[0].transpose(0, 1).split(self.config.motion_encoder_batch_size)
-        vectors = torch.cat([self.motion_encoder(group) for group in groups])
-        features = self.face_encoder(vectors[None])
+        size = self.config["motion_encoder_batch_size"]
+        vectors = face.new_zeros(face.shape[2], self.motion_encoder.motion_synthesis_weight.shape[0])
+        for start in range(ranks.rank * size, len(vectors), ranks.size * size):
+            vectors[start : start + size] = self.motion_encoder(face[0, :, start : start + size].transpose(0, 1))
+        features = self.face_encoder(ranks.sum(vectors)[None])
         return torch.cat([torch.zeros_like(features[:, :1]), features], dim=1)
 
     def denoise(self, latents: Tensor, timestep: Tensor, y: Tensor, pose: Tensor, branch: Branch) -> Tensor:
@@ -64,22 +86,28 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         grid = x.shape[2:]
         x[:, :, 1:] += pose
         x = x.flatten(2).transpose(1, 2).contiguous()
+        if self.tokens:
+            self.tokens.total = x.shape[1]
+            x = self.tokens.split(x)
+            rotary = self.tokens.split(rotary[0]), self.tokens.split(rotary[1])
 
         embedder = self.condition_embedder
         frequencies = embedder.timesteps_proj(timestep).to(embedder.time_embedder.linear_1.weight.dtype)
         time = embedder.time_embedder(frequencies).type_as(branch.context)
         modulation = embedder.time_proj(embedder.act_fn(time)).unflatten(1, (6, -1))
 
+        every = self.config["inject_face_latents_blocks"]
         for index, block in enumerate(self.blocks):
             x = block(x, branch.context, modulation, rotary)
-            if index % self.config.inject_face_latents_blocks == 0:
-                adapter = self.face_adapter[index // self.config.inject_face_latents_blocks]
-                x = x + adapter(x, branch.motion)
+            if index % every == 0:
+                x = x + self.face_adapter[index // every](x, branch.motion)
         return self._project_out(x, time, grid)
 
     def _project_out(self, x: Tensor, time: Tensor, grid: torch.Size) -> Tensor:
         shift, scale = (self.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
-        x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
-        x = self.proj_out(x).unflatten(2, (*self.config.patch_size, -1)).unflatten(1, grid)
+        x = self.proj_out((self.norm_out(x.float()) * (1 + scale) + shift).type_as(x))
+        if self.tokens:
+            x = self.tokens.gather(x)
+        x = x.unflatten(2, (*self.config["patch_size"], -1)).unflatten(1, grid)
         x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)  # (1, 16, T, p_t, H, p_h, W, p_w)
         return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -1,15 +1,22 @@
-"""The causal video VAE, run over as many frames at a time as a memory budget allows."""
+"""The causal video VAE, run over as many frames at a time as a memory budget allows, and over ranks by rows."""
+
+from collections.abc import Callable
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
+from wan_orchestration.animate.parallel import Ranks
+from wan_orchestration.animate.rows import SplitRows
+
 CHUNK_BYTES = 64 * 2**20
+STRIDE = 8
+"""Rows and columns of pixels in one of latents."""
 
 
 class AnimateVae(AutoencoderKLWan):
-    """`AutoencoderKLWan` with longer chunks.
+    """`AutoencoderKLWan` with longer chunks, and its work shared by ranks.
 
     The class walks a video one latent frame (four frames) at a time and carries the last frames of each layer over in
     a cache. The cache serves a chunk of any length alike, and small videos run several times faster in long ones. The
@@ -17,19 +24,38 @@ class AnimateVae(AutoencoderKLWan):
     model's widths and 480p, the whole clip for small models.
     """
 
+    rows: SplitRows | None = None
+
+    def split_over(self, ranks: Ranks) -> None:
+        """Share the rows of every picture with other ranks, which then all call the methods below together."""
+        if ranks.size > 1:
+            self.rows = SplitRows(self, ranks)
+
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
         """Video (1, 3, T, H, W) in [-1, 1] as normalised latents (1, 16, (T - 1) / 4 + 1, H / 8, W / 8)."""
         mean, std = self._statistics()
-        return (self.encode(video).latent_dist.mode() - mean) / std
+        latents = self._shared(self._encode, video, STRIDE, 1)[:, : self.config["z_dim"]]
+        return (latents - mean) / std
 
     @torch.no_grad()
     def decode_video(self, latents: Tensor) -> Tensor:
         """Normalised latents (1, 16, T_lat, h, w) as video (3, T, H, W) float32, clamped to [-1, 1]."""
         mean, std = self._statistics()
-        return self.decode(latents.float() * std + mean).sample[0]
+        return self._shared(self._decode_sample, latents.float() * std + mean, 1, STRIDE)[0]
+
+    def _shared(self, run: Callable[[Tensor], Tensor], x: Tensor, rows_in: int, rows_out: int) -> Tensor:
+        """Run over this rank's rows of x and join the results; `rows_in` and `rows_out` make a row of latents."""
+        rows = self.rows
+        if rows is None or not rows.begin(x.shape[-2] // rows_in):
+            return run(x)
+        try:
+            return rows.join(run(rows.take(x, rows_in)), rows_out)
+        finally:
+            rows.end()
 
     def _encode(self, x: Tensor) -> Tensor:
+        """Mean and log variance, (1, 32, T_lat, h, w), of a video."""
         self.clear_cache()
         step = 4 * self._latent_frames_at_once(*x.shape[-2:])
         starts = [0, *range(1, x.shape[2], step)]
@@ -42,9 +68,12 @@ class AnimateVae(AutoencoderKLWan):
         return self.quant_conv(torch.cat(parts, dim=2))
 
     def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        sample = self._decode_sample(z)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decode_sample(self, z: Tensor) -> Tensor:
         self.clear_cache()
-        stride = self.spatial_compression_ratio
-        step = self._latent_frames_at_once(z.shape[-2] * stride, z.shape[-1] * stride)
+        step = self._latent_frames_at_once(z.shape[-2] * STRIDE, z.shape[-1] * STRIDE)
         z = self.post_quant_conv(z)
         starts = [0, *range(1, z.shape[2], step)]
         parts = []
@@ -55,16 +84,18 @@ class AnimateVae(AutoencoderKLWan):
                 self.decoder(chunk, feat_cache=self._feat_map, feat_idx=self._conv_idx, first_chunk=start == 0)
             )
         self.clear_cache()
-        sample = torch.cat(parts, dim=2).clamp(-1, 1)
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
+        return torch.cat(parts, dim=2).clamp(-1, 1)
 
     def _latent_frames_at_once(self, height: int, width: int) -> int:
-        of_one = self.config.base_dim * 4 * height * width * self.dtype.itemsize
+        if self.rows and self.rows.latent_rows:
+            # The same on every rank: they walk the chunks together.
+            height = max(self.rows.latent_rows) * STRIDE
+        of_one = self.config["base_dim"] * 4 * height * width * self.dtype.itemsize
         return max(1, CHUNK_BYTES // of_one)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=self.device).view(1, -1, 1, 1, 1)
-            for values in (self.config.latents_mean, self.config.latents_std)
+            torch.tensor(self.config[name], dtype=torch.float32, device=self.device).view(1, -1, 1, 1, 1)
+            for name in ("latents_mean", "latents_std")
         )
         return mean, std

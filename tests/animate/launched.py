@@ -1,0 +1,44 @@
+"""Runs a request on the ranks that torchrun started: `launched.py REQUEST.json plain fsdp`, once for each word.
+
+For each word the outputs go to a folder of that name beside the request. Rank 0 prints what it logs and the results.
+"""
+
+import sys
+from pathlib import Path
+
+from wan_orchestration.animate.clips import ClipMaker
+from wan_orchestration.animate.parallel import connect
+from wan_orchestration.messages import Request
+from wan_orchestration.runner import Runner, follow
+from wan_orchestration.settings import World
+from wan_orchestration.snapshot import open_snapshot
+
+
+class Printer:
+    def log(self, message):
+        print(message, file=sys.stderr)
+
+    def progress(self, progress):
+        pass
+
+    def finished(self, result):
+        print(result.model_dump_json(), flush=True)
+
+
+def main(file, words):
+    request = Request.model_validate_json(Path(file).read_text())
+    with connect(World()) as ranks:
+        for word in words:
+            maker = ClipMaker(ranks, fsdp=word == "fsdp")
+            if not ranks.leads:
+                follow(maker)
+                continue
+            runner = Runner(open_snapshot(request.snapshot), Printer(), maker)
+            for task in request.tasks:
+                place = Path(file).parent / word / task.job_id
+                runner.run(task.model_copy(update={"output": place, "save_frames": place.with_suffix(".npz")}))
+            ranks.announce(None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

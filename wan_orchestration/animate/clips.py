@@ -1,0 +1,149 @@
+"""Makes the clips of one task, on every rank alike; what comes of it is kept by rank 0."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.lora import Lora
+from wan_orchestration.animate.models import Models
+from wan_orchestration.animate.parallel import Ranks
+from wan_orchestration.errors import BadInput
+from wan_orchestration.job import Clips
+from wan_orchestration.messages import Task
+from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.snapshot import Snapshot
+from wan_orchestration.video import FrameReader, pingpong, read_image
+
+OnClipStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ranks must know of a task. Rank 0 finds it out and announces it."""
+
+    snapshot: Snapshot
+    task: Task
+    clips: Clips
+    loras: tuple[Lora, ...]
+    first: int
+    """Clips that an earlier run has finished."""
+    count: int
+    """Clips of the whole video."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A finished clip: its new frames (3, n, H, W) float32 on the device, in [-1, 1], and its last refert_num frames.
+
+    The latter, (3, refert_num, H, W) on the CPU, guide the next clip.
+    """
+
+    video: Tensor
+    guide: Tensor
+    seconds: dict[str, float]
+
+
+class ClipMaker:
+    """Makes clips on one rank, together with the others, and holds the models from one task to the next."""
+
+    def __init__(self, ranks: Ranks, fsdp: bool) -> None:
+        self.ranks, self.fsdp = ranks, fsdp and ranks.size > 1
+        self.models: Models | None = None
+
+    @property
+    def load_seconds(self) -> float:
+        return self.models.load_seconds if self.models else 0.0
+
+    def clips(self, plan: Plan, guide: np.ndarray | None = None, on_step: OnClipStep | None = None) -> Iterator[Clip]:
+        """The clips of a task from `plan.first` on.
+
+        Args:
+            plan: the task.
+            guide: (3, refert_num, H, W) float32 of the last finished clip; wanted on rank 0, and if there is one.
+            on_step: called with the clip's index and the number of steps done, first with 0.
+        """
+        settings, clips = plan.task.settings, plan.clips
+        device, dtype = pick_device(settings, self.ranks)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        models = self._models_for(plan.snapshot, device, dtype)
+        height, width = clips.pose.height, clips.pose.width
+        animator = Animator(models, settings, read_image(clips.reference), height, width, plan.loras)
+        animator.skip(plan.first)
+        guiding = self._share_guide(guide, (3, settings.refert_num, height, width)) if plan.first else None
+        stride = settings.clip_len - settings.refert_num
+        with ExitStack() as stack:
+            streams = {
+                name: stack.enter_context(FrameReader(info.path))
+                for name in ("pose", "face", "background", "mask")
+                if (info := getattr(clips, name)) is not None
+            }
+            for index in range(plan.first, plan.count):
+                report = partial(on_step, index) if on_step else _ignore
+                report(0)
+                before = dict(animator.timer.seconds)
+                video = animator.animate(_read_clip(streams, index * stride, settings.clip_len), guiding, report)
+                guiding = video[:, -settings.refert_num :].cpu()
+                repeated = settings.refert_num if index else 0
+                yield Clip(
+                    video=video[:, repeated : clips.pose.frames - index * stride],
+                    guide=guiding,
+                    seconds={phase: now - before[phase] for phase, now in animator.timer.seconds.items()},
+                )
+
+    def recover(self, error: Exception) -> None:
+        """After a failed task: drop the models if there was no memory, or if they hold connections that are gone."""
+        if self.fsdp or isinstance(error, torch.OutOfMemoryError):
+            self.models = None
+
+    def _share_guide(self, guide: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
+        return self.ranks.share(torch.empty(shape) if guide is None else torch.from_numpy(guide))
+
+    def _models_for(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> Models:
+        if self.models is None or (self.models.device, self.models.dtype) != (device, dtype):
+            self.models = None
+            self.models = Models(snapshot, device, dtype, self.ranks, self.fsdp)
+        return self.models
+
+
+def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device, torch.dtype]:
+    """This rank's device and the precision, as the settings ask for or as suits the machine.
+
+    Raises:
+        BadInput: CUDA is asked for and there is none, or there are fewer devices than ranks.
+    """
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise BadInput("device: cuda is asked for, but PyTorch finds no CUDA device; use auto or cpu")
+    name = settings.device if settings.device != "auto" else ("cuda" if available else "cpu")
+    dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if name == "cuda" else "float32")
+    if name == "cpu":
+        return torch.device("cpu"), getattr(torch, dtype)
+    index = torch.cuda.current_device() if ranks.size == 1 else ranks.local_rank
+    if index >= torch.cuda.device_count():
+        raise BadInput(
+            f"process {index + 1} of this machine has no CUDA device: there are {torch.cuda.device_count()}; start at "
+            "most as many processes (--nproc-per-node), and see CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", index), getattr(torch, dtype)
+
+
+def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> ClipInput:
+    def read(name: str) -> np.ndarray | None:
+        reader = streams.get(name)
+        return None if reader is None else reader.read(pingpong(reader.info.frames, start, length))
+
+    pose, face = read("pose"), read("face")
+    assert pose is not None
+    assert face is not None
+    return ClipInput(pose, face, read("background"), read("mask"))
+
+
+def _ignore(done: int) -> None:
+    return

@@ -1,0 +1,105 @@
+"""The VAE's work split over ranks by rows of the picture, exactly.
+
+Convolutions see one row beyond their own, which neighbours hand over before each of them. So each rank computes its
+rows as one rank would compute them all; nothing is blended, as it is with tiles. Attention, which sees the whole
+picture at an eighth of its size, is computed whole by every rank.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    AutoencoderKLWan,
+    WanAttentionBlock,
+    WanCausalConv3d,
+    WanResample,
+)
+from torch import Tensor, nn
+
+from wan_orchestration.animate.parallel import Ranks, gather
+
+
+class SplitRows:
+    """Makes the layers of a VAE work on this rank's rows of a picture.
+
+    Rows run from top to bottom in the order of the ranks. The unit is a row of latents, 8 rows of pixels, so that every
+    layer's rows begin at a whole row on each rank.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.latent_rows: list[int] = []
+        """Rows of latents on each rank; empty while pictures are not split."""
+        for module in (*vae.encoder.modules(), *vae.decoder.modules()):
+            if isinstance(module, WanCausalConv3d) and module.kernel_size[1] == 3:
+                self._hook(module, self._with_both, self._without_both)
+            elif isinstance(module, WanResample) and module.mode.startswith("upsample"):
+                self._hook(module.resample[1], self._with_both, self._without_both)
+            elif isinstance(module, WanResample) and module.mode.startswith("downsample"):
+                # Its convolution has stride 2 and looks down only.
+                self._hook(module.resample, self._with_below)
+            elif isinstance(module, WanAttentionBlock):
+                self._hook(module, self._whole, self._own)
+
+    def begin(self, latent_rows: int) -> bool:
+        """Split pictures of so many rows of latents from now on; False if there are too few to be worth it."""
+        share, more = divmod(latent_rows, self.ranks.size)
+        self.latent_rows = [share + (rank < more) for rank in range(self.ranks.size)] if share else []
+        return bool(share)
+
+    def end(self) -> None:
+        self.latent_rows = []
+
+    def take(self, picture: Tensor, scale: int = 1) -> Tensor:
+        """This rank's rows of (..., H, W), of which `scale` make a row of latents."""
+        before = sum(self.latent_rows[: self.ranks.rank])
+        return picture.narrow(-2, scale * before, scale * self.latent_rows[self.ranks.rank])
+
+    def join(self, rows: Tensor, scale: int = 1) -> Tensor:
+        """All ranks' rows, (..., H, W), on every rank."""
+        return gather(rows, [scale * count for count in self.latent_rows], rows.ndim - 2)
+
+    def _hook(self, module: nn.Module, before: Any, after: Any = None) -> None:
+        module.register_forward_pre_hook(lambda _, inputs: before(*inputs) if self.latent_rows else None)
+        if after:
+            module.register_forward_hook(lambda _, __, output: after(output) if self.latent_rows else None)
+
+    def _with_both(self, x: Tensor, cache: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        if cache is None:
+            return (torch.cat(self._between(x, above=True), -2),)
+        # The cache holds the frames before, so that one exchange serves both.
+        both = torch.cat([cache, x], 2)
+        both = torch.cat(self._between(both, above=True), -2)
+        return both[:, :, cache.shape[2] :], both[:, :, : cache.shape[2]]
+
+    def _without_both(self, y: Tensor) -> Tensor:
+        above, below = int(self.ranks.rank > 0), int(self.ranks.rank < self.ranks.size - 1)
+        return y.narrow(-2, above, y.shape[-2] - above - below)
+
+    def _with_below(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.cat(self._between(x, above=False), -2),)
+
+    def _whole(self, x: Tensor) -> tuple[Tensor]:
+        return (self.join(x),)
+
+    def _own(self, y: Tensor) -> Tensor:
+        return self.take(y)
+
+    def _between(self, x: Tensor, above: bool) -> list[Tensor]:
+        """Rows x between the neighbours' nearest: the one above, if asked for, and the one below, where there are."""
+        rank, last = self.ranks.rank, self.ranks.size - 1
+        top, bottom = (x.narrow(-2, row, 1).contiguous() for row in (0, x.shape[-2] - 1))
+        upper, lower = torch.empty_like(top), torch.empty_like(bottom)
+        exchange = []
+        if rank > 0:
+            exchange.append(dist.P2POp(dist.isend, top, rank - 1))
+            if above:
+                exchange.append(dist.P2POp(dist.irecv, upper, rank - 1))
+        if rank < last:
+            if above:
+                exchange.append(dist.P2POp(dist.isend, bottom, rank + 1))
+            exchange.append(dist.P2POp(dist.irecv, lower, rank + 1))
+        for request in dist.batch_isend_irecv(exchange):
+            request.wait()
+        return [*([upper] if above and rank > 0 else []), x, *([lower] if rank < last else [])]

@@ -5,13 +5,18 @@ import io
 import subprocess
 import sys
 
+import dagster as dg
 import numpy as np
 import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
 from PIL import Image
 from pydantic import ValidationError
 
+from wan_orchestration.defs import failures
+from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.defs.videos.config import GenerateConfig
 from wan_orchestration.defs.videos.previews import poster
+from wan_orchestration.launch.torchrun import WorkerDied
 from wan_orchestration.settings import GenerateSettings, environment
 from wan_orchestration.video import write_poster
 
@@ -69,3 +74,37 @@ def test_a_poster_is_small_whatever_it_shows(tmp_path):
     jpeg = base64.b64decode(text.removeprefix("![poster](data:image/jpeg;base64,").removesuffix(")"))
     with Image.open(io.BytesIO(jpeg)) as image:
         assert image.size == (240, 138)
+
+
+def test_what_may_pass_is_tried_again_and_a_cancel_is_not(instance, monkeypatch):
+    monkeypatch.setattr(failures, "WAIT_SECONDS", 0)
+    tries = []
+
+    @dg.op
+    def flaky(context):
+        tries.append(context.retry_number)
+        with failures_in_words(context, WorkerDied):
+            raise WorkerDied("the worker ended with exit code 9")
+
+    @dg.op
+    def cancelled(context):
+        tries.append(context.retry_number)
+        with failures_in_words(context, WorkerDied):
+            raise DagsterExecutionInterruptedError
+
+    @dg.job
+    def flaky_job():
+        flaky()
+
+    @dg.job
+    def cancelled_job():
+        cancelled()
+
+    result = flaky_job.execute_in_process(instance=instance, raise_on_error=False)
+    assert tries == [0, 1, 2]
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    assert failed.step_failure_data.user_failure_data.description == "the worker ended with exit code 9"
+
+    tries.clear()
+    cancelled_job.execute_in_process(instance=instance, raise_on_error=False)
+    assert tries == [0]

@@ -38,7 +38,7 @@ def materialize(tmp_path: Path) -> tuple[dg.ExecuteInProcessResult, list[str]]:
     spec = importlib.util.spec_from_file_location("stand_in_definitions", DEFINITIONS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+    with dg.DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
         result = dg.materialize(
             [module.launched], instance=instance, resources=module.defs.resources, raise_on_error=False
         )
@@ -47,7 +47,9 @@ def materialize(tmp_path: Path) -> tuple[dg.ExecuteInProcessResult, list[str]]:
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
     (event,) = [event for event in result.all_events if event.is_step_failure]
-    return event.step_failure_data.user_failure_data.description
+    cause = event.step_failure_data.error.cause
+    assert cause.cls_name == "WorkerDied"
+    return cause.message
 
 
 def appears(file: Path, seconds: float = 60) -> list[int]:
@@ -117,6 +119,7 @@ def test_nothing_survives_the_step(job, tmp_path, name, number):
     folder = job(name)
     home = tmp_path / "home"
     home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
     command = [sys.executable, "-m", "dagster", "asset", "materialize", "-f", str(DEFINITIONS), "--select", "launched"]
     with (tmp_path / "log").open("w") as log:
         step = subprocess.Popen(command, env={**os.environ, "DAGSTER_HOME": str(home)}, stdout=log, stderr=log)

@@ -33,6 +33,10 @@ PROGRESS_SECONDS = 4.0
 Message = TypeAdapter(Annotated[Progress | Result, Field(discriminator="kind")])
 
 
+class WorkerDied(RuntimeError):
+    """The worker ended without a result for every task; another try goes on after the last finished clip."""
+
+
 class TorchrunClient(dg.ConfigurableResource):
     """Launches `torchrun` on this machine, one launch for all tasks of a request."""
 
@@ -47,7 +51,7 @@ class TorchrunClient(dg.ConfigurableResource):
         """Run a request to its end. Progress goes to the Dagster log as it comes.
 
         Raises:
-            dg.Failure: the worker ended without a result for every task. A task that failed has a result that says so.
+            WorkerDied: the worker ended without a result for every task. A task that failed has a result that says so.
         """
         with (
             tempfile.TemporaryDirectory(prefix="wan-launch-") as folder,
@@ -71,7 +75,7 @@ class TorchrunClient(dg.ConfigurableResource):
         listener.hear(session.get_custom_messages())
         missing = {task.job_id for task in request.tasks} - {result.job_id for result in listener.results}
         if missing:
-            raise dg.Failure(
+            raise WorkerDied(
                 f"The worker ended with exit code {process.returncode} before it had a result for "
                 f"{', '.join(sorted(missing))}; its last lines are in this step's stderr."
             )

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from wan_orchestration.defs.clips.versions import clips_version
-from wan_orchestration.defs.failures import bad_input_fails
+from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.defs.jobs.assets import job_inputs
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.defs.resources import JobFolders
@@ -25,7 +25,7 @@ def preprocessed_clips(context: dg.AssetExecutionContext, job_folders: JobFolder
 
     A job's ready clips are checked frame by frame and placed.
     """
-    with bad_input_fails():
+    with failures_in_words(context):
         job = job_folders.open(context.partition_key)
         if job.kind == "raw":
             raise BadInput(

@@ -10,7 +10,7 @@ import dagster as dg
 from wan_orchestration import hub
 from wan_orchestration.defs.clips.assets import preprocessed_clips
 from wan_orchestration.defs.clips.versions import clips_version
-from wan_orchestration.defs.failures import bad_input_fails
+from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.defs.jobs.assets import job_settings
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.defs.resources import JobFolders
@@ -19,7 +19,7 @@ from wan_orchestration.defs.videos.previews import poster
 from wan_orchestration.defs.weights.assets import weight_snapshot
 from wan_orchestration.errors import BadInput
 from wan_orchestration.job import check_clips
-from wan_orchestration.launch.torchrun import TorchrunClient
+from wan_orchestration.launch.torchrun import TorchrunClient, WorkerDied
 from wan_orchestration.messages import Request, Result, Task
 from wan_orchestration.settings import GenerateSettings, environment
 
@@ -32,8 +32,6 @@ from wan_orchestration.settings import GenerateSettings, environment
     owners=["team:animation"],
     code_version="1",
     pool="gpu",
-    # A crashed worker is worth another try: it goes on after the last finished clip.
-    retry_policy=dg.RetryPolicy(max_retries=2, delay=5),
 )
 def generated_video(
     context: dg.AssetExecutionContext, config: GenerateConfig, job_folders: JobFolders, torchrun: TorchrunClient
@@ -43,23 +41,26 @@ def generated_video(
     Settings come from the launchpad, else from `job.yaml`, else from `WAN_DEFAULT_*`, else from the defaults.
     """
     env, key = environment(), context.partition_key
-    with bad_input_fails():
+    # After a crash of the worker another try goes on after the last finished clip.
+    with failures_in_words(context, WorkerDied):
         settings = job_folders.open(key).generate_settings(**config.given())
         snapshot = hub.resolve(env, context.log.info, allow_download=False)
         folder = env.clips_root / key
         if not folder.is_dir():
             raise BadInput(f"{folder}: job {key} has no clips yet; materialize preprocessed_clips for it first")
         check_clips(folder, settings.mode, settings.refert_num)
-    version = hashlib.sha256(
-        f"{clips_version(folder).value} {snapshot.fingerprint} {decisive(settings)}".encode()
-    ).hexdigest()
-    task = Task(job_id=key, clips=folder, output=env.videos_root / key, settings=settings, created_at=datetime.now(UTC))
-    result = torchrun.run(context, Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task]))[0]
+        ingredients = f"{clips_version(folder).value} {snapshot.fingerprint} {decisive(settings)}"
+        task = Task(
+            job_id=key, clips=folder, output=env.videos_root / key, settings=settings, created_at=datetime.now(UTC)
+        )
+        request = Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task])
+        (result,) = torchrun.run(context, request)
     if result.status == "failed":
         # What the engine could report will not get better by itself.
         raise dg.Failure(result.error or "failed without a reason", metadata=facts(result), allow_retries=False)
     return dg.MaterializeResult(
-        data_version=dg.DataVersion(version), metadata={"poster": poster(task.output / "poster.jpg"), **facts(result)}
+        data_version=dg.DataVersion(hashlib.sha256(ingredients.encode()).hexdigest()),
+        metadata={"poster": poster(task.output / "poster.jpg"), **facts(result)},
     )
 
 

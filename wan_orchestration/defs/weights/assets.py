@@ -4,7 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from wan_orchestration import hub
-from wan_orchestration.defs.failures import bad_input_fails
+from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.settings import environment
 
 
@@ -19,14 +19,13 @@ class WeightConfig(dg.Config):
     kinds={"pytorch", "file"},
     owners=["team:animation"],
     code_version="1",
-    retry_policy=dg.RetryPolicy(max_retries=3, delay=30, backoff=dg.Backoff.EXPONENTIAL),
 )
 def weight_snapshot(context: dg.AssetExecutionContext, config: WeightConfig) -> dg.MaterializeResult:
     """The Wan2.2-Animate weights: `WAN_CHECKPOINT_DIR` as it is, else downloaded from ModelScope and verified.
 
     A complete download is left alone; an interrupted one goes on where it stopped.
     """
-    with bad_input_fails():
+    with failures_in_words(context, hub.DownloadError):
         snapshot = hub.resolve(environment(), context.log.info, verify=config.verify)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.fingerprint),

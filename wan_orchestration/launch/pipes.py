@@ -1,0 +1,82 @@
+"""How the worker's messages reach the step: Dagster Pipes, by files, so that it also works from another machine."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import dagster as dg
+from pydantic import Field, TypeAdapter
+
+from wan_orchestration.messages import (
+    PreprocessOutcome,
+    PreprocessProgress,
+    PreprocessRequest,
+    Progress,
+    Request,
+    Result,
+)
+
+PROGRESS_SECONDS = 4.0
+
+Outcome = Result | PreprocessOutcome
+
+Message = TypeAdapter(
+    Annotated[Progress | Result | PreprocessProgress | PreprocessOutcome, Field(discriminator="kind")]
+)
+
+
+@contextmanager
+def session(
+    context: dg.AssetExecutionContext,
+    request: Request | PreprocessRequest,
+    injector: dg.PipesContextInjector | None = None,
+    reader: dg.PipesMessageReader | None = None,
+) -> Iterator[dg.PipesSession]:
+    """A Pipes session for one launch; by temporary files of this machine unless told otherwise."""
+    with dg.open_pipes_session(
+        context=context,
+        context_injector=injector or dg.PipesTempFileContextInjector(),
+        message_reader=reader or dg.PipesTempFileMessageReader(),
+        extras={"jobs": jobs_of(request)},
+    ) as opened:
+        yield opened
+
+
+def jobs_of(request: Request | PreprocessRequest) -> list[str]:
+    """Keys of the jobs that a request is about."""
+    return [request.job_id] if isinstance(request, PreprocessRequest) else [task.job_id for task in request.tasks]
+
+
+class Listener:
+    """Takes in what rank 0 reports, and logs progress, at most a line every few seconds."""
+
+    def __init__(self, context: dg.AssetExecutionContext, request: Request | PreprocessRequest) -> None:
+        self.context = context
+        self.heard_at = time.monotonic()
+        """When the worker last reported anything."""
+        self.at: str | None = None
+        """Job of the last message that was not an outcome: the one at work."""
+        self.pending = dict.fromkeys(jobs_of(request))
+        """Jobs without an outcome so far, in order."""
+        self._heard = 0
+        self._logged = float("-inf")
+
+    def hear(self, messages: Sequence[Any]) -> list[Outcome]:
+        """Take in all messages so far; returns the outcomes among those that are new since the last call."""
+        outcomes: list[Outcome] = []
+        latest: Progress | PreprocessProgress | None = None
+        for message in map(Message.validate_python, messages[self._heard :]):
+            self.heard_at = time.monotonic()
+            if isinstance(message, Outcome):
+                outcomes.append(message)
+                self.pending.pop(message.job_id, None)
+                self.at = None
+            else:
+                latest = message
+                self.at = message.job_id
+        self._heard = len(messages)
+        if latest and time.monotonic() - self._logged >= PROGRESS_SECONDS:
+            self.context.log.info(str(latest))
+            self._logged = time.monotonic()
+        return outcomes

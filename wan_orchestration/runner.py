@@ -18,7 +18,7 @@ import torch
 from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.parallel import connect
+from wan_orchestration.animate.parallel import RankFailed, connect
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
 from wan_orchestration.job import Clips, check_clips
@@ -64,7 +64,9 @@ def follow(maker: ClipMaker) -> None:
         try:
             ranks.together(lambda plan=plan: deque(maker.clips(plan), maxlen=0))
         except Exception as error:
-            # Rank 0 has the error too, and tells of it.
+            # Rank 0 hears of it and reports it.
+            if not isinstance(error, BadInput | RankFailed):
+                traceback.print_exc()
             maker.recover(error)
 
 
@@ -99,6 +101,8 @@ class Runner:
                 f"the device ran out of memory ({str(error).splitlines()[0]}); "
                 "use a smaller video, a smaller clip_len, or a device with more memory"
             )
+        except RankFailed as error:
+            result.error = str(error)
         except Exception as error:
             self.reporter.log(traceback.format_exc())
             result.error = f"{type(error).__name__}: {error}"
@@ -142,7 +146,7 @@ class Runner:
 
     def _make_clips(self, plan: Plan, work: Work) -> None:
         if not self.ranks.usable:
-            raise RuntimeError("not started: the processes lost each other in an earlier job of this launch; retry")
+            raise RankFailed("not started: the processes lost each other in an earlier job of this launch; try again")
         self._explain(plan.task)
         self.ranks.announce(plan)
         try:

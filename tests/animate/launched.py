@@ -1,11 +1,15 @@
 """Runs a request on the ranks that torchrun started: `launched.py REQUEST.json plain fsdp`, once for each word.
 
-For each word the outputs go to a folder of that name beside the request. Rank 0 prints what it logs and the results.
+For each word the outputs go to a folder of that name beside the request. Rank 0 prints the results, a JSON line each.
+The words `raise` and `die` let rank 1 fail in the first denoising step, which others then wait in.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
+from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.clips import ClipMaker
 from wan_orchestration.animate.parallel import connect
 from wan_orchestration.messages import Request
@@ -25,11 +29,20 @@ class Printer:
         print(result.model_dump_json(), flush=True)
 
 
+def fail(*arguments):
+    raise RuntimeError("rank 1 has had enough")
+
+
+FAILURES = {"raise": fail, "die": lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)}
+
+
 def main(file, words):
     request = Request.model_validate_json(Path(file).read_text())
     with connect(World()) as ranks:
         for word in words:
             maker = ClipMaker(ranks, fsdp=word == "fsdp")
+            if word in FAILURES and ranks.rank == 1:
+                Animator._flows = FAILURES[word]
             if not ranks.leads:
                 follow(maker)
                 continue

@@ -33,7 +33,7 @@ LEAVE_SECONDS = 5.0
 
 
 class RankFailed(RuntimeError):
-    """Another rank could not go on; the message says which and why."""
+    """Another rank could not go on; the message says which and why. Its own output has the traceback."""
 
 
 class Ranks:
@@ -92,10 +92,11 @@ class TorchrunRanks(Ranks):
 
     def __init__(self, world: World) -> None:
         self.rank, self.size, self.local_rank = world.rank, world.world_size, world.local_rank
-        self._store: dist.Store = next(rendezvous("env://", world.rank, world.world_size))[0]
+        self._store: TCPStore = next(rendezvous("env://", world.rank, world.world_size))[0]
         # A second connection: one that waits within a collective's set-up would keep the watching thread out.
-        self._watch: dist.Store = self._store.clone()
+        self._watch: TCPStore = self._store.clone()
         self._announced = self._sections = self._connections = 0
+        self._stuck: Future[Any] | None = None
         self._meshes: dict[tuple[str, int], DeviceMesh] = {}
         # Rank 0 may come hours later, having downloaded the weights.
         self._tell("arrived") if self.leads else self._poll(lambda: self._watch.check(["arrived"]))
@@ -110,6 +111,9 @@ class TorchrunRanks(Ranks):
             # A process that leaves first would break the connections of the others.
             self._meet("end")
             dist.destroy_process_group()
+        elif self._stuck:
+            # Until the processes that have failed are gone: one that ends while a thread is in gloo is aborted.
+            wait([self._stuck], 2 * LEAVE_SECONDS)
 
     def announce(self, value: T | None = None) -> T | None:
         self._announced += 1
@@ -159,7 +163,7 @@ class TorchrunRanks(Ranks):
         self._connections += 1
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=dist.PrefixStore(f"connection/{self._connections}", self._store),
+            store=PrefixStore(f"connection/{self._connections}", self._store),
             rank=self.rank,
             world_size=self.size,
             timeout=COLLECTIVE_TIMEOUT,
@@ -170,9 +174,10 @@ class TorchrunRanks(Ranks):
         if torch.cuda.is_available():
             # Frees ranks that wait in a collective. gloo has no such thing: there they wait for the failed process.
             dist.distributed_c10d._abort_process_group()
-        left = bool(wait([outcome], LEAVE_SECONDS).done)
-        if left:
+        if wait([outcome], LEAVE_SECONDS).done:
             self._watch.add(f"{name}/left", 1)
+        else:
+            self._stuck = outcome
         self._watch.add(f"{name}/seen", 1)
         limit = time.monotonic() + 2 * LEAVE_SECONDS
         self._poll(lambda: self._count(f"{name}/seen") == self.size or time.monotonic() > limit)

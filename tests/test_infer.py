@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wan_orchestration import infer
+from wan_orchestration import flags, infer
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.video import write_lossless
 
@@ -96,7 +96,7 @@ def test_help_lists_every_setting_with_its_default(capsys):
     text = " ".join(capsys.readouterr().err.split())
     for name, field in GenerateSettings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
-        assert f"(default: {infer.shorten(field.get_default())})" in text
+        assert f"(default: {flags.shorten(field.get_default())})" in text
 
 
 def sound_only(path):

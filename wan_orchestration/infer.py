@@ -7,23 +7,13 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, get_args, get_origin
-
-from pydantic.fields import FieldInfo
 
 from wan_orchestration import hub
 from wan_orchestration.errors import BadInput, validate
+from wan_orchestration.flags import Parser, add_settings, given_settings
 from wan_orchestration.job import Job
 from wan_orchestration.messages import Progress, Request, Result, Task
 from wan_orchestration.settings import Environment, GenerateSettings, World
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a bad flag like any other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(message)
 
 
 class TerminalReporter:
@@ -92,34 +82,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint-dir", type=Path, metavar="DIR", help="a snapshot to use as it is (default: WAN_CHECKPOINT_DIR)")
     add("--save-frames", type=Path, metavar="FILE.npz", help="also write the frames as float32 (3, T, H, W) in [-1, 1]")
     add("--replace", dest="mode", action="store_const", const="replace", help="the same as --mode replace")
-    group = parser.add_argument_group("settings (flags win over job.yaml, that over WAN_DEFAULT_*, that over defaults)")
-    for name, field in GenerateSettings.model_fields.items():
-        add_setting(group, name, field)
+    add_settings(parser, GenerateSettings)
     return parser.parse_args(argv)
-
-
-def add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
-    """Add the flag of one settings field, None where it is not given."""
-    flag = "--" + name.replace("_", "-")
-    text = f"{field.description} (default: {shorten(field.get_default())})".replace("%", "%%")
-    kind = field.annotation
-    if kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
-    elif get_origin(kind) is Literal:
-        choices = get_args(kind)
-        group.add_argument(flag, type=type(choices[0]), choices=choices, help=text)
-    elif get_origin(kind) is list:
-        group.add_argument(flag, action="append", metavar="FILE[:STRENGTH]", help=f"{text}; may be repeated")
-    else:
-        scalar = (
-            next(part for part in get_args(kind) if part is not type(None)) if isinstance(kind, UnionType) else kind
-        )
-        group.add_argument(flag, type=scalar, metavar=name.upper(), help=text)
-
-
-def shorten(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def environment(checkpoint_dir: Path | None) -> Environment:
@@ -142,8 +106,7 @@ def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Re
     """
     job = Job.open(arguments.src_root)
     result.job_id = job.key
-    overrides = {name: getattr(arguments, name) for name in GenerateSettings.model_fields}
-    settings = job.generate_settings(**overrides)
+    settings = job.generate_settings(**given_settings(arguments, GenerateSettings))
     reporter = TerminalReporter()
     snapshot = hub.resolve(env, reporter.log)
     task = Task(

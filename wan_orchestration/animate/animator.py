@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wan_orchestration.animate import conditioning as cond
 from wan_orchestration.animate.lora import Lora
@@ -78,9 +78,10 @@ class Animator:
         self.vae = models.vae()
         letterboxed = cond.letterbox(reference, height, width)
         picture = cond.to_tensor(letterboxed[None]).to(models.device)
-        image_encoder = models.image_encoder().to(models.device)
+        image_encoder = models.image_encoder()
+        nn.Module.to(image_encoder, models.device)
         features = cond.encode_reference(picture, image_encoder).to(models.dtype)
-        image_encoder.to("cpu")
+        nn.Module.to(image_encoder, torch.device("cpu"))
         self.contexts = [self._embed(text, features) for text in texts]
         self.reference_latents = self.vae.encode_video(picture)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)

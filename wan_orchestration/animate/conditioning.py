@@ -69,6 +69,7 @@ def encode_reference(reference: Tensor, encoder: CLIPVisionModel) -> Tensor:
     The picture is squashed to the tower's square without antialiasing, and the last but one layer is taken.
     """
     size = encoder.config.image_size
+    assert isinstance(size, int)
     picture = F.interpolate(reference[:, :, 0].float(), size=(size, size), mode="bicubic", align_corners=False)
     mean = picture.new_tensor(CLIP_MEAN).view(3, 1, 1)
     std = picture.new_tensor(CLIP_STD).view(3, 1, 1)

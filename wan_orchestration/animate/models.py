@@ -148,7 +148,8 @@ class Models:
             model = self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype, device)
             if mesh:
                 shard_text_encoder(model, mesh)
-            return model.to(self.device)
+            nn.Module.to(model, self.device)
+            return model
         return self._from_pickle(
             TEXT_ENCODER,
             original.text_config,
@@ -193,19 +194,17 @@ class Models:
     def _from_transformers(self, cls: type[P], name: str, dtype: torch.dtype, device: torch.device) -> P:
         folder = self.snapshot.path / name
         try:
-            model, report = cls.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                output_loading_info=True,
-                device_map=str(device),
+            # A pair because of output_loading_info; the signature does not say so.
+            pair: Any = cls.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True, device_map=str(device)
             )
+            loaded, report = pair
         except (OSError, ValueError, RuntimeError) as error:
             raise BadInput(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report.get(kind):
                 _refuse(folder, kind.removesuffix("_keys"), sorted(map(str, report[kind])))
-        return model.eval().requires_grad_(False)
+        return loaded.eval().requires_grad_(False)
 
     def _fill(self, model: M, tensors: Iterable[Loaded], dtype: torch.dtype) -> M:
         """Put each tensor in its place as it is read, so that never two copies of the weights exist."""
@@ -232,11 +231,14 @@ class Models:
         model.load_state_dict(weights, strict=False, assign=True)
         if isinstance(model, UMT5EncoderModel):
             model.tie_weights()
-        return model.to(self.device).eval().requires_grad_(False)
+        nn.Module.to(model, self.device)
+        return model.eval().requires_grad_(False)
 
 
 def _configured(cls: type[D], folder: Path) -> D:
-    return cls.from_config(cls.load_config(folder))
+    config: Any = cls.load_config(folder)
+    model: Any = cls.from_config(config)
+    return model
 
 
 def _diffusers_tensors(folder: Path) -> Iterator[Loaded]:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from wan_orchestration.errors import BadInput
@@ -92,9 +93,9 @@ class TorchrunRanks(Ranks):
 
     def __init__(self, world: World) -> None:
         self.rank, self.size, self.local_rank = world.rank, world.world_size, world.local_rank
-        self._store: TCPStore = next(rendezvous("env://", world.rank, world.world_size))[0]
+        self._store: Any = next(rendezvous("env://", world.rank, world.world_size))[0]
         # A second connection: one that waits within a collective's set-up would keep the watching thread out.
-        self._watch: TCPStore = self._store.clone()
+        self._watch: Store = self._store.clone()
         self._announced = self._sections = self._connections = 0
         self._stuck: Future[Any] | None = None
         self._meshes: dict[tuple[str, int], DeviceMesh] = {}
@@ -119,10 +120,10 @@ class TorchrunRanks(Ranks):
         self._announced += 1
         key = f"announced/{self._announced}"
         if self.leads:
-            self._watch.set(key, pickle.dumps(value))
+            self._watch.set(key, pickle.dumps(value).hex())
             return value
         self._poll(lambda: self._watch.check([key]))
-        return pickle.loads(self._watch.get(key))  # noqa: S301 (written by rank 0 of this launch)
+        return pickle.loads(bytes.fromhex(self._watch.get(key).decode()))  # noqa: S301 (rank 0 of this launch wrote it)
 
     def together(self, section: Callable[[], T]) -> T:
         self._sections += 1

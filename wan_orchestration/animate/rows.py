@@ -35,6 +35,7 @@ class SplitRows:
             if isinstance(module, WanCausalConv3d) and module.kernel_size[1] == 3:
                 self._hook(module, self._with_both, self._without_both)
             elif isinstance(module, WanResample) and module.mode.startswith("upsample"):
+                assert isinstance(module.resample, nn.Sequential)
                 self._hook(module.resample[1], self._with_both, self._without_both)
             elif isinstance(module, WanResample) and module.mode.startswith("downsample"):
                 # Its convolution has stride 2 and looks down only.

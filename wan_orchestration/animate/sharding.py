@@ -30,10 +30,10 @@ def shard_transformer(model: AnimateTransformer, mesh: DeviceMesh) -> None:
 def shard_text_encoder(model: UMT5EncoderModel, mesh: DeviceMesh) -> None:
     """Shard the layers; the token embedding stays whole on each rank."""
     model.tie_weights()
-    layers = []
+    layers: list[nn.Module] = []
     for block in model.encoder.block:
         # Kept in float32 and a third of the layer: a part of its own.
-        layers += [block.layer[-1].DenseReluDense.wo, block]
+        layers += [block.get_submodule("layer.1.DenseReluDense.wo"), block]
     _shard(model, layers, mesh)
 
 

@@ -1,10 +1,17 @@
 """The Animate transformer, with what does not change between denoising steps taken out of the step."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
+from diffusers.models.transformers.transformer_wan_animate import (
+    WanAnimateFaceBlockAttnProcessor,
+    WanAnimateFaceBlockCrossAttention,
+    WanAnimateTransformer3DModel,
+    WanAttnProcessor,
+    WanTransformerBlock,
+)
 from torch import Tensor
 
 from wan_orchestration.animate.parallel import Ranks
@@ -39,10 +46,15 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             BadInput: there are more ranks than attention heads.
         """
         tokens = self.tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
-        for attention in (block.attn1 for block in self.blocks):
-            attention.set_processor(SelfAttention(tokens) if tokens else attention._default_processor_cls())
+        processor: Any  # diffusers' type for these is a list of its own classes
+        for block in self.blocks:
+            assert isinstance(block, WanTransformerBlock)
+            processor = SelfAttention(tokens) if tokens else WanAttnProcessor()
+            block.attn1.set_processor(processor)
         for adapter in self.face_adapter:
-            adapter.set_processor(FaceAttention(tokens) if tokens else adapter._default_processor_cls())
+            assert isinstance(adapter, WanAnimateFaceBlockCrossAttention)
+            processor = FaceAttention(tokens) if tokens else WanAnimateFaceBlockAttnProcessor()
+            adapter.set_processor(processor)
 
     def embed_context(self, text: Tensor, image: Tensor) -> Tensor:
         """Text (1, 512, text_dim) and CLIP features (1, 257, image_dim) as tokens (1, 769, dim), image first."""

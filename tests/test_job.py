@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import moving_frames
+from media import moving_frames
 from PIL import Image
 
 from wan_orchestration.errors import BadInput, validate

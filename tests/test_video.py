@@ -10,8 +10,8 @@ import av
 import cv2
 import numpy as np
 import pytest
-from conftest import moving_frames, sine, write_video
 from imageio_ffmpeg import get_ffmpeg_exe
+from media import moving_frames, sine, write_video
 from PIL import Image
 
 from wan_orchestration.errors import BadInput

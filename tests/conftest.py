@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from figures import driving, picture_of, save_keypoints, walk
 from media import moving_frames
 from PIL import Image
 
@@ -42,6 +43,26 @@ def make_job(tmp_path: Path) -> Callable[..., Path]:
             write_lossless(folder / "src_mask.mp4", [mask] * frames, fps, "gray")
         if yaml is not None:
             (folder / "job.yaml").write_text(yaml, "utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_raw_job(tmp_path: Path) -> Callable[..., Path]:
+    """Makes job folders of a driving video of a drawn figure, its keypoints, and a picture; needs no network."""
+
+    def make(key: str = "job", frames: int = 6, confidence: float | None = None) -> Path:
+        folder = tmp_path / "jobs" / key
+        poses = walk(frames)
+        driving(folder, poses)
+        if confidence is not None:
+            for pose in poses:
+                for part in (pose.body, pose.left_hand, pose.right_hand, pose.face):
+                    part[:, 2] = confidence
+            save_keypoints(folder / "keypoints.npz", poses)
+        Image.fromarray(picture_of(poses[0])).save(folder / "reference.png")
+        (folder / "job.yaml").write_text("preprocess: {retarget: off, resolution_area: 65536}")
         return folder
 
     return make

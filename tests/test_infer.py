@@ -93,7 +93,7 @@ def test_replace_flag(make_job, call):
 def test_help_lists_every_setting_with_its_default(capsys):
     with pytest.raises(SystemExit):
         infer.main(["--help"])
-    text = " ".join(capsys.readouterr().err.split())
+    text = " ".join(capsys.readouterr().out.split())
     for name, field in GenerateSettings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
         assert f"(default: {flags.shorten(field.get_default())})" in text
@@ -174,3 +174,14 @@ def refused(outcome, words, tmp_path):
         assert word in result["error"]
     assert "Traceback" not in errors
     assert not (tmp_path / "data/videos").exists()
+
+
+def test_raw_job_is_preprocessed_first(make_raw_job, call, tmp_path):
+    code, result, errors = call(make_raw_job())
+    assert (code, result["error"]) == (0, None), errors
+    assert (tmp_path / "data/clips/job/src_pose.mp4").is_file()
+    assert result["frames"] == 6
+
+
+def test_no_person_in_a_raw_job(make_raw_job, call, tmp_path):
+    refused(call(make_raw_job(confidence=0.0)), ["driving.mp4", "person"], tmp_path)

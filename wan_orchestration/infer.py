@@ -51,18 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     world = World()
     created_at = datetime.now(UTC)
     result = Result(job_id="", status="failed", created_at=created_at)
-    # Libraries print to stdout as they like; it is kept for the one JSON object.
-    with redirect_stdout(sys.stderr):
-        try:
-            arguments = parse(argv)
+    try:
+        arguments = parse(argv)
+        # Libraries print to stdout as they like; it is kept for the one JSON object.
+        with redirect_stdout(sys.stderr):
             if world.rank > 0:
                 return follow()
             result = infer(arguments, environment(arguments.checkpoint_dir), result)
-        except BadInput as error:
-            result.error, result.bad_input = str(error), True
-            if world.rank > 0:
-                return 0
-            print(f"error: {error}", file=sys.stderr)
+    except BadInput as error:
+        result.error, result.bad_input = str(error), True
+        if world.rank > 0:
+            return 0
+        print(f"error: {error}", file=sys.stderr)
     print(result.model_dump_json(indent=2, exclude={"kind"}))
     return 0 if result.status == "succeeded" else 1
 
@@ -90,6 +90,22 @@ def environment(checkpoint_dir: Path | None) -> Environment:
     return validate(Environment, {"checkpoint_dir": checkpoint_dir} if checkpoint_dir else {})
 
 
+def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
+    """Preprocess a raw job into DATA_ROOT/clips/<job>; returns that folder. BadInput."""
+    from wan_orchestration.preprocess.run import preprocess  # noqa: PLC0415 (OpenCV and the estimators)
+
+    assert env.models_root is not None
+    return preprocess(
+        job.inputs["driving"],
+        job.inputs["reference"],
+        env.clips_root / job.key,
+        job.preprocess_settings(),
+        snapshot=hub.local_snapshot(env),
+        models_root=env.models_root,
+        log=reporter.log,
+    ).output
+
+
 def follow() -> int:
     """What ranks other than 0 do: take part in rank 0's job."""
     from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
@@ -111,7 +127,7 @@ def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Re
     snapshot = hub.resolve(env, reporter.log)
     task = Task(
         job_id=job.key,
-        clips=job.folder,
+        clips=job.folder if job.kind == "clips" else make_clips(job, env, reporter),
         output=(arguments.output or env.videos_root / job.key).absolute(),
         settings=settings,
         created_at=result.created_at,

@@ -228,7 +228,7 @@ class _Ticker:
     def __init__(self, job_id: str, first: int, clips: int, steps: int, reporter: Reporter) -> None:
         self.job_id, self.first, self.clips, self.steps = job_id, first, clips, steps
         self.reporter = reporter
-        self.started = self.clip_started = time.perf_counter()
+        self.started = self.first_step_done = time.perf_counter()
         self.index = first
 
     def step(self, index: int, done: int) -> None:
@@ -237,8 +237,8 @@ class _Ticker:
 
     def _send(self, done: int) -> None:
         now = time.perf_counter()
-        if done == 0:
-            self.denoise_started = now
+        if done == 1:
+            self.first_step_done = now
         total = (self.index - self.first) * self.steps + done
         left = (self.clips - self.first) * self.steps - total
         self.reporter.progress(
@@ -248,7 +248,8 @@ class _Ticker:
                 clips=self.clips,
                 step=done,
                 steps=self.steps,
-                seconds_per_step=(now - self.denoise_started) / done if done else None,
+                # From the first step's end: before its beginning lies the conditioning.
+                seconds_per_step=(now - self.first_step_done) / (done - 1) if done > 1 else None,
                 eta_seconds=(now - self.started) / total * left if total else None,
             )
         )

@@ -9,7 +9,7 @@ import numpy as np
 from wan_orchestration.preprocess.keypoints import LIMBS, PARTS, Pose
 from wan_orchestration.video import write_lossless
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[1].parent / "shared"
 
 # x, y in units of the figure's height, from the middle of its feet; y upwards.
 _STANDING = {

@@ -16,7 +16,7 @@ from dagster_pipes import PipesContext, open_dagster_pipes
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.messages import Progress, Request, Result
-from wan_orchestration.settings import World, environment
+from wan_orchestration.settings import World
 
 PR_SET_PDEATHSIG = 1
 
@@ -40,19 +40,16 @@ class PipesReporter:
 def main(argv: Sequence[str]) -> int:
     die_with_parent()
     signal.signal(signal.SIGTERM, leave)
-    world = World()
-    if world.rank > 0:
+    if World().rank > 0:
+        from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
+
+        run(None, None)
         return 0
     request = Request.model_validate_json(Path(argv[0]).read_text())
     with open_dagster_pipes() as pipes:
         reporter = PipesReporter(pipes)
         try:
-            if world.world_size > 1 and environment().enable_sequence_parallel is not False:
-                raise BadInput(
-                    f"{world.world_size} processes were started, but a video is made by one rank for now; set the "
-                    "torchrun resource's processes to 1, or WAN_ENABLE_SEQUENCE_PARALLEL=false to let rank 0 work alone"
-                )
-            from wan_orchestration.runner import run  # noqa: PLC0415 (torch: ranks that only leave do without)
+            from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
 
             run(request, reporter)
         except BadInput as error:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from wan_orchestration import runner
 from wan_orchestration.animate import random_snapshot
+from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.sequence import SplitTokens
 from wan_orchestration.errors import BadInput
 from wan_orchestration.messages import Request, Task
@@ -131,24 +132,59 @@ def test_ranks_make_the_video_of_one(ranks, launch, request_of):
 
 
 @pytest.mark.skipif(not PARITY.is_dir(), reason=f"the recorded outputs are not at {PARITY}")
-@pytest.mark.parametrize("case", ["d_replace_2clips", pytest.param("b_animate_3clips_pad", marks=pytest.mark.heavy)])
-def test_infer_on_two_ranks_agrees_with_the_published_frames(case, tmp_path):
+@pytest.mark.parametrize(
+    "case, fsdp",
+    [
+        ("d_replace_2clips", "0"),
+        pytest.param("a_animate_1clip", "1", marks=pytest.mark.heavy),
+        pytest.param("b_animate_3clips_pad", "0", marks=pytest.mark.heavy),
+        pytest.param("g_replace_relight_lora", "1", marks=pytest.mark.heavy),
+    ],
+)
+def test_infer_on_two_ranks_agrees_with_the_published_frames(case, fsdp, tmp_path):
     """The script for two GPUs, with blanks in its arguments."""
     folder = PARITY / "cases" / case
-    params = json.loads((folder / "params.json").read_text())["params"]
+    recorded = json.loads((folder / "params.json").read_text())
+    params = recorded["params"]
     output = tmp_path / "with blank"
     command = [ROOT / "scripts" / "torchrun_animate.sh", "--src-root", folder / "job", "--output", output]
     command += ["--checkpoint-dir", PARITY / "snapshot", "--save-frames", tmp_path / "frames.npz", "--device=cpu"]
     for name in ("clip_len", "refert_num", "shift", "sample_solver", "sampling_steps", "guide_scale", "seed"):
         command.append(f"--{name.replace('_', '-')}={params[name]}")
     command += ["--replace"] if params["replace_flag"] else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    command += ["--use-relighting-lora"] if recorded.get("use_relighting_lora") else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "WAN_ENABLE_FSDP": fsdp}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     result = json.loads(done.stdout)
     assert (done.returncode, result["status"]) == (0, "succeeded"), done.stderr[-4000:]
     assert "2 ranks" in done.stderr
+    assert ("FSDP" in done.stderr) == (fsdp == "1")
     assert (output / "video.mp4").is_file()
     assert np.abs(frames(tmp_path / "frames.npz") - frames(folder / "output.npz")).max() < 1e-4
+
+
+@pytest.mark.heavy
+def test_ranks_go_on_where_one_stopped(request_of, tmp_path, monkeypatch):
+    request = request_of("even")
+    [task] = request.tasks
+    assert runner.run(request, Silent())[0].error is None
+
+    def stop(self, clip, guide, on_step):
+        if guide is not None:
+            raise RuntimeError("stopped")
+        return animate(self, clip, guide, on_step)
+
+    animate = Animator.animate
+    monkeypatch.setattr(Animator, "animate", stop)
+    started = task.model_copy(update={"output": tmp_path / "plain" / "even"})
+    [result] = runner.run(Request(snapshot=request.snapshot, tasks=[started]), Silent())
+    assert result.error == "RuntimeError: stopped"
+
+    (tmp_path / "request.json").write_text(request.model_dump_json())
+    done, _ = torchrun(2, LAUNCHED, tmp_path / "request.json", "plain")
+    resumed = json.loads(done.stdout)
+    assert (resumed["error"], resumed["resumed_clips"], resumed["clips"]) == (None, 1, 2)
+    assert np.abs(frames(tmp_path / "plain" / "even.npz") - frames(task.save_frames)).max() < 1e-4
 
 
 @pytest.mark.heavy

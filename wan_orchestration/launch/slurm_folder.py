@@ -1,0 +1,113 @@
+"""The folder of a launch on the file system that Dagster and a cluster share.
+
+WORK_FOLDER/wan-<job>-<identity>/    the name is also the Slurm job's, by which it is found again
+    request.json     what is asked for
+    job.sh           the batch script
+    messages.jsonl   what rank 0 reports, in Dagster Pipes' form
+    slurm.log        what the processes print
+WORK_FOLDER/<kind>-<job>.lock        held by the step that watches
+"""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import dagster as dg
+from pydantic import TypeAdapter, ValidationError
+
+from wan_orchestration.files import remove, replacing
+from wan_orchestration.launch.pipes import jobs_of
+from wan_orchestration.messages import PreprocessRequest, Request, Result
+
+AnyRequest: TypeAdapter[Request | PreprocessRequest] = TypeAdapter(Request | PreprocessRequest)
+CUSTOM = "report_custom_message"
+"""Dagster Pipes' name for the kind of message that results come in."""
+
+
+class LaunchFolder:
+    """Where a request and what comes of it are kept, whichever run asks for it."""
+
+    def __init__(self, root: Path, request: Request | PreprocessRequest) -> None:
+        self.root = root
+        self.request = request
+        self.path = root / f"wan-{jobs_of(request)[0]}-{identity(request)[:12]}"
+        self.script = self.path / "job.sh"
+        self.messages = self.path / "messages.jsonl"
+        self.log = self.path / "slurm.log"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other runs away from these jobs for as long as this one watches.
+
+        Raises:
+            dg.Failure: another run watches one of them.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for job in sorted(jobs_of(self.request)):
+                file = stack.enter_context((self.root / f"{self.request.kind}-{job}.lock").open("w"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise dg.Failure(
+                        f"Another run is making {job} on the cluster right now; wait for it, or cancel it first.",
+                        allow_retries=False,
+                    ) from None
+            yield
+
+    def others(self) -> Iterator[str]:
+        """Names of launches that write to the same places, but were asked for something else."""
+        for file in self.root.glob("wan-*/request.json"):
+            with suppress(ValidationError):
+                other = AnyRequest.validate_json(file.read_bytes())
+                same = other.kind == self.request.kind and not set(jobs_of(other)).isdisjoint(jobs_of(self.request))
+                if same and file.parent != self.path:
+                    yield file.parent.name
+
+    def write(self, script: str) -> None:
+        """Make the folder anew for a Slurm job that is about to be submitted."""
+        with replacing(self.path) as part:
+            part.mkdir()
+            (part / self.script.name).write_text(script)
+            (part / self.messages.name).touch()
+            (part / self.log.name).touch()
+            (part / "request.json").write_text(self.request.model_dump_json())
+
+    def has_all_videos(self) -> bool:
+        """Whether the videos are in their places just as the messages say: the Slurm job ended while nobody watched."""
+        if isinstance(self.request, PreprocessRequest):
+            return False
+        with suppress(OSError, ValueError):
+            messages = [json.loads(line) for line in self.messages.read_bytes().splitlines()]
+            reported = [message["params"]["payload"] for message in messages if message["method"] == CUSTOM]
+            return all(_saved(task.output).model_dump(mode="json") in reported for task in self.request.tasks)
+        return False
+
+
+def _saved(output: Path) -> Result:
+    return Result.model_validate_json((output / "result.json").read_bytes())
+
+
+def identity(request: Request | PreprocessRequest) -> str:
+    """A hash of what is asked for, whenever that was. Input files count by size and time of change."""
+    if isinstance(request, PreprocessRequest):
+        inputs = [request.driving, request.reference]
+        asked = request.model_dump(mode="json")
+    else:
+        inputs = [file for task in request.tasks for file in sorted(task.clips.iterdir())]
+        asked = request.model_dump(mode="json", exclude={"tasks": {"__all__": {"created_at"}}})
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in inputs]
+    return hashlib.sha256(json.dumps([asked, states], sort_keys=True).encode()).hexdigest()
+
+
+def discard(path: Path) -> None:
+    """Remove a launch's folder. Processes that die late may still be writing to it."""
+    with suppress(OSError):
+        remove(path)

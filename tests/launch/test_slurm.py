@@ -1,0 +1,281 @@
+"""The Slurm client with the real worker; the engine and Slurm are stand-ins. test_cluster has a real Slurm."""
+
+import fcntl
+import json
+import os
+import signal
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from dagster_pipes import encode_param
+from pydantic import ValidationError
+from steps import launch, reason
+
+from wan_orchestration.launch import slurm
+from wan_orchestration.launch.slurm import SlurmClient, failure
+from wan_orchestration.launch.slurm_folder import LaunchFolder
+from wan_orchestration.launch.slurm_queue import Job
+from wan_orchestration.launch.tail import TailMessageReader
+from wan_orchestration.messages import Request, Result, Task
+from wan_orchestration.settings import GenerateSettings
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch) -> Path:
+    """The folder of a fake Slurm, whose commands come first on the PATH."""
+    commands, home = tmp_path / "bin", tmp_path / "cluster"
+    commands.mkdir()
+    home.mkdir()
+    for name in ("sbatch", "srun", "squeue", "scancel", "sinfo"):
+        (commands / name).symlink_to(HERE / "fake_slurm.py")
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(home))
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setattr(slurm, "WORKER", "stand_in_worker")
+    monkeypatch.setattr(slurm, "GONE_POLL_SECONDS", 0.05)
+    return home
+
+
+@pytest.fixture
+def work_folder(tmp_path) -> Path:
+    # A name that a shell would act on, were it not quoted.
+    return tmp_path / "a $(touch gone) 'folder'"
+
+
+@pytest.fixture
+def client(work_folder) -> SlurmClient:
+    return SlurmClient(nodes=2, gpus_per_node=0, work_folder=str(work_folder), poll_seconds=0.1, grace_seconds=5)
+
+
+def ask(folder: Path, *names: str, steps: int = 20) -> Request:
+    """A request for jobs that the stand-in engine treats as the first one's name says."""
+    clips = folder / "clips"
+    clips.mkdir(exist_ok=True)
+    if not (clips / "src_pose.mp4").exists():
+        (clips / "src_pose.mp4").touch()
+    settings, now = GenerateSettings(sampling_steps=steps), datetime.now(UTC)
+    tasks = [Task(job_id=name, clips=clips, output=folder, settings=settings, created_at=now) for name in names]
+    return Request(snapshot=folder, tasks=tasks)
+
+
+def jobs(cluster: Path) -> list[dict]:
+    """The fake Slurm's jobs, in the order of their submission."""
+    return [json.loads(file.read_text()) for file in sorted(cluster.glob("*.json"))]
+
+
+def test_submits_and_reports(cluster, client, work_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "of the job that Dagster itself may run in")
+    client = client.model_copy(
+        update={"partition": "gpu; rm -rf /", "time_limit": "2:00:00", "directives": ["--qos=high", "--mem=8G"]}
+    )
+    outcome, log = launch(client, ask(tmp_path, "succeed", "second"))
+    assert outcome == {"succeed": "succeeded", "second": "succeeded"}
+    assert any(line.startswith("succeed: clip 1/1, step ") for line in log)
+    assert "threads: 2" in log
+    (job,) = jobs(cluster)
+    assert job["words"][:2] == ["--parsable", "--no-requeue"]
+    assert job["words"][4:-1] == [
+        "--open-mode=append",
+        "--export=ALL",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--partition=gpu; rm -rf /",
+        "--time=2:00:00",
+        "--qos=high",
+        "--mem=8G",
+    ]
+    assert [file.name for file in work_folder.iterdir() if not file.name.endswith(".lock")] == []
+    assert not Path("gone").exists()
+
+
+def test_gpus_and_cores_are_asked_for(tmp_path):
+    client = SlurmClient(nodes=3, gpus_per_node=4, cpus_per_node=32, account="film")
+    folder = LaunchFolder(tmp_path, ask(tmp_path, "job"))
+    arguments = client._arguments(folder, 3, 4)
+    assert {"--nodes=3", "--gpus-per-node=4", "--cpus-per-task=32", "--account=film"} <= set(arguments)
+    script = slurm.batch_script(folder, 3, 4, 32)
+    assert "srun --ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task=32 " in script
+    assert " --nnodes=3 --nproc-per-node=4 " in script
+    with pytest.raises(ValidationError, match="no long option of sbatch"):
+        SlurmClient(directives=["-q high"])
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("crash", "Slurm job 1 failed, because n2 does not answer any more,"), ("mute", "Slurm job 1 ended")],
+)
+def test_a_worker_without_a_result_fails_in_words(cluster, client, work_folder, tmp_path, name, words):
+    text, again = reason(launch(client, ask(tmp_path, name))[0])
+    assert text.startswith(f"{words} before it had a result for {name}. ")
+    assert again
+    assert len(list(work_folder.glob("wan-*/slurm.log"))) == 1, "the log is kept"
+
+
+@pytest.mark.parametrize(
+    "state, words, again",
+    [
+        ("TIMEOUT", "was stopped at its time limit (30:00)", True),
+        ("NODE_FAIL", "lost a node (n2)", True),
+        ("PREEMPTED", "had to make room", True),
+        ("CANCELLED", "was cancelled by somebody else", False),
+        ("OUT_OF_MEMORY", "used more main memory", False),
+    ],
+)
+def test_each_ending_has_words(cluster, state, words, again):
+    job = Job("7", state, "None", "30:00", "n[1-2]")
+    text, may_help = reason(failure(job, ["dance"], Path("slurm.log")))
+    assert text.startswith(f"Slurm job 7 {words}")
+    assert "before it had a result for dance" in text
+    assert may_help is again
+
+
+def test_a_job_that_slurm_ends(cluster, client, tmp_path):
+    (cluster / "ends").write_text("TIMEOUT")
+    text, again = reason(launch(client, ask(tmp_path, "stubborn"))[0])
+    assert text.startswith("Slurm job 1 was stopped at its time limit (1:00) before it had a result for stubborn")
+    assert again
+
+
+def test_no_slurm_here(client, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    text, again = reason(launch(client, ask(tmp_path, "job"))[0])
+    assert "Slurm's commands are not on the PATH" in text
+    assert not again
+
+
+def test_a_rejected_submission(cluster, client, tmp_path):
+    (cluster / "refuses").write_text("sbatch: error: invalid partition specified: gpu")
+    text, again = reason(launch(client, ask(tmp_path, "job"))[0])
+    assert text == "Slurm does not take the job: sbatch: error: invalid partition specified: gpu"
+    assert not again
+
+
+def test_a_controller_that_is_down(cluster, client, tmp_path):
+    trouble = cluster / "unreachable"
+    trouble.write_text("squeue: error: Unable to contact slurm controller (connect failure)")
+    text, again = reason(launch(client, ask(tmp_path, "succeed"))[0])
+    assert "Slurm's controller does not answer" in text
+    assert again
+    trouble.unlink()
+
+    def outage():
+        while not jobs(cluster):
+            time.sleep(0.05)
+        (cluster / "part").write_text("squeue: error: Unable to contact slurm controller (connect failure)")
+        (cluster / "part").rename(trouble)
+        time.sleep(0.5)
+        trouble.unlink()
+
+    thread = threading.Thread(target=outage)
+    thread.start()
+    outcome, log = launch(client, ask(tmp_path, "succeed"))
+    thread.join()
+    assert outcome == {"succeed": "succeeded"}
+    assert any("goes on trying" in line for line in log)
+
+
+def test_cancelled_with_the_step(cluster, client, tmp_path):
+    def cancel():
+        while not (tmp_path / "pids").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(BaseException) as caught:
+        launch(client, ask(tmp_path, "stubborn"))
+    thread.join()
+    assert type(caught.value).__name__ in ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
+    assert [job["state"] for job in jobs(cluster)] == ["CANCELLED"]
+
+
+def test_the_next_run_takes_over(cluster, client, work_folder, tmp_path):
+    """A run that is killed leaves its Slurm job behind."""
+    request = ask(tmp_path, "succeed")
+    leave_behind(client, work_folder, request)
+    later = ask(tmp_path, "succeed")
+    assert later != request
+    outcome, log = launch(client, later)
+    assert outcome == {"succeed": "succeeded"}
+    assert len(jobs(cluster)) == 1
+    assert any("Takes over the Slurm job 1" in line for line in log)
+    assert "threads: 2" in log, "what it reported while nobody watched"
+
+
+def test_another_video_in_the_same_place_ends_the_first(cluster, client, work_folder, tmp_path):
+    leave_behind(client, work_folder, ask(tmp_path, "succeed", steps=7))
+    outcome, _ = launch(client, ask(tmp_path, "succeed"))
+    assert outcome == {"succeed": "succeeded"}
+    assert [job["state"] for job in jobs(cluster)] == ["CANCELLED", "COMPLETED"]
+    assert not list(work_folder.glob("wan-*"))
+
+
+def test_videos_that_were_finished_unseen(cluster, client, work_folder, tmp_path):
+    request = ask(tmp_path, "succeed")
+    folder = LaunchFolder(work_folder, request)
+    folder.write("")
+    result = Result(job_id="succeed", status="succeeded", created_at=request.tasks[0].created_at)
+    messages = [
+        {"method": "opened", "params": {"extras": {}}},
+        {"method": "report_custom_message", "params": {"payload": result.model_dump(mode="json")}},
+        {"method": "closed", "params": {}},
+    ]
+    folder.messages.write_text("".join(json.dumps(message) + "\n" for message in messages))
+    assert not folder.has_all_videos()
+    (tmp_path / "result.json").write_text(result.model_dump_json(indent=2))
+    assert folder.has_all_videos()
+    outcome, _ = launch(client, request)
+    assert outcome == {"succeed": "succeeded"}
+    assert jobs(cluster) == []
+    assert not folder.path.exists()
+    (tmp_path / "result.json").write_text(result.model_copy(update={"frames": 3}).model_dump_json())
+    assert not folder.has_all_videos()
+
+
+def test_one_run_at_a_time(cluster, client, work_folder, tmp_path):
+    work_folder.mkdir()
+    with (work_folder / "generate-b.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        text, again = reason(launch(client, ask(tmp_path, "a", "b"))[0])
+    assert text.startswith("Another run is making b on the cluster right now")
+    assert not again
+    assert jobs(cluster) == []
+
+
+def test_messages_are_read_when_whole(tmp_path):
+    heard = []
+
+    class Handler:
+        handle_message = staticmethod(heard.append)
+
+    reader = TailMessageReader(tmp_path / "messages")
+    with reader.path.open("wb", buffering=0) as file, reader.read_messages(Handler()):
+        lines = [json.dumps({"text": text}).encode() + b"\n" for text in ("ä" * 2_000_000, "b")]
+        file.write(lines[0][:7])
+        reader.read()
+        assert heard == []
+        file.write(lines[0][7:] + lines[1])
+        reader.read()
+        reader.read()
+    assert heard == [json.loads(line) for line in lines]
+
+
+def leave_behind(client: SlurmClient, work_folder: Path, request: Request) -> None:
+    """Submit a request's Slurm job as a run does that is killed right after."""
+    folder = LaunchFolder(work_folder, request)
+    folder.write(slurm.batch_script(folder, 2, 1, None))
+    names = ("asset_keys", "code_version_by_asset_key", "provenance_by_asset_key", "partition_key", "job_name")
+    names += ("partition_key_range", "partition_time_window")
+    context = {**dict.fromkeys(names), "run_id": "killed", "retry_number": 0, "extras": {}}
+    messages = {"path": str(folder.messages)}
+    variables = {
+        **os.environ,
+        "DAGSTER_PIPES_CONTEXT": encode_param({"data": context}),
+        "DAGSTER_PIPES_MESSAGES": encode_param(messages),
+    }
+    slurm.slurm_queue.submit(folder.script, client._arguments(folder, 2, 0), variables)

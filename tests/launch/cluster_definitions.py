@@ -1,0 +1,22 @@
+"""An asset that generates a video on a cluster; which one comes from the environment."""
+
+import os
+from contextlib import closing
+
+import dagster as dg
+
+from wan_orchestration.launch.slurm import SlurmClient
+from wan_orchestration.messages import Request
+
+
+@dg.asset
+def launched(context: dg.AssetExecutionContext, slurm: SlurmClient):
+    with closing(slurm.generate(context, Request.model_validate_json(os.environ["REQUEST"]))) as results:
+        return dg.MaterializeResult(metadata={result.job_id: result.status for result in results})
+
+
+defs = dg.Definitions(
+    [launched],
+    resources={"slurm": SlurmClient.model_validate_json(os.environ["CLIENT"])},
+    executor=dg.in_process_executor,
+)

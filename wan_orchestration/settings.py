@@ -7,9 +7,9 @@ defaults below. pydantic-settings does the last two: a field given to the constr
 import re
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROMPT = "视频中的人在做动作"
@@ -42,6 +42,11 @@ class Environment(BaseSettings):
         None, description="Split a clip over the ranks; default: on when torchrun started more than one."
     )
     enable_fsdp: bool = Field(False, description="Shard the transformer over the ranks.")
+    launcher: Literal["torchrun", "slurm"] = Field(
+        "torchrun",
+        description="Where videos are generated. torchrun: on this machine; slurm: on a cluster. "
+        "`WAN_TORCHRUN_<FIELD>` or `WAN_SLURM_<FIELD>` set how.",
+    )
 
     @model_validator(mode="after")
     def _absolute(self) -> "Environment":
@@ -233,6 +238,13 @@ class PreprocessSettings(BaseSettings):
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"end {self.end:g} must be after start {self.start:g} seconds")
         return self
+
+
+def from_variables(model: type[BaseModel], prefix: str) -> type[BaseSettings]:
+    """A model's fields as settings, each with the variable `<prefix><FIELD>`."""
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in model.model_fields.items()}
+    settings = type("Settings", (BaseSettings,), {"model_config": SettingsConfigDict(env_prefix=prefix)})
+    return create_model(model.__name__, __base__=settings, **fields)
 
 
 @cache

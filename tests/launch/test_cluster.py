@@ -222,6 +222,6 @@ def test_a_lost_node(client, ask, cluster, tmp_path):
     finally:
         thread.join()
         subprocess.run([SCRIPT, "node", cluster, "n2"], check=True)
-    assert "n2" in text
+    assert "lost a node (n2) before it had a result for dance" in text
     assert again
     assert workers(0) == []

@@ -3,10 +3,11 @@
 import dagster as dg
 
 from wan_orchestration.defs.jobs.assets import observe
-from wan_orchestration.errors import BadInput
+from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.job import Job, check_key
+from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
-from wan_orchestration.settings import environment
+from wan_orchestration.settings import environment, from_variables
 
 
 class JobFolders(dg.ConfigurableResource):
@@ -32,10 +33,21 @@ class JobFolders(dg.ConfigurableResource):
         return Job.open(environment().jobs_root / check_key(key))
 
 
+LAUNCHERS = {"torchrun": TorchrunClient, "slurm": SlurmClient}
+
+
+def launcher() -> TorchrunClient | SlurmClient:
+    """What WAN_LAUNCHER names, as the variables with its prefix set it up. BadInput: one of them has a bad value."""
+    name = environment().launcher
+    kind = LAUNCHERS[name]
+    given = validate(from_variables(kind, f"WAN_{name.upper()}_"), {})
+    return kind(**given.model_dump(exclude_unset=True))
+
+
 @dg.definitions
 def resources() -> dg.Definitions:
     return dg.Definitions(
-        resources={"job_folders": JobFolders(), "torchrun": TorchrunClient()},
+        resources={"job_folders": JobFolders(), "torchrun": TorchrunClient(), "launcher": launcher()},
         # The step runs in the run's own process, so that whoever kills the run kills the step; see launch/torchrun.py.
         executor=dg.in_process_executor,
     )

@@ -88,10 +88,19 @@ node() {
 }
 
 stop() {
-    scancel --user="$(id -un)" 2>/dev/null || true
-    for pid in "$folder"/slurmctld.pid "$folder"/slurmd.*.pid "$folder"/munge/pid; do
-        if [ -f "$pid" ]; then
-            kill "$(cat "$pid")" 2>/dev/null || true
+    scancel --me 2>/dev/null || true
+    for _ in $(seq 75); do
+        if [ -z "$(squeue --noheader 2>/dev/null)" ]; then
+            break
+        fi
+        sleep 0.2
+    done
+    for file in "$folder"/slurmd.*.pid "$folder"/slurmctld.pid "$folder"/munge/pid; do
+        if [ -f "$file" ]; then
+            pid=$(cat "$file")
+            kill "$pid" 2>/dev/null || true
+            # Until its port is free.
+            timeout 20 tail --pid="$pid" -f /dev/null || true
         fi
     done
 }

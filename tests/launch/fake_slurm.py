@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Stands in for sbatch, srun, squeue, scancel and sinfo, by the name that it is called by.
+"""Stands in for sbatch, srun, squeue, scancel and sinfo: `fake_slurm.py NAME ARGUMENTS`.
 
 Jobs really run, on this machine; what is known of them is in $FAKE_SLURM/<id>.json. Other files there make trouble:
 `unreachable` and `refuses` hold what every command, or sbatch, answers; `ends` holds a state that jobs end in soon.
@@ -42,7 +41,7 @@ def sbatch(words):
     *flags, script = words
     given = options(flags)
     with Path(given["output"]).open("a") as log:
-        command = [sys.executable, Path(__file__).resolve(), "run", number, script]
+        command = [sys.executable, "-S", __file__, "run", number, script]
         pid = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True).pid
     save(
         number,
@@ -94,10 +93,7 @@ def sinfo(words):
 
 
 if __name__ == "__main__":
-    name = Path(sys.argv[0]).name
-    if name == "fake_slurm.py":
-        run(sys.argv[2:])
-    else:
-        if name != "srun":
-            answer(HOME / "unreachable")
-        globals()[name](sys.argv[1:])
+    name, *arguments = sys.argv[1:]
+    if name not in ("srun", "run"):
+        answer(HOME / "unreachable")
+    globals()[name](arguments)

@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import shlex
 import signal
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -32,7 +34,9 @@ def cluster(tmp_path, monkeypatch) -> Path:
     commands.mkdir()
     home.mkdir()
     for name in ("sbatch", "srun", "squeue", "scancel", "sinfo"):
-        (commands / name).symlink_to(HERE / "fake_slurm.py")
+        call = shlex.join([sys.executable, "-S", str(HERE / "fake_slurm.py"), name])
+        (commands / name).write_text(f'#!/bin/sh\nexec {call} "$@"\n')
+        (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(home))
     monkeypatch.setenv("PYTHONPATH", str(HERE))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import dagster as dg
 from pydantic import Field, field_validator
@@ -86,9 +87,7 @@ class SlurmClient(Launcher):
         return directives
 
     def generate(self, context: dg.AssetExecutionContext, request: Request) -> Iterator[Result]:
-        for outcome in self._launch(context, request, self.nodes, self.gpus_per_node):
-            assert isinstance(outcome, Result)
-            yield outcome
+        yield from cast(Iterator[Result], self._launch(context, request, self.nodes, self.gpus_per_node))
 
     def preprocess(self, context: dg.AssetExecutionContext, request: PreprocessRequest) -> PreprocessOutcome:
         (outcome,) = self._launch(context, request, 1, min(1, self.gpus_per_node))
@@ -118,6 +117,10 @@ class SlurmClient(Launcher):
     ) -> Iterator[Outcome]:
         """Submit the launch's Slurm job or find it again, and give its outcomes until it ends."""
         job = slurm_queue.find(folder.name)
+        if job and job.state == "COMPLETING":
+            # Over, but for a node that is slow to say so.
+            self._end(context, folder.name)
+            job = None
         unseen = job is None and folder.has_all_videos()
         if job is None and not unseen:
             folder.write(batch_script(folder, nodes, max(1, gpus), self.cpus_per_node))

@@ -27,23 +27,27 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WAN_", protected_namespaces=())
 
     data_root: Path = Field(
-        Path("data"),
+        default=Path("data"),
         description="Folder of jobs, models, clips and videos; relative to the working directory.",
     )
     checkpoint_dir: Path | None = Field(
-        None,
+        default=None,
         description="A snapshot to use as it is, in the original or the Diffusers layout; nothing is downloaded.",
     )
-    models_root: Path | None = Field(None, description="Where snapshots are downloaded to; default DATA_ROOT/models.")
-    model_id: str = Field("Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
-    model_revision: str = Field("master", description="Revision (branch, tag or commit) of the repository.")
-    model_endpoint: str | None = Field(None, description="URL of a ModelScope-compatible hub; default: the client's.")
-    enable_sequence_parallel: bool | None = Field(
-        None, description="Split a clip over the ranks; default: on when torchrun started more than one."
+    models_root: Path | None = Field(
+        default=None, description="Where snapshots are downloaded to; default DATA_ROOT/models."
     )
-    enable_fsdp: bool = Field(False, description="Shard the transformer over the ranks.")
+    model_id: str = Field(default="Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
+    model_revision: str = Field(default="master", description="Revision (branch, tag or commit) of the repository.")
+    model_endpoint: str | None = Field(
+        default=None, description="URL of a ModelScope-compatible hub; default: the client's."
+    )
+    enable_sequence_parallel: bool | None = Field(
+        default=None, description="Split a clip over the ranks; default: on when torchrun started more than one."
+    )
+    enable_fsdp: bool = Field(default=False, description="Shard the transformer over the ranks.")
     launcher: Literal["torchrun", "slurm"] = Field(
-        "torchrun",
+        default="torchrun",
         description="Where videos are generated. torchrun: on this machine; slurm: on a cluster. "
         "`WAN_TORCHRUN_<FIELD>` or `WAN_SLURM_<FIELD>` set how.",
     )

@@ -16,6 +16,12 @@ from wan_orchestration.video import write_lossless
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def own_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices of each test's own: nothing else on this machine is waited for."""
+    monkeypatch.setenv("WAN_GPUS_LEASE_FOLDER", str(tmp_path / "leases"))
+
+
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., Path]:
     """Makes job folders of lossless ready clips under tmp_path/jobs."""

@@ -6,11 +6,11 @@ A `Request` is a JSON file that every rank reads; `Progress` and `Result` are se
 
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from wan_orchestration.settings import GenerateSettings, PreprocessSettings
+from wan_orchestration.settings import GenerateSettings, Mode, PreprocessSettings
 
 
 class Task(BaseModel):
@@ -51,6 +51,11 @@ class PreprocessRequest(BaseModel):
     models_root: Path
 
 
+AnyRequest: TypeAdapter[Request | PreprocessRequest] = TypeAdapter(
+    Annotated[Request | PreprocessRequest, Field(discriminator="kind")]
+)
+
+
 class PreprocessProgress(BaseModel):
     """Frames done of one pass over the driving video."""
 
@@ -64,11 +69,48 @@ class PreprocessProgress(BaseModel):
         return f"{self.job_id}: {self.phase}, {self.done} of {self.total} frames"
 
 
+class Notice(BaseModel):
+    """What a user should know of the clips. Frames are given as (first, last); none where it concerns the whole."""
+
+    text: str
+    frames: list[tuple[int, int]] = []
+
+
+class PreprocessResult(BaseModel):
+    """What was made and how; also written as `preprocess.json` beside the clips."""
+
+    output: Path
+    mode: Mode
+    frames: int
+    fps: float
+    width: int
+    height: int
+    """Of the pose clip, and in replace mode of the background and mask clips."""
+    source_width: int
+    source_height: int
+    source_fps: float
+    source_frames: int
+    has_audio: bool
+    estimator: str
+    person_found: int
+    """Frames."""
+    face_found: int
+    retarget: str
+    """The rule that was used; off also where the picture shows no person."""
+    masks: str | None
+    contact_sheet: Path
+    warnings: list[Notice]
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    settings: PreprocessSettings
+
+
 class PreprocessOutcome(BaseModel):
     """How a `PreprocessRequest` went."""
 
     kind: Literal["preprocess_outcome"] = "preprocess_outcome"
     job_id: str
+    result: PreprocessResult | None = None
     error: str | None = None
     bad_input: bool = False
     """True where the error is the input's, so that a retry cannot help."""

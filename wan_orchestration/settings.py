@@ -4,6 +4,7 @@ Precedence, highest first: what is passed (flags, run config, then `job.yaml`), 
 defaults below. pydantic-settings does the last two: a field given to the constructor wins over its variable.
 """
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -74,11 +75,17 @@ class Environment(BaseSettings):
 
 
 class World(BaseSettings):
-    """This process's place among those that torchrun started; torchrun sets the variables."""
+    """This process's place among those that torchrun started; torchrun sets the variables, but for the last."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    wan_leases: str = ""
+    """Locks of the devices that a Dagster step leased for this process, joined as in PATH."""
+
+    @property
+    def leases(self) -> list[Path]:
+        return [Path(file) for file in self.wan_leases.split(os.pathsep) if file]
 
 
 class DagsterHome(BaseSettings):
@@ -244,9 +251,11 @@ class PreprocessSettings(BaseSettings):
         return self
 
 
-def from_variables(model: type[BaseModel], prefix: str) -> type[BaseSettings]:
-    """A model's fields as settings, each with the variable `<prefix><FIELD>`."""
-    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in model.model_fields.items()}
+def from_variables(model: type[BaseModel], prefix: str, exclude: set[str]) -> type[BaseSettings]:
+    """A model's fields as settings, each with the variable `<prefix><FIELD>`, but for those to leave out."""
+    fields: dict[str, Any] = {
+        name: (field.annotation, field) for name, field in model.model_fields.items() if name not in exclude
+    }
     settings = type("Settings", (BaseSettings,), {"model_config": SettingsConfigDict(env_prefix=prefix)})
     return create_model(model.__name__, __base__=settings, **fields)
 

@@ -1,12 +1,16 @@
-"""What assets launch under torchrun: reads a request, runs it, and reports over Dagster Pipes from rank 0.
+"""What assets launch: reads a request, runs it, and reports over Dagster Pipes from rank 0.
 
-`torchrun -m wan_orchestration.worker REQUEST.json`. The exit code is 0 also where jobs failed: their results say so.
+`torchrun -m wan_orchestration.worker REQUEST.json` generates videos; without torchrun it makes one job's clips.
+The exit code is 0 also where jobs failed: their results say so.
 """
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -15,10 +19,20 @@ from typing import NoReturn
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.messages import Progress, Request, Result
+from wan_orchestration.leases import hold
+from wan_orchestration.messages import (
+    AnyRequest,
+    PreprocessOutcome,
+    PreprocessProgress,
+    PreprocessRequest,
+    Progress,
+    Request,
+    Result,
+)
 from wan_orchestration.settings import World
 
 PR_SET_PDEATHSIG = 1
+PROGRESS_SECONDS = 1.0
 
 
 class PipesReporter:
@@ -38,33 +52,84 @@ class PipesReporter:
 
 
 def main(argv: Sequence[str]) -> int:
-    die_with_parent()
+    world, file = World(), Path(argv[0])
+    hold(world.leases)
     signal.signal(signal.SIGTERM, leave)
-    if World().rank > 0:
+    write_stacks_on_demand(file.parent / f"stacks-{world.rank}-{os.getpid()}.txt")
+    if world.rank > 0:
+        die_with_torchrun()
         from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
 
         run(None, None)
         return 0
-    request = Request.model_validate_json(Path(argv[0]).read_text())
+    request = AnyRequest.validate_json(file.read_bytes())
     with open_dagster_pipes() as pipes:
-        reporter = PipesReporter(pipes)
-        try:
-            from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
-
-            run(request, reporter)
-        except BadInput as error:
-            for task in request.tasks:
-                reporter.finished(
-                    Result(
-                        job_id=task.job_id,
-                        status="failed",
-                        created_at=task.created_at,
-                        settings=task.settings,
-                        error=str(error),
-                        bad_input=True,
-                    )
-                )
+        if isinstance(request, PreprocessRequest):
+            pipes.report_custom_message(preprocess(request, pipes).model_dump(mode="json"))
+        else:
+            die_with_torchrun()
+            generate(request, PipesReporter(pipes))
     return 0
+
+
+def generate(request: Request, reporter: PipesReporter) -> None:
+    """Run a request's tasks; each has a result reported, also where nothing could be run."""
+    from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
+
+    try:
+        run(request, reporter)
+    except BadInput as error:
+        for task in request.tasks:
+            reporter.finished(
+                Result(
+                    job_id=task.job_id,
+                    status="failed",
+                    created_at=task.created_at,
+                    settings=task.settings,
+                    error=str(error),
+                    bad_input=True,
+                )
+            )
+
+
+def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOutcome:
+    """Make a job's clips, and report progress about once a second."""
+    from wan_orchestration.preprocess import run  # noqa: PLC0415 (OpenCV and the estimators)
+
+    outcome = PreprocessOutcome(job_id=request.job_id)
+    reported = float("-inf")
+
+    def report(phase: str, done: int, total: int) -> None:
+        nonlocal reported
+        if time.monotonic() - reported >= PROGRESS_SECONDS or done == total:
+            reported = time.monotonic()
+            progress = PreprocessProgress(job_id=request.job_id, phase=phase, done=done, total=total)
+            pipes.report_custom_message(progress.model_dump(mode="json"))
+
+    try:
+        outcome.result = run.preprocess(
+            request.driving,
+            request.reference,
+            request.output,
+            request.settings,
+            snapshot=request.snapshot,
+            models_root=request.models_root,
+            log=pipes.log.info,
+            progress=report,
+        )
+    except BadInput as error:
+        outcome.error, outcome.bad_input = str(error), True
+    except Exception as error:
+        pipes.log.error(traceback.format_exc())
+        outcome.error = f"{type(error).__name__}: {error}"
+    return outcome
+
+
+def write_stacks_on_demand(file: Path) -> None:
+    """Have SIGUSR1 write every thread's stack to a file, also where a thread hangs in native code."""
+    # Kept open: the handler writes to the descriptor.
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    faulthandler.register(signal.SIGUSR1, descriptor)
 
 
 def leave(signum: int, frame: FrameType | None) -> NoReturn:
@@ -72,7 +137,7 @@ def leave(signum: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
-def die_with_parent() -> None:
+def die_with_torchrun() -> None:
     """Have the kernel kill this process when torchrun dies, however that happens. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -35,9 +35,21 @@ def test_a_folder_that_is_missing_or_misnamed(materialize, reason):
     assert "job key '../clips'" in reason(materialize("preprocessed_clips", key="../clips"))
 
 
-def test_raw_inputs_are_told_that_clips_are_needed(make_job, materialize, reason):
-    folder = make_job("raw")
-    (folder / "src_pose.mp4").rename(folder / "driving.mp4")
-    (folder / "src_ref.png").rename(folder / "reference.png")
-    (folder / "src_face.mp4").unlink()
-    assert "put ready clips there" in reason(materialize("preprocessed_clips", key="raw"))
+def test_clips_are_made_from_a_driving_video_and_a_picture(make_raw_job, materialize, data_root):
+    make_raw_job("raw", confidence=0.9)
+    result = materialize("preprocessed_clips", key="raw")
+    assert result.success
+    made = {path.name for path in (data_root / "clips" / "raw").iterdir()}
+    assert {"src_pose.mp4", "src_face.mp4", "src_ref.png", "preprocess.json"} <= made
+    (event,) = result.asset_materializations_for_node("preprocessed_clips")
+    assert event.metadata["estimator"].value == "file" and event.metadata["person_found"].value == 1
+    assert 1000 < len(event.metadata["contact_sheet"].value) < 50_000
+    (again,) = materialize("preprocessed_clips", key="raw").asset_materializations_for_node("preprocessed_clips")
+    assert again.tags["dagster/data_version"] == event.tags["dagster/data_version"]
+
+
+def test_a_video_without_a_person_fails_in_words(make_raw_job, materialize, reason, data_root):
+    make_raw_job("empty", confidence=0.0)
+    text = reason(materialize("preprocessed_clips", key="empty"))
+    assert "driving.mp4" in text and "no person" in text.lower()
+    assert not (data_root / "clips" / "empty").exists()

@@ -4,6 +4,7 @@ import pytest
 
 from wan_orchestration.defs.resources import launcher
 from wan_orchestration.errors import BadInput
+from wan_orchestration.launch.gpus import Gpus
 from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
 from wan_orchestration.settings import environment
@@ -17,7 +18,7 @@ def fresh_environment():
 
 
 def test_this_machine_unless_told_otherwise():
-    assert launcher() == TorchrunClient()
+    assert launcher(Gpus()) == TorchrunClient(gpus=Gpus())
 
 
 def test_a_cluster(monkeypatch):
@@ -25,7 +26,7 @@ def test_a_cluster(monkeypatch):
     monkeypatch.setenv("WAN_SLURM_NODES", "2")
     monkeypatch.setenv("WAN_SLURM_PARTITION", "gpu")
     monkeypatch.setenv("WAN_SLURM_DIRECTIVES", '["--qos=high"]')
-    assert launcher() == SlurmClient(nodes=2, partition="gpu", directives=["--qos=high"])
+    assert launcher(Gpus()) == SlurmClient(nodes=2, partition="gpu", directives=["--qos=high"])
 
 
 @pytest.mark.parametrize(
@@ -39,4 +40,4 @@ def test_a_bad_value(monkeypatch, name, value, words):
     monkeypatch.setenv("WAN_LAUNCHER", "slurm")
     monkeypatch.setenv(name, value)
     with pytest.raises(BadInput, match=words):
-        launcher()
+        launcher(Gpus())

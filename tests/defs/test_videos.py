@@ -13,10 +13,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from wan_orchestration.defs import failures
+from wan_orchestration.defs.config import GenerateConfig
 from wan_orchestration.defs.failures import failures_in_words
-from wan_orchestration.defs.videos.config import GenerateConfig
-from wan_orchestration.defs.videos.previews import poster
-from wan_orchestration.launch.torchrun import WorkerDied
+from wan_orchestration.defs.previews import poster
+from wan_orchestration.hub import DownloadError
 from wan_orchestration.settings import GenerateSettings, environment
 from wan_orchestration.video import write_poster
 
@@ -83,13 +83,13 @@ def test_what_may_pass_is_tried_again_and_a_cancel_is_not(instance, monkeypatch)
     @dg.op
     def flaky(context):
         tries.append(context.retry_number)
-        with failures_in_words(context, WorkerDied):
-            raise WorkerDied("the worker ended with exit code 9")
+        with failures_in_words(context, DownloadError):
+            raise DownloadError("the worker ended with exit code 9")
 
     @dg.op
     def cancelled(context):
         tries.append(context.retry_number)
-        with failures_in_words(context, WorkerDied):
+        with failures_in_words(context, DownloadError):
             raise DagsterExecutionInterruptedError
 
     @dg.job

@@ -2,12 +2,15 @@
 
 import os
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 
 from wan_orchestration.launch import torchrun
+from wan_orchestration.launch.gpus import Gpus
+from wan_orchestration.launch.launcher import Launcher
 from wan_orchestration.messages import Request, Task
 from wan_orchestration.settings import GenerateSettings
 
@@ -16,19 +19,18 @@ sys.path.append(str(Path(__file__).parent))
 
 
 @dg.asset
-def launched(context: dg.AssetExecutionContext, torchrun: torchrun.TorchrunClient):
+def launched(context: dg.AssetExecutionContext, launcher: Launcher):
     folder = Path(os.environ["STAND_IN_FOLDER"])
-    task = Task(
-        job_id=os.environ["STAND_IN_JOB"],
-        clips=folder,
-        output=folder,
-        settings=GenerateSettings(),
-        created_at=datetime.now(UTC),
-    )
-    results = torchrun.run(context, Request(snapshot=folder, tasks=[task]))
-    return dg.MaterializeResult(metadata={"status": results[0].status})
+    tasks = [
+        Task(job_id=name, clips=folder, output=folder, settings=GenerateSettings(), created_at=datetime.now(UTC))
+        for name in os.environ["STAND_IN_JOBS"].split()
+    ]
+    with closing(launcher.generate(context, Request(snapshot=folder, tasks=tasks))) as results:
+        return dg.MaterializeResult(metadata={result.job_id: result.status for result in results})
 
 
-defs = dg.Definitions(
-    [launched], resources={"torchrun": torchrun.TorchrunClient(grace_seconds=1)}, executor=dg.in_process_executor
-)
+options = {"grace_seconds": 1, "stall_timeout_seconds": float(os.environ.get("STAND_IN_STALL", 600))}
+processes = int(os.environ.get("STAND_IN_PROCESSES", 1))
+slots = int(os.environ.get("STAND_IN_SLOTS", 1))
+client = torchrun.TorchrunClient(gpus=Gpus(devices="cpu", cpu_slots=slots), processes=processes, **options)
+defs = dg.Definitions([launched], resources={"launcher": client}, executor=dg.in_process_executor)

@@ -20,6 +20,7 @@ def succeed(request: Request, reporter):
         for step in range(4):
             reporter.progress(Progress(job_id=task.job_id, clip=1, clips=1, step=step, steps=4))
             time.sleep(0.2)
+        reporter.log(f"devices: {os.environ['WAN_LEASES']}")
         reporter.log(f"threads: {os.environ['OMP_NUM_THREADS']}")
         reporter.finished(Result(job_id=task.job_id, status="succeeded", created_at=task.created_at))
 
@@ -45,8 +46,13 @@ def stubborn(request: Request, reporter):
     time.sleep(600)
 
 
+def run(request: Request | None, reporter):
+    if request is not None:
+        globals()[request.tasks[0].job_id.split("-")[0]](request, reporter)
+
+
 engine = ModuleType("wan_orchestration.runner")
-engine.run = lambda request, reporter: globals()[request.tasks[0].job_id.split("-")[0]](request, reporter)
+engine.run = run
 sys.modules[engine.__name__] = engine
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from contextlib import closing
 
 import dagster as dg
 
-from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.launch.torchrun import WorkerDied
+from wan_orchestration.launch.launcher import Launcher, WorkerDied
 from wan_orchestration.messages import Request
 
 
@@ -34,4 +33,4 @@ def reason(error: object) -> tuple[str, bool]:
         assert error.allow_retries is False
         return error.description, False
     assert isinstance(error, WorkerDied)
-    return str(error), True
+    return str(error), error.again

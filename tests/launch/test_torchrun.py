@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 import dagster as dg
 import psutil
 import pytest
+
+from wan_orchestration import leases
+from wan_orchestration.launch import torchrun
 
 HERE = Path(__file__).parent
 DEFINITIONS = HERE / "stand_in_definitions.py"
@@ -23,11 +27,16 @@ DEADLINE = 15.0
 def job(tmp_path, monkeypatch):
     """Sets what the stand-in engine does, and where it leaves its process ids."""
 
+    # The definitions change it.
+    monkeypatch.setattr(torchrun, "WORKER", torchrun.WORKER)
+
     def choose(name: str) -> Path:
         monkeypatch.setenv("STAND_IN_FOLDER", str(tmp_path))
-        monkeypatch.setenv("STAND_IN_JOB", name)
+        monkeypatch.setenv("STAND_IN_JOBS", name)
         monkeypatch.setenv("PYTHONPATH", str(HERE))
         monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         return tmp_path
 
     return choose
@@ -111,6 +120,29 @@ def test_the_worker_dies_with_torchrun(job):
     assert "before it had a result for stubborn" in failure(result)
 
 
+def test_a_worker_that_hangs_says_where_and_is_ended(job, monkeypatch):
+    monkeypatch.setenv("STAND_IN_STALL", "12")
+    folder = job("stubborn")
+    result, log = materialize(folder)
+    assert "The worker hung: stubborn made no progress for 12 s" in failure(result)
+    (stacks,) = [line for line in log if line.startswith("The worker hangs here:\nrank 0:")]
+    assert "in stubborn" in stacks
+    assert all_end(appears(folder / "pids"))
+
+
+@pytest.mark.parametrize("jobs, lines", [("succeed-a succeed-b succeed-c", 2), ("succeed-a", 1)])
+def test_several_processes_share_out_the_jobs(job, monkeypatch, jobs, lines):
+    monkeypatch.setenv("STAND_IN_PROCESSES", "2")
+    monkeypatch.setenv("STAND_IN_SLOTS", "2")
+    result, log = materialize(job(jobs))
+    assert result.success
+    (said,) = [line for line in log if line.startswith("Generates ")]
+    apart = "one video on each of 2 devices (3 videos, 2 devices)"
+    together = "each video on 2 devices together (1 videos, 2 devices)"
+    assert said == f"Generates {apart if lines == 2 else together}."
+    assert len({line for line in log if line.startswith("devices: ")}) == lines
+
+
 @pytest.mark.parametrize(
     "name, number",
     [("stubborn-with-child", signal.SIGTERM), ("stubborn", signal.SIGKILL)],
@@ -124,6 +156,25 @@ def test_nothing_survives_the_step(job, tmp_path, name, number):
     with (tmp_path / "log").open("w") as log:
         step = subprocess.Popen(command, env={**os.environ, "DAGSTER_HOME": str(home)}, stdout=log, stderr=log)
     pids = appears(folder / "pids")
+    assert is_leased(tmp_path)
     step.send_signal(number)
     assert all_end([step.pid, *pids]), (tmp_path / "log").read_text()
     step.wait()
+    assert not is_leased(tmp_path)
+
+
+def is_leased(tmp_path: Path) -> bool:
+    told = []
+    waiting = Exception("waits")
+
+    def tell(news: str):
+        told.append(news)
+        raise waiting
+
+    try:
+        with leases.lease(tmp_path / "leases", ["cpu-0"], 1, "test", tell):
+            return False
+    except Exception as error:
+        assert error is waiting
+        assert "cpu-0 is held by run " in told[0]
+        return True

@@ -1,10 +1,14 @@
-"""What assets are given: the drop folder, and torchrun."""
+"""What assets are given: the drop folder, the devices, and what launches the engine on them."""
+
+from typing import Any
 
 import dagster as dg
 
 from wan_orchestration.defs.jobs.assets import observe
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.job import Job, check_key
+from wan_orchestration.launch.gpus import Gpus
+from wan_orchestration.launch.launcher import Launcher
 from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
 from wan_orchestration.settings import environment, from_variables
@@ -33,21 +37,27 @@ class JobFolders(dg.ConfigurableResource):
         return Job.open(environment().jobs_root / check_key(key))
 
 
-LAUNCHERS = {"torchrun": TorchrunClient, "slurm": SlurmClient}
+def gpus() -> Gpus:
+    """The devices as `WAN_GPUS_*` variables describe them. BadInput: one of them has a bad value."""
+    return Gpus(**_given(Gpus, "WAN_GPUS_"))
 
 
-def launcher() -> TorchrunClient | SlurmClient:
+def launcher(devices: Gpus) -> Launcher:
     """What WAN_LAUNCHER names, as the variables with its prefix set it up. BadInput: one of them has a bad value."""
-    name = environment().launcher
-    kind = LAUNCHERS[name]
-    given = validate(from_variables(kind, f"WAN_{name.upper()}_"), {})
-    return kind(**given.model_dump(exclude_unset=True))
+    if environment().launcher == "slurm":
+        return SlurmClient(**_given(SlurmClient, "WAN_SLURM_"))
+    return TorchrunClient(gpus=devices, **_given(TorchrunClient, "WAN_TORCHRUN_"))
+
+
+def _given(kind: type[dg.ConfigurableResource], prefix: str) -> dict[str, Any]:
+    return validate(from_variables(kind, prefix, exclude={"gpus"}), {}).model_dump(exclude_unset=True)
 
 
 @dg.definitions
 def resources() -> dg.Definitions:
+    devices = gpus()
     return dg.Definitions(
-        resources={"job_folders": JobFolders(), "torchrun": TorchrunClient(), "launcher": launcher()},
+        resources={"job_folders": JobFolders(), "gpus": devices, "launcher": launcher(devices)},
         # The step runs in the run's own process, so that whoever kills the run kills the step; see launch/torchrun.py.
         executor=dg.in_process_executor,
     )

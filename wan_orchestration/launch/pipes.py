@@ -62,6 +62,11 @@ class Listener:
         self._heard = 0
         self._logged = float("-inf")
 
+    @property
+    def culprit(self) -> str:
+        """The job to blame when the worker dies."""
+        return self.at or next(iter(self.pending))
+
     def hear(self, messages: Sequence[Any]) -> list[Outcome]:
         """Take in all messages so far; returns the outcomes among those that are new since the last call."""
         outcomes: list[Outcome] = []

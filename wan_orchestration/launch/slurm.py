@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
@@ -18,12 +18,11 @@ import dagster as dg
 from pydantic import Field, field_validator
 
 from wan_orchestration.launch import slurm_queue
-from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.launch.pipes import Listener, Outcome, session
+from wan_orchestration.launch.launcher import WORKER, Launcher, WorkerDied
+from wan_orchestration.launch.pipes import Listener, Outcome, jobs_of, session
 from wan_orchestration.launch.slurm_folder import LaunchFolder, discard
 from wan_orchestration.launch.slurm_queue import Job, Refused, Unreachable
 from wan_orchestration.launch.tail import Tail, TailMessageReader
-from wan_orchestration.launch.torchrun import WORKER, WorkerDied
 from wan_orchestration.messages import PreprocessOutcome, PreprocessRequest, Request, Result
 from wan_orchestration.settings import environment
 
@@ -44,8 +43,8 @@ ADVICE = {
     "TIMEOUT": "Another try goes on after the last finished clip; a longer time_limit needs none.",
     "OUT_OF_MEMORY": 'Ask for more in the directives, for instance "--mem=200G".',
 }
-FINAL = {"CANCELLED", "DEADLINE", "OUT_OF_MEMORY"}
-"""Endings after which another try is not wanted or would end the same way."""
+FINAL = {"CANCELLED", "DEADLINE"}
+"""Endings after which another Slurm job is not wanted."""
 
 
 class SlurmClient(Launcher):
@@ -86,7 +85,7 @@ class SlurmClient(Launcher):
                 raise ValueError(f"{directive!r} is no long option of sbatch; expected the form --name=value")
         return directives
 
-    def generate(self, context: dg.AssetExecutionContext, request: Request) -> Iterator[Result]:
+    def generate(self, context: dg.AssetExecutionContext, request: Request) -> Generator[Result]:
         yield from cast(Iterator[Result], self._launch(context, request, self.nodes, self.gpus_per_node))
 
     def preprocess(self, context: dg.AssetExecutionContext, request: PreprocessRequest) -> PreprocessOutcome:
@@ -108,7 +107,7 @@ class SlurmClient(Launcher):
                 yield from self._follow(context, folder, nodes, gpus)
                 discard(folder.path)
         except Unreachable as error:
-            raise WorkerDied(f"Slurm's controller does not answer: {error}") from error
+            raise WorkerDied(f"Slurm's controller does not answer: {error}", jobs_of(request)[0]) from error
         except Refused as error:
             raise dg.Failure(f"Slurm does not take the job: {error}", allow_retries=False) from error
 
@@ -146,7 +145,7 @@ class SlurmClient(Launcher):
                     context.log.warning("All results are there, but the Slurm job does not end; it is cancelled.")
                     break
         if listener.pending:
-            raise failure(job, list(listener.pending), folder.log)
+            raise failure(job, [listener.culprit, *listener.pending], folder.log)
 
     def _states(self, context: dg.AssetExecutionContext, job_id: str) -> Iterator[Job | None]:
         """A Slurm job's states as long as it lives, then the last one; None where Slurm has forgotten the job."""
@@ -229,8 +228,11 @@ exec {shlex.join(srun)} {shlex.join(torchrun)} \\
 """
 
 
-def failure(job: Job | None, missing: list[str], log: Path) -> Exception:
-    """Why a Slurm job that is over left jobs without an outcome: `dg.Failure` where another try will not help."""
+def failure(job: Job | None, missing: Sequence[str], log: Path) -> Exception:
+    """Why a Slurm job that is over left jobs without an outcome: `dg.Failure` where no other is to be submitted.
+
+    The first that is missing was at work.
+    """
     if job is None:
         how = "is unknown to Slurm by now and ended"
     elif job.state in ENDINGS:
@@ -239,12 +241,14 @@ def failure(job: Job | None, missing: list[str], log: Path) -> Exception:
         lost = _lost(job)
         how = f"{job.state.lower()}, because {lost} does not answer any more," if lost else job.state.lower()
     text = (
-        f"{f'Slurm job {job.id}' if job else 'The Slurm job'} {how} before it had a result for {', '.join(missing)}. "
-        f"What its processes printed last is in this step's stderr and in {log}."
+        f"{f'Slurm job {job.id}' if job else 'The Slurm job'} {how} before it had a result for "
+        f"{', '.join(dict.fromkeys(missing))}. What its processes printed last is in this step's stderr and in {log}."
     )
     if job and job.state in ADVICE:
         text = f"{text} {ADVICE[job.state]}"
-    return dg.Failure(text, allow_retries=False) if job and job.state in FINAL else WorkerDied(text)
+    if job and job.state in FINAL:
+        return dg.Failure(text, allow_retries=False)
+    return WorkerDied(text, missing[0], again=job is None or job.state != "OUT_OF_MEMORY")
 
 
 def _lost(job: Job) -> str:

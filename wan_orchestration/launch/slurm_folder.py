@@ -16,13 +16,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from wan_orchestration.files import remove, replacing
 from wan_orchestration.launch.pipes import jobs_of
-from wan_orchestration.messages import PreprocessRequest, Request, Result
+from wan_orchestration.messages import AnyRequest, PreprocessRequest, Request, Result
 
-AnyRequest: TypeAdapter[Request | PreprocessRequest] = TypeAdapter(Request | PreprocessRequest)
 CUSTOM = "report_custom_message"
 """Dagster Pipes' name for the kind of message that results come in."""
 

@@ -3,18 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from pydantic import BaseModel
 
+from wan_orchestration.messages import Notice
 from wan_orchestration.preprocess.geometry import Box
 from wan_orchestration.preprocess.motion import describe_frames, runs
 from wan_orchestration.preprocess.people import Person
-
-
-class Notice(BaseModel):
-    """Frames are given as (first, last); none where it concerns the whole."""
-
-    text: str
-    frames: list[tuple[int, int]] = []
 
 
 class Notices:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
+from wan_orchestration.messages import PreprocessResult
 from wan_orchestration.preprocess.clips import Place, add_sound, write_clips, write_reference
 from wan_orchestration.preprocess.contact_sheet import write_contact_sheet
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
@@ -24,13 +24,13 @@ from wan_orchestration.preprocess.faces import face_boxes
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import Fit, canvas_size, fit_picture
 from wan_orchestration.preprocess.motion import Motion
-from wan_orchestration.preprocess.notices import Notice, Notices
+from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import open_outline
 from wan_orchestration.preprocess.people import follow_person
 from wan_orchestration.preprocess.retarget import Retargeting
 from wan_orchestration.preprocess.retarget_published import PublishedRetargeting
 from wan_orchestration.preprocess.tracking import Choice, numbered
-from wan_orchestration.settings import Mode, PreprocessSettings
+from wan_orchestration.settings import PreprocessSettings
 from wan_orchestration.video import read_image
 
 RESULT = "preprocess.json"
@@ -41,35 +41,6 @@ ReportProgress = Callable[[Phase, int, int], None]
 """Called with the phase, frames done, frames in all."""
 
 _log = logging.getLogger(__name__)
-
-
-class PreprocessResult(BaseModel):
-    """What was made and how; also written as `preprocess.json` beside the clips."""
-
-    output: Path
-    mode: Mode
-    frames: int
-    fps: float
-    width: int
-    height: int
-    """Of the pose clip, and in replace mode of the background and mask clips."""
-    source_width: int
-    source_height: int
-    source_fps: float
-    source_frames: int
-    has_audio: bool
-    estimator: str
-    person_found: int
-    """Frames."""
-    face_found: int
-    retarget: str
-    """The rule that was used; off also where the picture shows no person."""
-    masks: str | None
-    contact_sheet: Path
-    warnings: list[Notice]
-    seconds: dict[str, float]
-    peak_memory_bytes: int
-    settings: PreprocessSettings
 
 
 def preprocess(

@@ -7,8 +7,10 @@ at the start of each run, so that a run records what it was made of however it w
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.job import Job
@@ -38,20 +40,32 @@ job_settings = dg.AssetSpec(
 
 def observe(job: Job) -> Iterator[dg.AssetObservation]:
     """What a job's folder holds now. BadInput: a fault in its settings."""
-    preprocess, generate = (
-        settings.model_dump(mode="json") for settings in (job.preprocess_settings(), job.generate_settings())
-    )
-    yield _observation(
-        job_inputs,
-        job,
-        [job.fingerprint(), preprocess],
-        {"kind": job.kind, "files": ", ".join(path.name for path in job.inputs.values()), "preprocess": preprocess},
-    )
-    yield _observation(job_settings, job, generate, {"generate": generate, "priority": job.file.priority})
+    version = versions(job)
+    files = ", ".join(path.name for path in job.inputs.values())
+    facts = {
+        job_inputs.key: {"kind": job.kind, "files": files, "preprocess": _dump(job.preprocess_settings())},
+        job_settings.key: {"generate": _dump(job.generate_settings()), "priority": job.file.priority},
+    }
+    for key, metadata in facts.items():
+        yield dg.AssetObservation(
+            key,
+            partition=job.key,
+            tags={DATA_VERSION: version[key.to_user_string()]},
+            metadata={"folder": str(job.folder), **metadata},
+        )
 
 
-def _observation(spec: dg.AssetSpec, job: Job, facts: object, metadata: dict) -> dg.AssetObservation:
-    version = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return dg.AssetObservation(
-        spec.key, partition=job.key, tags={DATA_VERSION: version}, metadata={"folder": str(job.folder), **metadata}
-    )
+def versions(job: Job) -> dict[str, str]:
+    """Data versions of `job_inputs` and `job_settings`. BadInput: a fault in the job's settings."""
+    facts = {
+        "job_inputs": [job.fingerprint(), _dump(job.preprocess_settings())],
+        "job_settings": _dump(job.generate_settings()),
+    }
+    return {
+        name: hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+        for name, made_of in facts.items()
+    }
+
+
+def _dump(settings: BaseModel) -> dict[str, Any]:
+    return settings.model_dump(mode="json")

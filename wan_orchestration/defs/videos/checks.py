@@ -1,12 +1,13 @@
 """Checks of a finished video, made in one pass over its frames."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
 
-from wan_orchestration.defs.videos.assets import generated_video
+from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.errors import BadInput
 from wan_orchestration.messages import Result
 from wan_orchestration.settings import environment
@@ -32,26 +33,42 @@ class Finding:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
-@dg.multi_asset_check(
-    name="video_checks", specs=[dg.AssetCheckSpec(n, asset=generated_video, description=d) for n, d in CHECKS.items()]
-)
-def video_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-    """Looks at the videos of the run's jobs; started without a job, at all that there are."""
-    tags = context.run.tags
-    if "dagster/partition" in tags or "dagster/asset_partition_range_start" in tags:
-        keys = list(context.partition_keys)
-    else:
-        keys = sorted(context.instance.get_materialized_partitions(generated_video.key))
+VIDEO = dg.AssetKey("generated_video")
+
+
+def _specs() -> list[dg.AssetCheckSpec]:
+    with warnings.catch_warnings():
+        # Checks by partition are a preview in Dagster. Without them only the job that was looked at last has any.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return [
+            dg.AssetCheckSpec(name, asset=VIDEO, description=text, partitions_def=jobs) for name, text in CHECKS.items()
+        ]
+
+
+def evaluations(key: str) -> Iterator[dg.AssetCheckEvaluation]:
+    """What the checks find in one job's video, for a run over several."""
     env = environment()
-    findings = {key: inspect(env.videos_root / key, env.clips_root / key / "src_pose.mp4") for key in keys}
-    for name in CHECKS:
-        failed = [f"{key}: {found[name].reason}" for key, found in findings.items() if not found[name].passed]
-        yield dg.AssetCheckResult(
+    for name, found in inspect(env.videos_root / key, env.clips_root / key / "src_pose.mp4").items():
+        yield dg.AssetCheckEvaluation(
+            asset_key=VIDEO,
             check_name=name,
-            asset_key=generated_video.key,
-            passed=not failed,
-            description="; ".join(failed) or CHECKS[name],
-            metadata=next(iter(findings.values()))[name].numbers if len(keys) == 1 else {"jobs": len(keys)},
+            passed=found.passed,
+            description=CHECKS[name] if found.passed else found.reason,
+            metadata=found.numbers,
+            partition=key,
+        )
+
+
+@dg.multi_asset_check(name="video_checks", specs=_specs())
+def video_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+    """Looks at a job's finished video."""
+    for found in evaluations(context.partition_key):
+        yield dg.AssetCheckResult(
+            check_name=found.check_name,
+            asset_key=VIDEO,
+            passed=found.passed,
+            description=found.description,
+            metadata=found.metadata,
         )
 
 

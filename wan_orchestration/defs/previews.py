@@ -1,0 +1,33 @@
+"""Pictures that the UI shows inline. Each run keeps them in Dagster's database, so they are small."""
+
+import base64
+from io import BytesIO
+from pathlib import Path
+
+import dagster as dg
+
+POSTER_WIDTH, POSTER_BYTES = 240, 12_000
+SHEET_WIDTH, SHEET_BYTES = 900, 36_000
+
+
+def poster(path: Path) -> dg.MarkdownMetadataValue:
+    """A picture as a small inline JPEG."""
+    return _inline(path, "poster", POSTER_WIDTH, POSTER_BYTES)
+
+
+def picture(path: Path, name: str) -> dg.MarkdownMetadataValue:
+    """A picture with details, behind a click, as a JPEG of at most 50 KB of text."""
+    return _inline(path, name, SHEET_WIDTH, SHEET_BYTES)
+
+
+def _inline(path: Path, name: str, width: int, most_bytes: int) -> dg.MarkdownMetadataValue:
+    from PIL import Image  # noqa: PLC0415 (only a run needs it)
+
+    with Image.open(path) as image:
+        image.thumbnail((width, width))
+        for quality in (70, 50, 30, 15, 5):
+            jpeg = BytesIO()
+            image.convert("RGB").save(jpeg, "JPEG", quality=quality)
+            if jpeg.tell() <= most_bytes:
+                break
+    return dg.MetadataValue.md(f"![{name}](data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode()})")

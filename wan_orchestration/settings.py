@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, Field, SecretStr, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROMPT = "视频中的人在做动作"
@@ -73,6 +73,10 @@ class Environment(BaseSettings):
     def videos_root(self) -> Path:
         return self.data_root / "videos"
 
+    @property
+    def progress_root(self) -> Path:
+        return self.data_root / "progress"
+
 
 class World(BaseSettings):
     """This process's place among those that torchrun started; torchrun sets the variables, but for the last."""
@@ -94,6 +98,46 @@ class DagsterHome(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DAGSTER_")
 
     home: Path = Path("dagster_home")
+
+
+class ApiSettings(BaseSettings):
+    """How the HTTP API behaves, from `WAN_API_*` variables. Lists are JSON."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_API_")
+
+    token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="Clients must send it as a bearer token. Without one, only connections to this machine's loopback "
+        "address are answered.",
+    )
+    hosts: list[str] = Field(
+        default=[],
+        description="Names by which clients may call the server, beside localhost and addresses.",
+    )
+    cors_origins: list[str] = Field(
+        default=[], description="Origins of other sites whose pages may call the API, such as https://studio.example."
+    )
+    max_upload_mb: int = Field(default=2048, ge=1, description="Largest upload, all its files together.")
+    max_video_seconds: float = Field(default=600, gt=0, description="Longest driving video or clip.")
+    max_video_pixels: int = Field(default=4096 * 2304, ge=1, description="Largest frame of a driving video or clip.")
+    max_queued: int = Field(default=500, ge=1, description="Jobs that may wait; more are refused for the time being.")
+    max_streams: int = Field(default=100, ge=1, description="Connections that may follow jobs' events at once.")
+    webhook_hosts: list[str] = Field(
+        default=[], description="Hosts (name or name:port) that webhooks may be sent to; none: no webhooks."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, min_length=16, description="Signs webhooks, see docs/api.md; needed for them."
+    )
+
+
+class ClientSettings(BaseSettings):
+    """Which server the client commands talk to, from `WAN_API_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_API_")
+
+    url: str = Field(default="http://127.0.0.1:8000", description="The server's URL.")
+    token: SecretStr | None = Field(default=None, description="The server's token.")
 
 
 class GenerateSettings(BaseSettings):

@@ -35,7 +35,7 @@ def make_clips(context: dg.AssetExecutionContext, launcher: Launcher, job: Job, 
     env = environment()
     folder = env.clips_root / job.key
     if job.kind == "clips":
-        clips = place_clips(job, folder)
+        clips = place_clips(job, folder, given.get("mode"))
         return Made(clips, clips_version(folder, clips.mode), facts(clips))
     assert env.models_root is not None
     request = PreprocessRequest(

@@ -1,0 +1,107 @@
+"""Numbers for Prometheus, looked up in the instance when they are asked for."""
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import dagster as dg
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from wan_orchestration.api.queue import ASSETS
+
+STATES = {
+    "queued": [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED],
+    "running": [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING],
+}
+ENDS = {
+    dg.DagsterRunStatus.SUCCESS: "succeeded",
+    dg.DagsterRunStatus.FAILURE: "failed",
+    dg.DagsterRunStatus.CANCELED: "cancelled",
+}
+BUCKETS = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 43200, 86400)
+
+GPU_FIELDS = {
+    "utilization.gpu": ("utilization_ratio", "Part of the time in which the GPU was at work.", 0.01),
+    "memory.used": ("memory_used_bytes", "Memory of the GPU in use.", 2.0**20),
+    "memory.total": ("memory_total_bytes", "Memory of the GPU.", 2.0**20),
+}
+GPU_SECONDS = 5
+PAGE = 500
+OVERLAP = timedelta(minutes=1)
+"""Looked at again each time, because runs are not written in the order of their times."""
+
+
+class Runs(Collector):
+    """Runs that make videos: those that wait and run now, and how long those that ended took."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self.lock = threading.Lock()
+        self.counted: set[str] = set()
+        self.upto: datetime | None = None
+        self.ends = dict.fromkeys(ENDS.values(), 0)
+        self.seconds: list[float] = []
+        self.buckets = dict.fromkeys(BUCKETS, 0)
+        self.sum, self.count = 0.0, 0
+
+    def collect(self) -> Iterator[Metric]:
+        now = GaugeMetricFamily("wan_runs", "Runs that wait and that run.", labels=["status"])
+        for state, statuses in STATES.items():
+            now.add_metric([state], self.instance.get_runs_count(dg.RunsFilter(statuses=statuses)))
+        yield now
+        with self.lock:
+            self._count()
+            ended = CounterMetricFamily("wan_runs_ended", "Runs that have ended.", labels=["status"])
+            for state, number in self.ends.items():
+                ended.add_metric([state], number)
+            yield ended
+            cumulated = [(str(float(le)), float(number)) for le, number in self.buckets.items()]
+            yield HistogramMetricFamily(
+                "wan_run_seconds",
+                "Wall time of runs that have succeeded.",
+                buckets=[*cumulated, ("+Inf", float(self.count))],
+                sum_value=self.sum,
+            )
+        yield from _gpus()
+
+    def _count(self) -> None:
+        """Take in the runs that have ended since the last time; in a new process, all."""
+        cursor = None
+        filters = dg.RunsFilter(statuses=list(ENDS), updated_after=self.upto and self.upto - OVERLAP)
+        while records := self.instance.get_run_records(filters, limit=PAGE, cursor=cursor):
+            for record in records:
+                run, cursor = record.dagster_run, record.dagster_run.run_id
+                self.upto = max(self.upto or record.update_timestamp, record.update_timestamp)
+                if run.run_id in self.counted or (run.asset_selection and ASSETS[-1] not in run.asset_selection):
+                    continue
+                self.counted.add(run.run_id)
+                self.ends[ENDS[run.status]] += 1
+                if run.is_success and record.start_time and record.end_time:
+                    took = record.end_time - record.start_time
+                    self.sum, self.count = self.sum + took, self.count + 1
+                    for bound in self.buckets:
+                        self.buckets[bound] += took <= bound
+            if len(records) < PAGE:
+                return
+
+
+def _gpus() -> Iterator[Metric]:
+    """What nvidia-smi says, where there is one."""
+    if shutil.which("nvidia-smi") is None:
+        return
+    query = ["nvidia-smi", f"--query-gpu=index,{','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=GPU_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return
+    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    for column, (name, text, unit) in enumerate(GPU_FIELDS.values(), 1):
+        gauge = GaugeMetricFamily(f"wan_gpu_{name}", text, labels=["gpu"])
+        for row in rows:
+            # "[N/A]" where a GPU does not say.
+            if row[column].replace(".", "", 1).isdecimal():
+                gauge.add_metric([row[0]], float(row[column]) * unit)
+        yield gauge

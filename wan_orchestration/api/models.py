@@ -1,0 +1,164 @@
+"""What clients send and get, as JSON."""
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, JsonValue, create_model
+
+from wan_orchestration.job import KEY
+from wan_orchestration.settings import GenerateSettings, PreprocessSettings
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+
+TEXT_LENGTH = 5000
+
+LOCAL = {"mode", "keypoints", "mask_file", "light_models"}
+"""Settings of preprocessing that name files of the server (and the mode, which stands beside them)."""
+
+
+def optional(model: type[BaseModel], leave_out: Collection[str] = ()) -> type[BaseModel]:
+    """A settings model whose fields may all be left out, and whose text is of bounded length."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name not in leave_out:
+            bound = Field(max_length=TEXT_LENGTH if field.annotation in (str, str | None) else None)
+            kind: Any = Annotated[field.annotation, *field.metadata, bound]
+            default = field.get_default(call_default_factory=True)
+            fields[name] = (kind | None, Field(default=None, description=f"{field.description} Default: {default!r}."))
+    return create_model(
+        f"Optional{model.__name__}", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
+    )
+
+
+class GenerateOptions(optional(GenerateSettings)):
+    """How a video is generated."""
+
+
+class PreprocessOptions(optional(PreprocessSettings, LOCAL)):
+    """How clips are made from a driving video and a picture."""
+
+
+class Settings(GenerateOptions):
+    """How a video is to be made; what is left out comes from the job's `job.yaml`, else from the server."""
+
+    preprocess: PreprocessOptions | None = Field(
+        default=None, description="How clips are made, where they are not ready."
+    )
+    priority: int | None = Field(
+        default=None, ge=-1000, le=1000, description="Jobs of higher priority run first. Default: 0."
+    )
+    webhook_url: HttpUrl | None = Field(default=None, description="Is sent the job once it has ended; see docs/api.md.")
+
+    def generate_given(self) -> dict[str, Any]:
+        return self.model_dump(include=set(GenerateOptions.model_fields), exclude_none=True)
+
+    def preprocess_given(self) -> dict[str, Any]:
+        return self.preprocess.model_dump(exclude_none=True) if self.preprocess else {}
+
+
+class Submission(Settings):
+    """A job folder of the server to make the video of."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"src_root_path": "data/jobs/demo"},
+                {"src_root_path": "data/jobs/demo", "sampling_steps": 4, "clip_len": 41, "seed": 7},
+            ]
+        },
+    )
+
+    src_root_path: str = Field(
+        min_length=1, max_length=1000, description="data/jobs/<job>", examples=["data/jobs/demo"]
+    )
+
+
+class Upload(Settings):
+    """The fields of a form that are not files."""
+
+    name: str | None = Field(
+        None, pattern=f"^{KEY.pattern}$", description="Name of the new job folder; default: one made up from the time."
+    )
+
+
+class Progress(BaseModel):
+    """How far a running job is."""
+
+    phase: str = Field(description="preparing, generating, or a pass of preprocessing.", examples=["generating"])
+    fraction: float | None = Field(ge=0, le=1, description="Of the phase; unknown before it has begun to count.")
+    clip: int | None = Field(default=None, description="From 1.")
+    clips: int | None = None
+    step: int | None = Field(default=None, description="Denoising steps done of this clip.")
+    steps: int | None = None
+    frame: int | None = Field(default=None, description="Frames done, in preprocessing.")
+    frames: int | None = None
+    seconds_per_step: float | None = None
+    eta_seconds: float | None = Field(default=None, description="Estimate of the seconds left.")
+    updated_at: datetime
+
+
+class Video(BaseModel):
+    """The finished video."""
+
+    frames: int | None
+    fps: float | None
+    width: int | None
+    height: int | None
+    clips: int | None
+    seconds: float = Field(description="Wall time of its making.")
+    device: str | None
+
+
+class Links(BaseModel):
+    """Where more is to be had; those that are there are given."""
+
+    self: str
+    events: str
+    log: str
+    media: str | None = None
+    poster: str | None = None
+    preview: str | None = None
+    reference: str | None = Field(default=None, description="The picture of the character.")
+    driving: str | None = Field(default=None, description="The driving video; of ready clips, the pose clip.")
+
+
+class Job(BaseModel):
+    """A job, as its last run has it."""
+
+    job_id: str = Field(examples=["demo"])
+    status: Status
+    cancelling: bool = Field(description="It is running, and has been told to stop.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    queue_position: int | None = Field(description="1 is next; while it is queued.")
+    priority: int
+    progress: Progress | None = Field(description="While it is running.")
+    error: str | None = Field(description="Why it has failed.")
+    settings: dict[str, JsonValue] = Field(description="Those of its job.yaml and of the request; not the defaults.")
+    video: Video | None
+    run_id: str = Field(description="Of the last run, as in Dagster's UI.")
+    links: Links
+
+
+class JobList(BaseModel):
+    """Jobs, those with the newest runs first."""
+
+    jobs: list[Job]
+    next: str | None = Field(description="Path of the next page; null after the last.")
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether jobs can be taken in, and whether somebody works on them."""
+
+    status: Literal["ready", "not ready"]
+    checks: dict[str, str] = Field(
+        examples=[{"instance": "ok", "jobs_folder": "ok", "daemon": "no daemon: jobs wait until one runs"}]
+    )

@@ -1,0 +1,99 @@
+"""Errors as problem details, RFC 9457."""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from wan_orchestration.api.confine import without_paths
+from wan_orchestration.errors import BadInput
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldProblem(BaseModel):
+    field: str = Field(description="Name of the field, dots between levels.", examples=["sampling_steps"])
+    detail: str = Field(description="What was found and what is expected.")
+
+
+class ProblemDetails(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = Field(default="about:blank", description="Always about:blank: the status says what kind it is.")
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str | None = Field(default=None, description="What was wrong here, and what to do about it.")
+    errors: list[FieldProblem] | None = Field(default=None, description="The fields at fault, where it is fields.")
+
+
+class Problem(HTTPException):
+    """Ends a request with problem details."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        errors: Sequence[FieldProblem] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, dict(headers or {}))
+        self.errors = errors
+
+
+def answer(problem: Problem) -> JSONResponse:
+    """The response that a problem is."""
+    details = ProblemDetails(
+        title=HTTPStatus(problem.status_code).phrase,
+        status=problem.status_code,
+        detail=problem.detail,
+        errors=list(problem.errors) or None,
+    )
+    content = details.model_dump(exclude_none=True)
+    return JSONResponse(content, problem.status_code, problem.headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of an app with problem details."""
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
+        return answer(
+            error if isinstance(error, Problem) else Problem(error.status_code, error.detail, (), error.headers)
+        )
+
+    @app.exception_handler(BadInput)
+    async def _(request: Request, error: BadInput) -> JSONResponse:
+        return answer(Problem(422, without_paths(str(error))))
+
+    @app.exception_handler(RequestValidationError)
+    async def _(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(Problem(422, "some parameters cannot be used", field_problems(error.errors())))
+
+    @app.exception_handler(Exception)
+    async def _(request: Request, error: Exception) -> JSONResponse:
+        return answer(Problem(500, "an error of the server; its own log says more"))
+
+
+def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
+    """pydantic's errors by field; the place of the field (path, query) is left out."""
+    return [
+        FieldProblem(
+            field=".".join(str(part) for part in error["loc"] if part not in ("body", "path", "query", "header")),
+            detail=error["msg"].removeprefix("Value error, ").replace("Input should be", "expected"),
+        )
+        for error in errors
+    ]
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route for OpenAPI: problem details for these statuses."""
+    schema = {"$ref": "#/components/schemas/ProblemDetails"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in sorted(statuses)
+    }

@@ -1,0 +1,311 @@
+"""The routes of the API."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import Path as PathParameter
+from fastapi.responses import FileResponse, StreamingResponse
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from wan_orchestration.api import access, uploads
+from wan_orchestration.api.models import FINISHED, Health, Job, JobList, Readiness, Status, Submission
+from wan_orchestration.api.problems import Problem, field_problems, responses
+from wan_orchestration.api.server import Server
+from wan_orchestration.files import remove
+from wan_orchestration.job import KEY
+
+M = TypeVar("M", bound=BaseModel)
+
+HEARTBEAT_SECONDS = 120
+STOP_SECONDS = 20
+"""How long purging waits for a job that was cancelled."""
+QUEUE_DAEMON = "QUEUED_RUN_COORDINATOR"
+
+JobId = Annotated[str, PathParameter(pattern=f"^{KEY.pattern}$", description="As submitting has answered it.")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[\x21-\x7e]{1,200}$",
+        description="Of the client's choice, for example a UUID. A request that is sent again with the same key "
+        "is answered like the first, and makes no second run.",
+    ),
+]
+
+RANGES: dict[int | str, dict[str, Any]] = {
+    206: {"description": "The part that was asked for"},
+    304: {"description": "Unchanged"},
+    400: {"description": "A Range that cannot be understood", "content": {"text/plain": {}}},
+    416: {"description": "A Range beyond the end", "content": {"text/plain": {}}},
+}
+
+
+def server(request: Request) -> Server:
+    return request.app.state.server
+
+
+Here = Annotated[Server, Depends(server)]
+
+jobs = APIRouter(prefix="/animate/jobs", tags=["jobs"], responses=responses(401, 403, 422))
+files = APIRouter(prefix="/animate/jobs", tags=["files"], responses=responses(401, 403, 404, 422))
+state = APIRouter(tags=["server"])
+
+
+def _schema(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+FORM = {
+    "type": "object",
+    "description": "A picture and a driving video, or ready clips. Lists are given by repeating a field, "
+    "`preprocess` as JSON.",
+    "properties": {name: {"type": "string", "format": "binary"} for name in uploads.FILES},
+    "allOf": [_schema("Upload")],
+}
+
+
+@jobs.post(
+    "",
+    status_code=202,
+    summary="Make a video",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": _schema("Submission")},
+                "multipart/form-data": {"schema": FORM},
+            },
+        }
+    },
+    responses=responses(400, 408, 409, 413, 415, 429),
+)
+async def submit(request: Request, here: Here, idempotency_key: IdempotencyKey = None) -> Job:
+    """Of a job folder of the server (JSON), or of files that are sent along (a form).
+
+    What cannot work is refused here. A job that has not ended yet is not started again: the same request is answered
+    with it, another one with 409.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        form = await uploads.receive(request, here.env.jobs_root, here.api.max_upload_mb * 10**6)
+        try:
+            return await run_in_threadpool(here.submissions.upload, form, idempotency_key)
+        finally:
+            # Nothing is there any more once it has become a job.
+            await run_in_threadpool(remove, form.folder)
+    if kind and kind != "application/json":
+        raise Problem(415, f"found {kind[:80]}, expected application/json or multipart/form-data")
+    submission = _parsed(Submission, await uploads.read(request, uploads.JSON_BYTES))
+    return await run_in_threadpool(here.submissions.folder, submission, idempotency_key)
+
+
+@jobs.get("", summary="List jobs")
+def list_jobs(
+    here: Here,
+    status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    before: Annotated[int | None, Query(ge=1, lt=2**63, description="From `next` of the page before.")] = None,
+) -> JobList:
+    """Those with the newest runs first, whoever has started them."""
+    return here.jobs.page(status, limit, before)
+
+
+@jobs.get("/{job_id}", summary="Look at a job", responses=responses(404))
+def look(here: Here, job_id: JobId) -> Job:
+    return here.jobs.get(job_id)
+
+
+@jobs.delete(
+    "/{job_id}",
+    summary="Cancel a job, or remove it",
+    response_model=Job,
+    responses={**responses(404, 409), 204: {"description": "Removed"}},
+)
+async def cancel(
+    here: Here,
+    job_id: JobId,
+    purge: Annotated[
+        bool, Query(description="Remove what it has made, and its inputs if they were uploaded; cancel it before.")
+    ] = False,
+) -> Job | Response:
+    """A job that has ended already stays as it is. A running one may need some seconds to stop."""
+    job, started = await run_in_threadpool(here.jobs.cancel, job_id), time.monotonic()
+    if not purge:
+        return job
+    while job.status not in FINISHED and time.monotonic() - started < STOP_SECONDS:
+        await asyncio.sleep(0.5)
+        job = await run_in_threadpool(here.jobs.get, job_id)
+    await run_in_threadpool(here.jobs.purge, job_id)
+    return Response(status_code=204)
+
+
+@jobs.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_class=StreamingResponse,
+    responses={
+        **responses(404, 429),
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "`job` events"},
+    },
+)
+async def events(here: Here, job_id: JobId) -> StreamingResponse:
+    """Server-sent events: `job`, with the job as JSON, whenever it changes; the last one is its end."""
+    stream = await here.events.begin(job_id)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+@jobs.get(
+    "/{job_id}/log",
+    summary="Read a job's log",
+    response_class=StreamingResponse,
+    responses={**responses(404), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def log(here: Here, job_id: JobId) -> StreamingResponse:
+    """The events of its last run, as Dagster has them, a line each."""
+    lines: Iterator[str] = here.jobs.log(job_id)
+    return StreamingResponse(lines, media_type="text/plain; charset=utf-8", headers={"cache-control": "no-store"})
+
+
+Name = Literal["media", "poster", "preview"]
+OUTPUTS: dict[Name, str] = {"media": "video.mp4", "poster": "poster.jpg", "preview": "preview.webp"}
+TYPES = {
+    ".mp4": "video/mp4",
+    ".mov": "video/mp4",
+    ".webm": "video/webm",
+    ".mkv": "video/x-matroska",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+
+
+def _binary(*types: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": "The file", "content": dict.fromkeys(types, schema)}, **RANGES}
+
+
+@files.head("/{job_id}/{output}", include_in_schema=False)
+@files.get(
+    "/{job_id}/{output}",
+    summary="Fetch what was made",
+    response_class=FileResponse,
+    responses={**responses(409), **_binary("video/mp4", "image/jpeg", "image/webp")},
+)
+def output(request: Request, here: Here, job_id: JobId, output: Name) -> Response:
+    """The video, a still of it, or a small animation; once the job has succeeded. Ranges may be asked for."""
+    path = here.jobs.output(job_id, OUTPUTS[output])
+    return _file(request, path, f"{job_id}.mp4" if output == "media" else None)
+
+
+@files.head("/{job_id}/inputs/{name}", include_in_schema=False)
+@files.get(
+    "/{job_id}/inputs/{name}",
+    summary="Fetch what it is made of",
+    response_class=FileResponse,
+    responses=_binary(*sorted(set(TYPES.values()))),
+)
+def input_(request: Request, here: Here, job_id: JobId, name: Literal["reference", "driving"]) -> Response:
+    """The picture of the character, and the driving video; of ready clips, the pose clip."""
+    return _file(request, here.jobs.input(job_id, name), None)
+
+
+def _file(request: Request, path: Path, filename: str | None) -> Response:
+    response = FileResponse(
+        path,
+        media_type=TYPES[path.suffix.lower()],
+        filename=filename,
+        stat_result=path.stat(),
+        content_disposition_type="inline",
+        headers={"cache-control": "private, no-cache"},
+    )
+    etag = response.headers["etag"]
+    if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
+        return Response(status_code=304, headers={"etag": etag, "cache-control": "private, no-cache"})
+    return response
+
+
+@state.get("/healthz", summary="The server answers")
+def health() -> Health:
+    return Health()
+
+
+@state.get(
+    "/readyz",
+    summary="Jobs can be taken in",
+    responses={**responses(401, 403), 503: {"model": Readiness, "description": "They cannot"}},
+)
+def ready(here: Here, response: Response) -> Readiness:
+    """Without a daemon jobs are taken in all the same, and wait for one."""
+    checks = {"instance": "ok", "jobs_folder": "ok", "daemon": "ok"}
+    try:
+        beats = here.instance.get_daemon_heartbeats()
+        here.jobs.waiting()
+        beat = beats.get(QUEUE_DAEMON)
+        if beat is None or time.time() - beat.timestamp > HEARTBEAT_SECONDS:
+            checks["daemon"] = "no daemon: jobs wait until one runs; start dagster dev"
+    except Exception as error:
+        checks["instance"] = f"Dagster's instance cannot be used: {type(error).__name__}"
+    if not here.jobs_folder_usable():
+        checks["jobs_folder"] = "the jobs folder cannot be written to"
+    usable = checks["instance"] == checks["jobs_folder"] == "ok"
+    response.status_code = 200 if usable else 503
+    return Readiness(status="ready" if usable else "not ready", checks=checks)
+
+
+@state.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={**responses(401, 403), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
+def metrics(here: Here) -> Response:
+    return Response(generate_latest(here.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class SignIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    token: str = Field(max_length=1000, description="The server's token.")
+
+
+@state.post(
+    "/session",
+    status_code=204,
+    summary="Sign the page in",
+    openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _schema("SignIn")}}}},
+    responses=responses(401, 403, 413, 422),
+)
+async def sign_in(request: Request, here: Here) -> Response:
+    """Sets a cookie in place of the token, for the page; programs send the token."""
+    given = _parsed(SignIn, await uploads.read(request, 10_000))
+    if here.api.token is None or not access.token_fits(here.api, given.token):
+        raise Problem(401, "this is not the server's token")
+    response = Response(status_code=204)
+    response.set_cookie(
+        access.COOKIE,
+        access.session(here.api.token.get_secret_value()),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
+@state.delete("/session", status_code=204, summary="Sign the page out", responses=responses(403))
+def sign_out() -> Response:
+    response = Response(status_code=204)
+    response.delete_cookie(access.COOKIE)
+    return response
+
+
+def _parsed(model: type[M], body: bytes) -> M:
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        raise Problem(422, "the request cannot be used", field_problems(error.errors())) from None

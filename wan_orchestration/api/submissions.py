@@ -1,0 +1,204 @@
+"""Taking jobs in: from a request to a run in the queue, exactly one however often and from wherever it is sent."""
+
+import hashlib
+import json
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from pydantic import ValidationError
+
+from wan_orchestration.api import uploads
+from wan_orchestration.api.confine import check_inputs, check_lora, job_key
+from wan_orchestration.api.jobs import UPLOADED, Jobs
+from wan_orchestration.api.models import Job, Settings, Submission, Upload
+from wan_orchestration.api.problems import FieldProblem, Problem, field_problems
+from wan_orchestration.api.queue import Queue
+from wan_orchestration.api.uploads import Form
+from wan_orchestration.api.webhooks import check_webhook, webhook_tags
+from wan_orchestration.errors import BadInput
+from wan_orchestration.job import Job as JobFolder
+from wan_orchestration.job import check_clips
+from wan_orchestration.settings import ApiSettings, Environment
+from wan_orchestration.video import probe, read_image
+from wan_orchestration.video.reader import open_input
+
+STILLS = {".png", ".jpg", ".jpeg", ".webp", ".npz", ".json", ""}
+
+REQUEST = "wan/request"
+"""Tag of a run: a hash of what was asked for."""
+
+NAMESPACE = uuid.UUID("5c0a6f1e-51f4-4d0e-9f42-6f0f0a0c9a1b")
+"""An Idempotency-Key decides the run's id, so that the database itself holds no two runs of one key."""
+
+DECODING = threading.Semaphore(2)
+"""How many uploads are looked into at once: a picture may need several hundred MB."""
+
+
+@dataclass
+class Order:
+    """One request for a video."""
+
+    key: str
+    settings: Settings
+    digest: str
+    """Hash of the request."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The run's config: settings that are not in the job's own `job.yaml`."""
+    priority: int = 0
+    idempotency_key: str | None = None
+    place: Callable[[], None] | None = None
+    """Brings the job folder to its place, where it is new."""
+
+
+class Submissions:
+    """Takes jobs in."""
+
+    def __init__(self, jobs: Jobs, queue: Queue, env: Environment, api: ApiSettings) -> None:
+        self.jobs, self.queue, self.env, self.api = jobs, queue, env, api
+
+    def folder(self, submission: Submission, idempotency_key: str | None) -> Job:
+        """Make the video of a job folder. Problem, BadInput."""
+        key = job_key(submission.src_root_path, self.env)
+        self._check_settings(submission)
+        folder = JobFolder.open(self.env.jobs_root / key)
+        check_inputs(folder, self.env)
+        generate, preprocess = submission.generate_given(), submission.preprocess_given()
+        if preprocess and folder.kind == "clips":
+            raise BadInput(f"preprocess: job {key} holds ready clips; such settings are for a driving video")
+        if "mode" in generate:
+            preprocess["mode"] = generate["mode"]
+        self._check_contents(folder, generate, preprocess)
+        configs = {"generated_video": generate, "preprocessed_clips": preprocess}
+        order = Order(
+            key=key,
+            settings=submission,
+            digest=_digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
+            config={"ops": {op: {"config": config} for op, config in configs.items() if config}},
+            priority=folder.file.priority if submission.priority is None else submission.priority,
+            idempotency_key=idempotency_key,
+        )
+        return self._submit(order)
+
+    def upload(self, form: Form, idempotency_key: str | None) -> Job:
+        """Make a job folder of a form that was received, and its video. Problem, BadInput."""
+        try:
+            settings = Upload.model_validate(form.fields)
+        except ValidationError as error:
+            raise Problem(422, "some fields cannot be used", field_problems(error.errors())) from None
+        self._check_settings(settings)
+        uploads.furnish(form, settings)
+        if settings.name is not None:
+            key = settings.name
+        elif idempotency_key is not None:
+            key = f"upload-{_digest(idempotency_key)[:12]}"
+        else:
+            key = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(3)}"
+        self._check_contents(JobFolder.open(form.folder, key), {}, {})
+        (form.folder / UPLOADED).touch()
+        target = self.env.jobs_root / key
+
+        def place() -> None:
+            if target.exists():
+                detail = f"there is a job of the name {key} already"
+                raise Problem(409, detail, [FieldProblem(field="name", detail=detail)])
+            form.folder.rename(target)
+
+        order = Order(
+            key=key,
+            settings=settings,
+            digest=_digest([form.digest, settings.model_dump(mode="json", exclude_none=True)]),
+            priority=settings.priority or 0,
+            idempotency_key=idempotency_key,
+            place=place,
+        )
+        return self._submit(order)
+
+    def _submit(self, order: Order) -> Job:
+        run_id = str(uuid.uuid5(NAMESPACE, order.idempotency_key) if order.idempotency_key else uuid.uuid4())
+        with self.queue.turn():
+            if not self._known(order, run_id):
+                if self.jobs.waiting() >= self.api.max_queued:
+                    raise Problem(429, f"{self.api.max_queued} jobs are waiting already", headers={"Retry-After": "60"})
+                self._start(order, run_id)
+        return self.jobs.get(order.key)
+
+    def _known(self, order: Order, run_id: str) -> bool:
+        """Whether this request was taken in before. Problem: it is at odds with one that was."""
+        if order.idempotency_key:
+            run = self.queue.instance.get_run_by_id(run_id)
+            if run and run.tags.get(REQUEST) != order.digest:
+                raise Problem(422, "this Idempotency-Key came with another request before; use a new one")
+            if run:
+                return True
+        record = self.jobs.record(order.key)
+        if record is None or order.place:
+            return False
+        if record.dagster_run.is_finished and not record.dagster_run.is_complete_and_waiting_to_retry:
+            return False
+        if record.dagster_run.tags.get(REQUEST) not in (order.digest, None):
+            raise Problem(
+                409, f"job {order.key} has not ended yet, and was asked for with other settings; cancel it first"
+            )
+        return True
+
+    def _start(self, order: Order, run_id: str) -> None:
+        tags = {REQUEST: order.digest}
+        if order.priority:
+            tags["dagster/priority"] = str(order.priority)
+        if order.settings.webhook_url:
+            tags |= webhook_tags(str(order.settings.webhook_url))
+        self.queue.create(order.key, run_id, order.config, tags)
+        try:
+            # Only now, so that the sensor that watches the folders never meets one without a run.
+            if order.place:
+                order.place()
+        except BaseException:
+            self.queue.instance.delete_run(run_id)
+            raise
+        self.queue.submit(run_id)
+
+    def _check_settings(self, settings: Settings) -> None:
+        for value in settings.generate_given().get("lora", []):
+            check_lora(value, self.env)
+        if settings.webhook_url:
+            check_webhook(settings.webhook_url, self.api)
+
+    def _check_contents(self, job: JobFolder, generate: dict[str, Any], preprocess: dict[str, Any]) -> None:
+        """Look at a job as its run will, so that what cannot work is said at once. BadInput."""
+        settings = job.generate_settings(**generate)
+        job.preprocess_settings(**preprocess)
+        with DECODING:
+            for path in job.inputs.values():
+                if path.suffix.lower() not in STILLS:
+                    self._check_size(path)
+            if job.kind == "clips":
+                clips = check_clips(job.folder, settings.mode, settings.refert_num)
+                videos = clips.videos()
+            else:
+                read_image(job.inputs["reference"])
+                videos = [probe(job.inputs["driving"])]
+        for info in videos:
+            if info.duration > self.api.max_video_seconds:
+                raise BadInput(
+                    f"{info.path.name}: lasts {info.duration:.1f} s, expected at most {self.api.max_video_seconds:g} s"
+                )
+
+    def _check_size(self, path: Path) -> None:
+        """By what the file says of itself, before a frame is decoded."""
+        with open_input(path) as container:
+            for stream in container.streams.video:
+                if stream.width * stream.height > self.api.max_video_pixels:
+                    raise BadInput(
+                        f"{path.name}: frames of {stream.width}x{stream.height}, "
+                        f"expected at most {self.api.max_video_pixels / 1e6:.1f} million pixels"
+                    )
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,142 @@
+"""Tells other servers of jobs that have ended, as https://www.standardwebhooks.com has it.
+
+What is to be sent, and how often that was tried, are tags of the job's run: a restart forgets nothing.
+"""
+
+import asyncio
+import base64
+import fcntl
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import IO
+
+import dagster as dg
+import httpx
+from pydantic import HttpUrl
+from starlette.concurrency import run_in_threadpool
+
+from wan_orchestration.api.jobs import Jobs
+from wan_orchestration.api.models import Job
+from wan_orchestration.api.problems import FieldProblem, Problem
+from wan_orchestration.settings import ApiSettings, Environment
+
+URL, STATE, TRIES, NEXT = (f"wan/webhook_{name}" for name in ("url", "state", "tries", "next"))
+
+WAITS = (5, 30, 120, 600, 3600)
+"""Seconds between one try and the next."""
+
+LOOK_SECONDS = 2.0
+TIMEOUT_SECONDS = 10.0
+
+ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+log = logging.getLogger(__name__)
+
+
+def check_webhook(url: HttpUrl, api: ApiSettings) -> None:
+    """Problem 422: webhooks are off, or not allowed to go there."""
+    place = f"{url.host}:{url.port}"
+    if api.webhook_secret is None or not {url.host, place} & set(api.webhook_hosts):
+        detail = f"webhooks to {place} are not allowed; the server's WAN_API_WEBHOOK_HOSTS and _SECRET say which are"
+        raise Problem(422, f"webhook_url: {detail}", [FieldProblem(field="webhook_url", detail=detail)])
+
+
+def webhook_tags(url: str) -> dict[str, str]:
+    """Tags of a run whose end is to be told."""
+    return {URL: url, STATE: "pending"}
+
+
+def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    """The `webhook-signature`: HMAC-SHA256 over `id.timestamp.body`, in base64, after its version."""
+    content = f"{message_id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.digest(secret.encode(), content, hashlib.sha256)).decode()
+
+
+class Webhooks:
+    """Sends what is due, in one process of all that serve a data folder."""
+
+    def __init__(self, jobs: Jobs, env: Environment, api: ApiSettings) -> None:
+        self.jobs, self.env, self.api = jobs, env, api
+
+    @asynccontextmanager
+    async def sending(self) -> AsyncIterator[None]:
+        """Sends while the block runs; nothing happens where webhooks are off."""
+        if self.api.webhook_secret is None:
+            yield
+            return
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _run(self) -> None:
+        with (self.env.data_root / ".webhooks.lock").open("w") as lock:
+            # No redirects: they would lead to hosts that were not allowed.
+            async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, follow_redirects=False, trust_env=False) as client:
+                while True:
+                    await asyncio.sleep(LOOK_SECONDS)
+                    try:
+                        if _ours(lock):
+                            await self._send_due(client)
+                    except Exception:
+                        log.exception("webhooks could not be looked after; trying again")
+
+    async def _send_due(self, client: httpx.AsyncClient) -> None:
+        due = await run_in_threadpool(self._due)
+        await asyncio.gather(*(self._send(client, run, job) for run, job in due))
+
+    def _due(self) -> list[tuple[dg.DagsterRun, Job]]:
+        instance, due = self.jobs.instance, []
+        for run in instance.get_runs(dg.RunsFilter(statuses=ENDED, tags={STATE: "pending"}), limit=50):
+            key = run.tags["dagster/partition"]
+            record = self.jobs.record(key)
+            if record is None or record.dagster_run.run_id != run.run_id:
+                # Purged, or another run goes on with the job; a retry has these tags too.
+                instance.add_run_tags(run.run_id, {STATE: "superseded"})
+            elif not run.is_complete_and_waiting_to_retry and float(run.tags.get(NEXT, 0)) <= time.time():
+                due.append((run, self.jobs.get(key)))
+        return due
+
+    async def _send(self, client: httpx.AsyncClient, run: dg.DagsterRun, job: Job) -> None:
+        assert self.api.webhook_secret is not None
+        url, body, now = run.tags[URL], job.model_dump_json().encode(), int(time.time())
+        signature = sign(self.api.webhook_secret.get_secret_value(), run.run_id, now, body)
+        headers = {
+            "content-type": "application/json",
+            "webhook-id": run.run_id,
+            "webhook-timestamp": str(now),
+            "webhook-signature": signature,
+        }
+        try:
+            check_webhook(HttpUrl(url), self.api)
+            async with client.stream("POST", url, content=body, headers=headers) as answer:
+                failure = None if answer.is_success else f"status {answer.status_code}"
+        except (httpx.HTTPError, Problem) as error:
+            failure = str(error) or type(error).__name__
+        await run_in_threadpool(self._note, run, failure)
+
+    def _note(self, run: dg.DagsterRun, failure: str | None) -> None:
+        tries = int(run.tags.get(TRIES, 0)) + 1
+        tags = {TRIES: str(tries), STATE: "sent"}
+        if failure is not None:
+            log.warning("webhook of run %s failed at try %d: %s", run.run_id, tries, failure)
+            again = tries <= len(WAITS)
+            tags[STATE] = "pending" if again else "failed"
+            tags[NEXT] = f"{time.time() + WAITS[min(tries, len(WAITS)) - 1]:.0f}"
+        self.jobs.instance.add_run_tags(run.run_id, tags)
+
+
+def _ours(lock: IO[str]) -> bool:
+    """Whether this process holds the lock, or could take it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,106 @@
+// The form for a new video.
+
+import { send } from "./server.js";
+
+const QUALITY = {
+  draft: { sampling_steps: 8, preprocess: { resolution_area: 480 * 832 } },
+  standard: {},
+  fine: { sampling_steps: 40 },
+};
+
+export function orders(form, taken) {
+  const error = form.querySelector(".error");
+  const button = form.querySelector("#submit");
+  const sending = form.querySelector("#sending");
+  const drops = [...form.querySelectorAll(".drop")];
+  const files = () => Object.fromEntries(drops.map((drop) => [drop.dataset.name, drop.querySelector("input").files[0]]));
+  drops.forEach(dropZone);
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const { reference, driving } = files();
+    if (!reference || !driving) {
+      say(error, `Choose ${!reference ? "a picture of the character" : "a video of a person moving"} first.`);
+      form.querySelector(!reference ? "#reference" : "#driving").focus();
+      return;
+    }
+    say(error, "");
+    button.disabled = true;
+    sending.hidden = false;
+    sending.value = 0;
+    try {
+      const job = await send(fields(form, reference, driving), (part) => (sending.value = part));
+      drops.forEach(empty);
+      form.elements.name.value = "";
+      taken(job);
+    } catch (problem) {
+      say(error, problem.message);
+    } finally {
+      button.disabled = false;
+      sending.hidden = true;
+    }
+  });
+}
+
+function fields(form, reference, driving) {
+  const settings = structuredClone(QUALITY[form.elements.quality.value]);
+  for (const name of ["name", "seed", "sampling_steps", "clip_len", "prompt"]) {
+    const value = form.elements[name].value.trim();
+    if (value) settings[name] = value;
+  }
+  settings.mode = form.elements.mode.value;
+  const data = new FormData();
+  for (const [name, value] of Object.entries(settings)) {
+    data.set(name, typeof value === "object" ? JSON.stringify(value) : value);
+  }
+  data.set("reference", reference);
+  data.set("driving", driving);
+  return data;
+}
+
+function dropZone(drop) {
+  const input = drop.querySelector("input");
+  const words = drop.querySelector("label span");
+  drop.dataset.words = words.textContent;
+  input.addEventListener("change", () => show(drop));
+  for (const kind of ["dragenter", "dragover"]) {
+    drop.addEventListener(kind, (event) => {
+      event.preventDefault();
+      drop.classList.add("over");
+    });
+  }
+  for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    if (!event.dataTransfer.files.length) return;
+    input.files = event.dataTransfer.files;
+    show(drop);
+  });
+}
+
+function show(drop) {
+  const file = drop.querySelector("input").files[0];
+  const old = drop.querySelector("img, video");
+  if (old) URL.revokeObjectURL(old.src);
+  old?.remove();
+  drop.classList.toggle("full", Boolean(file));
+  drop.querySelector("label span").textContent = file ? `${file.name}, ${size(file.size)}` : drop.dataset.words;
+  if (!file) return;
+  const preview = document.createElement(drop.dataset.name === "driving" ? "video" : "img");
+  preview.src = URL.createObjectURL(file);
+  if (preview.tagName === "VIDEO") Object.assign(preview, { muted: true, loop: true, autoplay: true, playsInline: true });
+  else preview.alt = "The picture that was chosen";
+  drop.prepend(preview);
+}
+
+function empty(drop) {
+  drop.querySelector("input").value = "";
+  show(drop);
+}
+
+const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+
+export function say(element, words) {
+  element.textContent = words;
+  element.hidden = !words;
+}

@@ -8,6 +8,12 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": ("wan_orchestration.shell", "demo", "make the video of data/jobs/demo with small random weights"),
     "run": ("wan_orchestration.shell", "run", "make the video of one job through Dagster"),
+    "serve": ("wan_orchestration.api.serve", "serve", "serve the HTTP API and its page"),
+    "submit": ("wan_orchestration.client", "submit", "ask a server for a video"),
+    "status": ("wan_orchestration.client", "status", "say how a server's job is, or list its jobs"),
+    "wait": ("wan_orchestration.client", "wait", "show a server's job up to its end"),
+    "fetch": ("wan_orchestration.client", "fetch", "download the video of a server's job"),
+    "cancel": ("wan_orchestration.client", "cancel", "cancel a server's job"),
     "preprocess": ("wan_orchestration.prepare", "main", "make clips from a driving video and a picture"),
     "preview": ("wan_orchestration.prepare", "preview", "write a check video of clips"),
     "infer": ("wan_orchestration.infer", "main", "make the video of one job without Dagster, print the result as JSON"),

@@ -1,0 +1,134 @@
+"""A job's state is that of its run, and its files."""
+
+import av
+import dagster as dg
+import pytest
+from api_server import JOBS
+
+from wan_orchestration import progress
+from wan_orchestration.messages import PreprocessProgress, Progress
+
+
+def submit(api, key: str, **settings) -> dict:
+    answer = api.post(JOBS, json={"src_root_path": f"data/jobs/{key}", **settings})
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def look(api, key: str) -> dict:
+    answer = api.get(f"{JOBS}/{key}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_from_the_queue_to_the_video(api, add_job, happen, finish, project):
+    key = add_job("dance")
+    job = submit(api, key, sampling_steps=2, priority=3)
+    assert (job["job_id"], job["status"], job["queue_position"], job["priority"]) == (key, "queued", 1, 3)
+    assert job["settings"] == {"sampling_steps": 2}
+    assert job["started_at"] is None and job["links"]["media"] is None
+    assert api.get(f"{JOBS}/{key}/media").status_code == 409
+
+    run = happen(key, dg.DagsterEventType.RUN_START)
+    job = look(api, key)
+    assert (job["status"], job["progress"]["phase"]) == ("running", "preparing")
+    folder = project / "data" / "progress"
+    progress.write(folder, run.run_id, PreprocessProgress(job_id=key, phase="keypoints", done=30, total=120))
+    assert look(api, key)["progress"]["fraction"] == 0.25
+    progress.write(folder, run.run_id, Progress(job_id=key, clip=2, clips=4, step=1, steps=2, eta_seconds=9.5))
+    now = look(api, key)["progress"]
+    assert (now["phase"], now["clip"], now["step"], now["fraction"], now["eta_seconds"]) == (
+        "generating", 2, 1, 3 / 8, 9.5,
+    )  # fmt: skip
+    progress.write(folder, "another run", Progress(job_id=key, clip=1, clips=1, step=1, steps=1))
+    assert look(api, key)["progress"]["phase"] == "preparing"
+
+    made = finish(key)
+    job = look(api, key)
+    assert job["status"] == "succeeded" and job["finished_at"] and job["progress"] is None
+    video = api.get(job["links"]["media"])
+    assert video.headers["content-type"] == "video/mp4"
+    assert video.content == (made / "video.mp4").read_bytes()
+    assert api.get(job["links"]["poster"]).headers["content-type"] == "image/jpeg"
+    assert job["links"]["preview"] is None and api.get(f"{JOBS}/{key}/preview").status_code == 404
+    assert api.get(job["links"]["reference"]).headers["content-type"] == "image/png"
+
+
+def test_a_lossless_clip_is_given_as_browsers_can_play_it(api, project, tmp_path):
+    clip = project / "data" / "jobs" / "dance" / "src_pose.mp4"
+    for _ in range(2):
+        (tmp_path / "driving.mp4").write_bytes(api.get(f"{JOBS}/dance/inputs/driving").content)
+        with av.open(str(tmp_path / "driving.mp4")) as given, av.open(str(clip)) as lossless:
+            assert given.streams.video[0].codec_context.pix_fmt == "yuv420p"
+            assert given.streams.video[0].frames == lossless.streams.video[0].frames == 5
+
+
+def test_a_video_is_given_in_parts(api):
+    path, whole = f"{JOBS}/dance/media", api.get(f"{JOBS}/dance/media")
+    assert whole.headers["accept-ranges"] == "bytes"
+    part = api.get(path, headers={"Range": "bytes=100-199"})
+    assert part.status_code == 206 and part.content == whole.content[100:200]
+    assert part.headers["content-range"] == f"bytes 100-199/{len(whole.content)}"
+    assert api.get(path, headers={"Range": "bytes=-50"}).content == whole.content[-50:]
+    assert api.get(path, headers={"Range": f"bytes={len(whole.content)}-"}).status_code == 416
+    assert api.get(path, headers={"If-None-Match": whole.headers["etag"]}).status_code == 304
+    head = api.head(path)
+    assert head.status_code == 200 and not head.content
+    assert head.headers["content-length"] == str(len(whole.content))
+
+
+def test_a_failure_is_told_in_words_without_paths(api, add_job, happen, instance, project):
+    key = add_job("broken")
+    submit(api, key)
+    run = happen(key, dg.DagsterEventType.RUN_START)
+    instance.report_run_failed(run, f"{project}/data/clips/broken/src_pose.mp4: see /usr/lib/python3/secret.py")
+    job = look(api, key)
+    # Dagster's daemon makes another run of one whose process died; until then it is not over.
+    assert job["status"] == "queued"
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
+    job = look(api, key)
+    assert job["status"] == "failed"
+    assert job["error"] == "data/clips/broken/src_pose.mp4: see …/secret.py"
+    log = api.get(job["links"]["log"])
+    assert log.headers["content-type"].startswith("text/plain")
+    assert "data/clips/broken" in log.text and str(project) not in log.text
+
+
+def test_jobs_are_listed_by_their_newest_runs(api, add_job, happen):
+    for key in ("list-a", "list-b"):
+        submit(api, add_job(key))
+    happen("list-a", dg.DagsterEventType.RUN_CANCELED)
+    submit(api, "list-a")
+    first = api.get(JOBS, params={"limit": 1}).json()
+    assert [job["job_id"] for job in first["jobs"]] == ["list-a"]
+    second = api.get(first["next"]).json()
+    assert [job["job_id"] for job in second["jobs"]] == ["list-b"]
+    every = api.get(JOBS).json()
+    assert [job["job_id"] for job in every["jobs"]] == ["list-a", "list-b", "broken", "dance"]
+    assert every["next"] is None
+    assert [job["job_id"] for job in api.get(JOBS, params={"status": "succeeded"}).json()["jobs"]] == ["dance"]
+    # The more urgent first, then the older.
+    assert [look(api, key)["queue_position"] for key in ("list-b", "list-a")] == [1, 2]
+
+
+def test_a_queued_job_is_cancelled_and_removed(api, add_job, project):
+    submit(api, add_job("tired"))
+    assert api.delete(f"{JOBS}/tired").json()["status"] == "cancelled"
+    assert api.delete(f"{JOBS}/tired").json()["status"] == "cancelled"
+    outputs = [project / "data" / place / "tired" for place in ("clips", "videos")]
+    for folder in outputs:
+        folder.mkdir(parents=True, exist_ok=True)
+    assert api.delete(f"{JOBS}/tired", params={"purge": True}).status_code == 204
+    assert not any(folder.exists() for folder in outputs)
+    assert (project / "data" / "jobs" / "tired").is_dir(), "a person's folder stays"
+    assert api.get(f"{JOBS}/tired").status_code == 404
+    assert submit(api, "tired")["status"] == "queued"
+    api.delete(f"{JOBS}/tired")
+
+
+@pytest.mark.parametrize("path", ["", "/media", "/poster", "/preview", "/log", "/events", "/inputs/driving"])
+def test_what_nobody_asked_for_is_not_there(api, path):
+    answer = api.get(f"{JOBS}/nobody{path}")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == 404 and "nobody" in answer.json()["detail"]

@@ -1,0 +1,38 @@
+import dagster as dg
+from api_server import JOBS
+from prometheus_client.parser import text_string_to_metric_families
+
+from wan_orchestration.api import metrics
+
+
+def read(api) -> dict:
+    answer = api.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(answer.text)
+    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+
+
+def test_runs_are_counted(api, add_job, happen, finish):
+    for key in ("m-wait", "m-run", "m-good", "m-bad"):
+        assert api.post(JOBS, json={"src_root_path": f"data/jobs/{add_job(key)}"}).status_code == 202
+    happen("m-run", dg.DagsterEventType.RUN_START)
+    finish("m-good")
+    assert read(api)["wan_runs_ended_total", "succeeded"] == 1
+    happen("m-bad", dg.DagsterEventType.RUN_CANCELED)
+    for _ in range(2):
+        numbers = read(api)
+        assert numbers["wan_runs", "queued"] == 1 and numbers["wan_runs", "running"] == 1
+        assert numbers["wan_runs_ended_total", "succeeded"] == 1
+        assert numbers["wan_runs_ended_total", "cancelled"] == 1
+        assert numbers["wan_run_seconds_count",] == 1
+        assert numbers["wan_run_seconds_bucket", "10.0"] == 1
+
+
+def test_gpus_are_asked_for(tmp_path, monkeypatch):
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho '0, 93, 40960, 81559'\necho '1, [N/A], 1, 81559'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    families = {family.name: family.samples for family in metrics._gpus()}
+    assert [sample.value for sample in families["wan_gpu_utilization_ratio"]] == [0.93]
+    assert [sample.value for sample in families["wan_gpu_memory_used_bytes"]] == [40960 * 2**20, 2**20]

@@ -1,0 +1,56 @@
+"""The answers are what /openapi.json says, whatever is sent."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+from api_server import JOBS, free_port, serving
+from fastapi.routing import APIRoute
+
+from wan_orchestration.api import routes
+from wan_orchestration.api.app import create_app
+from wan_orchestration.api.models import Submission
+from wan_orchestration.settings import ApiSettings, GenerateSettings
+
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+
+
+def test_any_request_is_answered_as_described(project, add_job, finish):
+    """By schemathesis, on a real server with one job that waits and one that has succeeded."""
+    with serving(project, free_port()) as url:
+        for key in ("waits", "done"):
+            httpx.post(url + JOBS, json={"src_root_path": f"data/jobs/{add_job(key)}"}, timeout=60).raise_for_status()
+        finish("done")
+        command = [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json"]
+        command += ["--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "10"]
+        command += [
+            "--exclude-path-regex",
+            "events$",
+            "--seed",
+            "1",
+            "--request-timeout",
+            "30",
+            "--generation-database",
+            "none",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        print(done.stdout)
+        assert done.returncode == 0, done.stdout
+        assert httpx.get(f"{url}{JOBS}/done").json()["status"] == "succeeded"
+    assert not [path for path in (project / "data" / "jobs").iterdir() if path.name.startswith(".upload")]
+
+
+def test_the_schema_tells_all(project):
+    app = create_app(ApiSettings())
+    schema = app.openapi()
+    described = [operation for methods in schema["paths"].values() for operation in methods.values()]
+    every = [route for router in (routes.jobs, routes.files, routes.state) for route in router.routes]
+    assert len(described) == sum(isinstance(route, APIRoute) and route.include_in_schema for route in every)
+    for operation in described:
+        assert operation["summary"] and operation["tags"]
+    fields = schema["components"]["schemas"]["Submission"]["properties"]
+    assert set(GenerateSettings.model_fields) | {"src_root_path", "preprocess", "priority"} <= set(fields)
+    assert all(field.get("description") for field in fields.values())
+    assert Submission.model_json_schema()["examples"]
+    assert "ProblemDetails" in schema["components"]["schemas"]

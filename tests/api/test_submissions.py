@@ -1,0 +1,129 @@
+"""However often and from wherever a request comes, there is exactly one run for it."""
+
+import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from api_server import JOBS, running
+
+from wan_orchestration.api.queue import Queue
+from wan_orchestration.settings import ApiSettings, environment
+
+
+@pytest.fixture
+def post(api):
+    def send(key: str, idempotency_key: str | None = None, **settings):
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        return api.post(JOBS, json={"src_root_path": f"data/jobs/{key}", **settings}, headers=headers)
+
+    return send
+
+
+@pytest.fixture
+def runs(instance):
+    return lambda key: instance.get_runs(dg.RunsFilter(tags={"dagster/partition": key}))
+
+
+def test_a_run_is_as_the_webserver_makes_it(post, add_job, runs, instance):
+    key = add_job("one", "priority: 2")
+    assert post(key, sampling_steps=3, mode="animate").status_code == 202
+    (run,) = runs(key)
+    assert run.status is dg.DagsterRunStatus.QUEUED
+    assert run.run_config["ops"]["generated_video"]["config"] == {"sampling_steps": 3, "mode": "animate"}
+    assert run.tags["dagster/priority"] == "2"
+    assert run.remote_job_origin.repository_origin.code_location_origin.location_name == "wan_orchestration"
+    assert key in instance.get_dynamic_partitions("jobs")
+
+
+def test_the_same_again_is_the_same_job(post, add_job, runs, happen):
+    key = add_job("again")
+    first, second = post(key, seed=1), post(key, seed=1)
+    assert first.status_code == second.status_code == 202
+    assert first.json()["run_id"] == second.json()["run_id"]
+    other = post(key, seed=2)
+    assert other.status_code == 409 and "cancel it first" in other.json()["detail"]
+    happen(key, dg.DagsterEventType.RUN_CANCELED)
+    assert post(key, seed=2).json()["run_id"] != first.json()["run_id"]
+    assert len(runs(key)) == 2
+
+
+def test_an_idempotency_key_is_for_one_request(post, add_job, runs, happen):
+    key = add_job("keyed")
+    first = post(key, "k-1", seed=1).json()
+    happen(key, dg.DagsterEventType.RUN_CANCELED)
+    assert post(key, "k-1", seed=1).json()["run_id"] == first["run_id"], "also once it has ended"
+    clash = post(key, "k-1", seed=2)
+    assert clash.status_code == 422 and "Idempotency-Key" in clash.json()["detail"]
+    assert len(runs(key)) == 1
+    assert post(key, "k-2", seed=1).json()["run_id"] != first["run_id"]
+
+
+def test_many_at_once_make_one_run(post, add_job, runs):
+    key = add_job("crowd")
+    barrier = threading.Barrier(8)
+
+    def send(number: int) -> int:
+        barrier.wait()
+        return post(key, f"crowd-{number % 2}", seed=1).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        codes = set(pool.map(send, range(8)))
+    assert codes == {202}
+    assert len(runs(key)) == 1
+
+
+def test_too_many_are_told_to_come_back(project, add_job):
+    add_job("late")
+    with running(ApiSettings(max_queued=1)) as api:
+        answer = api.post(JOBS, json={"src_root_path": "data/jobs/late"})
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "60"
+        assert api.get(f"{JOBS}/late").status_code == 404
+
+
+def test_what_a_killed_server_has_begun_is_finished(instance, add_job, runs, api, project):
+    queue = Queue(instance, environment())
+    queue.create(add_job("begun"), "3e4b6f4c-0001-4000-8000-000000000001", {}, {})
+    queue.create(add_job("lost"), "3e4b6f4c-0001-4000-8000-000000000002", {}, {})
+    shutil.rmtree(project / "data" / "jobs" / "lost")
+    assert api.get(f"{JOBS}/begun").json()["status"] == "queued"
+    queue.recover()
+    assert [run.status for run in runs("begun")] == [dg.DagsterRunStatus.QUEUED]
+    assert not runs("lost")
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"sampling_stepps": 3}, "sampling_stepps"),
+        ({"sampling_steps": 0}, "sampling_steps"),
+        ({"clip_len": 6}, "4n+1"),
+        ({"mode": "replace"}, "src_bg.mp4"),
+        ({"preprocess": {"mode": "replace"}}, "preprocess.mode"),
+        ({"preprocess": {"start": 1}}, "ready clips"),
+        ({"webhook_url": "http://169.254.169.254/"}, "webhook_url"),
+        ({"seed": float("nan")}, "finite"),
+        ({"shift": "many"}, "shift"),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(api, add_job, instance, settings, words):
+    if not Path("data/jobs/strict").exists():
+        add_job("strict")
+    body = {"src_root_path": "data/jobs/strict", **settings}
+    answer = api.post(JOBS, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert words in answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "strict" not in instance.get_dynamic_partitions("jobs")
+
+
+def test_damaged_clips_are_refused(api, add_job, project):
+    add_job("damaged")
+    clip = project / "data" / "jobs" / "damaged" / "src_pose.mp4"
+    clip.write_bytes(clip.read_bytes()[:900])
+    answer = api.post(JOBS, json={"src_root_path": "data/jobs/damaged"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("data/jobs/damaged/src_pose.mp4: ")

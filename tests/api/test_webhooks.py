@@ -1,0 +1,93 @@
+"""The end of a job is told to those who asked for it, once they can hear it."""
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import dagster as dg
+import pytest
+from api_server import JOBS, running
+
+from wan_orchestration.api import webhooks
+from wan_orchestration.settings import ApiSettings
+
+SECRET = "a-secret-of-some-length"
+
+
+class Receiver(ThreadingHTTPServer):
+    """Answers the first request with 500, then 204, and keeps what was sent."""
+
+    def __init__(self) -> None:
+        received = self.received = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                received.append((dict(self.headers), body))
+                self.send_response(500 if len(received) == 1 else 204)
+                self.end_headers()
+
+            def log_message(self, *_) -> None:
+                return
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.place = f"127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def receiver():
+    with Receiver() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def until(condition) -> None:
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen")
+
+
+def test_the_end_is_told_again_until_it_is_heard(project, add_job, happen, instance, receiver, monkeypatch):
+    monkeypatch.setattr(webhooks, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(webhooks, "WAITS", (0.1,) * 3)
+    settings = ApiSettings(webhook_hosts=[receiver.place], webhook_secret=SECRET)
+    body = {"src_root_path": f"data/jobs/{add_job('hooked')}", "webhook_url": f"http://{receiver.place}/done?x=1"}
+
+    def tags() -> dict:
+        return instance.get_runs(dg.RunsFilter(tags={"dagster/partition": "hooked"}))[0].tags
+
+    with running(settings) as api:
+        assert api.post(JOBS, json=body).status_code == 202
+        time.sleep(0.5)
+        assert not receiver.received
+        happen("hooked", dg.DagsterEventType.RUN_CANCELED)
+        until(lambda: len(receiver.received) == 1)
+    # The server is started anew.
+    with running(settings):
+        until(lambda: tags()[webhooks.STATE] == "sent")
+        time.sleep(0.5)
+    assert len(receiver.received) == 2, "once more, and no more than that"
+    for headers, sent in receiver.received:
+        assert json.loads(sent)["status"] == "cancelled"
+        content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + sent
+        expected = base64.b64encode(hmac.digest(SECRET.encode(), content, hashlib.sha256)).decode()
+        assert headers["webhook-signature"] == f"v1,{expected}"
+    assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/", "http://elsewhere.example/", "ftp://hooks.example/", "file:///x"]
+)
+def test_only_hosts_that_are_allowed(project, add_job, url):
+    if not (project / "data" / "jobs" / "quiet").exists():
+        add_job("quiet")
+    with running(ApiSettings(webhook_hosts=["hooks.example"], webhook_secret=SECRET)) as api:
+        answer = api.post(JOBS, json={"src_root_path": "data/jobs/quiet", "webhook_url": url})
+        assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "webhook_url"

@@ -1,0 +1,49 @@
+"""The HTTP API for tests: in this process, or as a process of its own on a port."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from starlette.testclient import TestClient
+
+from wan_orchestration.api.app import create_app
+from wan_orchestration.settings import ApiSettings
+
+JOBS = "/animate/jobs"
+
+
+@contextlib.contextmanager
+def running(settings: ApiSettings, url: str = "http://127.0.0.1:8000") -> Iterator[TestClient]:
+    """The API in this process, as if it were reached under this URL."""
+    with TestClient(create_app(settings), base_url=url) as client:
+        yield client
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(project: Path, port: int, **variables: str) -> Iterator[str]:
+    """A real server on a port, as `uvicorn wan_orchestration.api:app` starts it; yields its URL."""
+    command = [sys.executable, "-m", "uvicorn", "wan_orchestration.api:app", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=project, env={**os.environ, **variables})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/healthz").is_success:
+                    break
+            assert process.poll() is None
+            time.sleep(0.25)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)

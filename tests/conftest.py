@@ -1,7 +1,7 @@
 """Tiny job folders for all tests."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from wan_orchestration.video import write_lossless
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def own_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Devices of each test's own: nothing else on this machine is waited for."""
-    monkeypatch.setenv("WAN_GPUS_LEASE_FOLDER", str(tmp_path / "leases"))
+@pytest.fixture(autouse=True, scope="session")
+def own_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Devices of these tests' own: nothing else on this machine is waited for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAN_GPUS_LEASE_FOLDER", str(tmp_path_factory.mktemp("leases")))
+        yield
 
 
 @pytest.fixture

@@ -96,16 +96,17 @@ class Runner:
             result.status = "succeeded"
         except BadInput as error:
             result.error, result.bad_input = str(error), True
-        except torch.OutOfMemoryError as error:
-            result.error = (
-                f"the device ran out of memory ({str(error).splitlines()[0]}); "
-                "use a smaller video, a smaller clip_len, or a device with more memory"
-            )
         except RankFailed as error:
             result.error = str(error)
         except Exception as error:
-            self.reporter.log(traceback.format_exc())
-            result.error = f"{type(error).__name__}: {error}"
+            if ran_out_of_memory(error):
+                result.error = (
+                    f"out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+                    "use a smaller video, a smaller clip_len, or a device with more memory"
+                )
+            else:
+                self.reporter.log(traceback.format_exc())
+                result.error = f"{type(error).__name__}: {error}"
         result.finished_at = datetime.now(UTC)
         if result.status == "succeeded":
             with replacing(task.output / "result.json") as part:
@@ -134,6 +135,8 @@ class Runner:
                 loaded = self.maker.load_seconds
                 self._make_clips(plan, work)
                 result.seconds.load = self.maker.load_seconds - loaded
+                if result.seconds.load:
+                    self.reporter.log(f"{task.job_id}: loading the weights took {result.seconds.load:.1f} s of it")
             self._assemble(task, clips, work, result)
             work.discard()
         for record in work.clips:
@@ -253,6 +256,11 @@ class _Ticker:
                 eta_seconds=(now - self.started) / total * left if total else None,
             )
         )
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether a device, or this machine, had no memory left. PyTorch says so of main memory by a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def clip_count(frames: int, settings: GenerateSettings) -> int:

@@ -32,5 +32,6 @@ def launched(context: dg.AssetExecutionContext, launcher: Launcher):
 options = {"grace_seconds": 1, "stall_timeout_seconds": float(os.environ.get("STAND_IN_STALL", 600))}
 processes = int(os.environ.get("STAND_IN_PROCESSES", 1))
 slots = int(os.environ.get("STAND_IN_SLOTS", 1))
-client = torchrun.TorchrunClient(gpus=Gpus(devices="cpu", cpu_slots=slots), processes=processes, **options)
+gpus = Gpus(devices="cpu", cpu_slots=slots, lease_folder=os.environ["WAN_GPUS_LEASE_FOLDER"])
+client = torchrun.TorchrunClient(gpus=gpus, processes=processes, **options)
 defs = dg.Definitions([launched], resources={"launcher": client}, executor=dg.in_process_executor)

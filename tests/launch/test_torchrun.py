@@ -35,6 +35,7 @@ def job(tmp_path, monkeypatch):
         monkeypatch.setenv("STAND_IN_JOBS", name)
         monkeypatch.setenv("PYTHONPATH", str(HERE))
         monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setenv("WAN_GPUS_LEASE_FOLDER", str(tmp_path / "leases"))
         monkeypatch.setattr(tempfile, "tempdir", None)
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         return tmp_path

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import dagster as dg
+from dagster_pipes import PipesContextData
 from pydantic import Field, TypeAdapter
 
 from wan_orchestration.messages import (
@@ -33,14 +34,27 @@ def session(
     injector: dg.PipesContextInjector | None = None,
     reader: dg.PipesMessageReader | None = None,
 ) -> Iterator[dg.PipesSession]:
-    """A Pipes session for one launch; by temporary files of this machine unless told otherwise."""
-    with dg.open_pipes_session(
-        context=context,
-        context_injector=injector or dg.PipesTempFileContextInjector(),
-        message_reader=reader or dg.PipesTempFileMessageReader(),
+    """A Pipes session for one launch; by temporary files of this machine unless told otherwise.
+
+    `dg.open_pipes_session` is not used: it demands one output of the step, where a run over several jobs notes each
+    job's materialization as it comes.
+    """
+    facts = PipesContextData(
+        asset_keys=None,
+        code_version_by_asset_key=None,
+        provenance_by_asset_key=None,
+        partition_key=None,
+        partition_key_range=None,
+        partition_time_window=None,
+        run_id=context.run.run_id,
+        job_name=context.run.job_name,
+        retry_number=context.retry_number,
         extras={"jobs": jobs_of(request)},
-    ) as opened:
-        yield opened
+    )
+    handler = dg.PipesMessageHandler(context, reader or dg.PipesTempFileMessageReader())
+    injector = injector or dg.PipesTempFileContextInjector()
+    with injector.inject_context(facts) as place_of_context, handler.handle_messages() as place_of_messages:
+        yield dg.PipesSession(facts, handler, place_of_context, place_of_messages, context)
 
 
 def jobs_of(request: Request | PreprocessRequest) -> list[str]:

@@ -145,4 +145,8 @@ def _finished_by_this_run(context: dg.AssetExecutionContext, order: Order) -> bo
     if last is None or last[0].get(DATA_VERSION) != order.version:
         return False
     run = context.instance.get_run_by_id(last[1])
-    return run is not None and (run.root_run_id or run.run_id) == (context.run.root_run_id or context.run_id)
+    return run is not None and _first_try(run) == _first_try(context.run)
+
+
+def _first_try(run: dg.DagsterRun) -> str:
+    return run.tags.get("dagster/root_run_id", run.run_id)

@@ -25,6 +25,16 @@ def succeed(request: Request, reporter):
         reporter.finished(Result(job_id=task.job_id, status="succeeded", created_at=task.created_at))
 
 
+def clock(request: Request, reporter):
+    """Notes the device, and when the job began and ended."""
+    (task,) = request.tasks
+    began = time.time()
+    time.sleep(1)
+    times = f"{Path(os.environ['WAN_LEASES']).name} {began} {time.time()}"
+    (task.output / f"{task.job_id}.times").write_text(times)
+    reporter.finished(Result(job_id=task.job_id, status="succeeded", created_at=task.created_at))
+
+
 def crash(request: Request, reporter):
     os._exit(3)
 

@@ -145,6 +145,15 @@ def test_a_job_that_slurm_ends(cluster, client, tmp_path):
     assert again
 
 
+def test_a_job_that_hangs_is_cancelled(cluster, client, tmp_path):
+    client = client.model_copy(update={"stall_timeout_seconds": 10})
+    text, again = reason(launch(client, ask(tmp_path, "stubborn"))[0])
+    assert text.startswith("stubborn made no progress for 1") and "so Slurm job 1 was cancelled" in text
+    assert not again
+    (job,) = jobs(cluster)
+    assert job["state"] == "CANCELLED"
+
+
 def test_no_slurm_here(client, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     text, again = reason(launch(client, ask(tmp_path, "job"))[0])

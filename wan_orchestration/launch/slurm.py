@@ -43,6 +43,8 @@ ADVICE = {
     "TIMEOUT": "Another try goes on after the last finished clip; a longer time_limit needs none.",
     "OUT_OF_MEMORY": 'Ask for more in the directives, for instance "--mem=200G".',
 }
+WAITING = {"PENDING", "CONFIGURING"}
+"""States in which nothing can be heard yet."""
 FINAL = {"CANCELLED", "DEADLINE"}
 """Endings after which another Slurm job is not wanted."""
 
@@ -73,6 +75,12 @@ class SlurmClient(Launcher):
         "default: DATA_ROOT/slurm.",
     )
     poll_seconds: float = Field(default=5.0, gt=0, description="How often to look at the Slurm job and its messages.")
+    stall_timeout_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="A running Slurm job that reports no progress for so long hangs, and is cancelled. Loading the "
+        "weights and decoding a clip report none.",
+    )
     grace_seconds: float = Field(
         default=90.0, ge=0, description="How long to wait until a cancelled Slurm job is gone from its nodes."
     )
@@ -137,11 +145,21 @@ class SlurmClient(Launcher):
                 context.log.info(f"Submitted Slurm job {job_id}, {folder.name}; its log is {folder.log}")
                 states = self._states(context, job_id)
             listener = Listener(context, folder.request)
-            for job in states:  # noqa: B007 (the last one says how it ended)
+            for job in states:
                 reader.read()
                 _print(log)
                 yield from listener.hear(pipes.get_custom_messages())
-                if not listener.pending and time.monotonic() - listener.heard_at > self.grace_seconds:
+                if job and job.state in WAITING:
+                    listener.heard_at = time.monotonic()
+                silent = time.monotonic() - listener.heard_at
+                if listener.pending and silent > self.stall_timeout_seconds:
+                    raise WorkerDied(
+                        f"{listener.culprit} made no progress for {silent:.0f} s (stall_timeout_seconds), so Slurm job "
+                        f"{job and job.id} was cancelled. What its processes printed last is in {folder.log}.",
+                        listener.culprit,
+                        again=False,
+                    )
+                if not listener.pending and silent > self.grace_seconds:
                     context.log.warning("All results are there, but the Slurm job does not end; it is cancelled.")
                     break
         if listener.pending:

@@ -24,6 +24,14 @@ def own_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What launches keep for later ones stays out of the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAN_CACHE_ROOT", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def make_job(tmp_path: Path) -> Callable[..., Path]:
     """Makes job folders of lossless ready clips under tmp_path/jobs."""

@@ -47,7 +47,7 @@ def run(request: Request | None, reporter: Reporter | None) -> list[Result]:
             return []
         world = World(world_size=1)
     with connect(world) as ranks:
-        maker = ClipMaker(ranks, env.enable_fsdp)
+        maker = ClipMaker(ranks, env.enable_fsdp, env.cache_root)
         if not ranks.leads:
             follow(maker)
             return []

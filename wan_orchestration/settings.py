@@ -38,6 +38,11 @@ class Environment(BaseSettings):
     models_root: Path | None = Field(
         default=None, description="Where snapshots are downloaded to; default DATA_ROOT/models."
     )
+    cache_root: Path | None = Field(
+        default=None,
+        description="Where launches keep what the next would compute again: prompt embeddings, compiled kernels; "
+        "default MODELS_ROOT/.cache. Safe to delete.",
+    )
     model_id: str = Field(default="Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
     model_revision: str = Field(default="master", description="Revision (branch, tag or commit) of the repository.")
     model_endpoint: str | None = Field(
@@ -57,6 +62,7 @@ class Environment(BaseSettings):
     def _absolute(self) -> "Environment":
         self.data_root = self.data_root.expanduser().absolute()
         self.models_root = (self.models_root or self.data_root / "models").expanduser().absolute()
+        self.cache_root = (self.cache_root or self.models_root / ".cache").expanduser().absolute()
         if self.checkpoint_dir is not None:
             self.checkpoint_dir = self.checkpoint_dir.expanduser().absolute()
         return self
@@ -169,6 +175,11 @@ class GenerateSettings(BaseSettings):
     offload_model: bool = Field(
         True,
         description="Free the text encoder once the prompts are encoded, instead of keeping it on the device.",
+    )
+    attention: Literal["auto", "native", "cudnn", "flash2", "flash3", "sage"] = Field(
+        "auto",
+        description="Attention kernel. auto: the fastest that is installed, by a short trial on this device; "
+        "sage computes in 8 bits, which auto never chooses.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."

@@ -4,6 +4,7 @@ from diffusers import AutoencoderKLWan
 
 from wan_orchestration.animate import vae as module
 from wan_orchestration.animate.vae import AnimateVae
+from wan_orchestration.animate.vae_layers import ChannelNorm, lighten
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 200_000, 2**30], ids=["1", "3", "all"])
@@ -13,6 +14,7 @@ def test_chunks_of_any_length_give_the_stock_result(monkeypatch, chunk_bytes):
     ours = AnimateVae(base_dim=4).eval()
     stock = AutoencoderKLWan(base_dim=4).eval()
     stock.load_state_dict(ours.state_dict())
+    lighten(ours)
     video = torch.rand(1, 3, 29, 64, 64) * 2 - 1
     with torch.no_grad():
         latents = stock.encode(video).latent_dist.mode()
@@ -26,3 +28,11 @@ def test_round_trip_of_the_normalisation():
     latents = vae.encode_video(video)
     assert latents.shape == (1, 16, 2, 4, 4)
     assert vae.decode_video(latents).shape == (3, 5, 32, 32)
+
+
+def test_a_pixel_of_zeros_stays_zero():
+    """As with `F.normalize`, whose divisor is never zero."""
+    vae = AnimateVae(base_dim=4).eval()
+    lighten(vae)
+    norm = next(module for module in vae.modules() if isinstance(module, ChannelNorm))
+    assert torch.equal(norm(torch.zeros(1, 4, 1, 2, 2)), torch.zeros(1, 4, 1, 2, 2))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wan_orchestration.animate import conditioning as cond
+from wan_orchestration.animate.attention import Keys, choose_backend
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel import gather
@@ -74,7 +75,14 @@ class Animator:
             models.free("text_encoder")
         self.mesh = models.ranks.mesh(models.device, branches=2 if self.side_by_side else 1)
         self.transformer = models.transformer(loras)
-        self.transformer.split_over(self.mesh and self.mesh.get_group("sequence"))
+        self.attention = choose_backend(
+            settings.attention,
+            models.device,
+            models.dtype,
+            self.transformer.config["num_attention_heads"],
+            self.transformer.config["attention_head_dim"],
+        )
+        self.transformer.prepare(self.attention, self.mesh and self.mesh.get_group("sequence"))
         self.vae = models.vae()
         letterboxed = cond.letterbox(reference, height, width)
         picture = cond.to_tensor(letterboxed[None]).to(models.device)
@@ -85,7 +93,6 @@ class Animator:
         self.contexts = [self._embed(text, features) for text in texts]
         self.reference_latents = self.vae.encode_video(picture)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
-        self.blank_latents: Tensor | None = None
         self.unconditional_motion: Tensor | None = None
         self.timer.lap("encode", started + models.load_seconds - loaded)
 
@@ -146,14 +153,17 @@ class Animator:
         return gather(own, [1, 1], 0, self.mesh.get_group("branch")).split(1)
 
     def _encode_prompt(self, prompt: str) -> Tensor:
-        models = self.models
-        if prompt not in models.prompts:
-            models.prompts[prompt] = cond.encode_prompt(prompt, models.tokenizer(), models.text_encoder())
-        return models.prompts[prompt]
+        """(1, 512, text_dim); the text encoder is loaded only for a prompt that no launch has seen before."""
+        models, text = self.models, cond.clean_prompt(prompt)
+        states = models.cache.get(
+            f"prompt {models.device.type} {models.dtype} {text}",
+            lambda: cond.encode_prompt(text, models.tokenizer(), models.text_encoder()),
+        )
+        return cond.pad_prompt(states).to(models.device)
 
     @torch.no_grad()
-    def _embed(self, text: Tensor, features: Tensor) -> Tensor:
-        return self.transformer.embed_context(text.to(self.models.dtype), features)
+    def _embed(self, text: Tensor, features: Tensor) -> list[Keys]:
+        return self.transformer.cross_keys(self.transformer.embed_context(text.to(self.models.dtype), features))
 
     def _encode(self, frames: np.ndarray) -> Tensor:
         return self.vae.encode_video(cond.to_tensor(frames).to(self.models.device))
@@ -186,11 +196,13 @@ class Animator:
         return torch.cat([mask, latents], dim=1)
 
     def _encode_known(self, video: Tensor, blank: bool) -> Tensor:
-        if not blank:
+        def encode() -> Tensor:
             return self.vae.encode_video(video.to(self.models.device))
-        if self.blank_latents is None:
-            self.blank_latents = self.vae.encode_video(video.to(self.models.device))
-        return self.blank_latents
+
+        if not blank:
+            return encode()
+        shape = "x".join(map(str, video.shape[2:]))
+        return self.models.cache.get(f"blank {self.models.device.type} {shape}", encode).to(self.models.device)
 
     def _draw_noise(self) -> Tensor:
         """Noise of one clip, (1, 16, T_lat + 1, h, w). On the CPU: the same whatever device generates."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,8 +53,8 @@ class Clip:
 class ClipMaker:
     """Makes clips on one rank, together with the others, and holds the models from one task to the next."""
 
-    def __init__(self, ranks: Ranks, fsdp: bool) -> None:
-        self.ranks, self.fsdp = ranks, fsdp and ranks.size > 1
+    def __init__(self, ranks: Ranks, fsdp: bool = False, cache_root: Path | None = None) -> None:
+        self.ranks, self.fsdp, self.cache_root = ranks, fsdp and ranks.size > 1, cache_root
         self.models: Models | None = None
 
     @property
@@ -108,7 +109,7 @@ class ClipMaker:
     def _models_for(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> Models:
         if self.models is None or (self.models.device, self.models.dtype) != (device, dtype):
             self.models = None
-            self.models = Models(snapshot, device, dtype, self.ranks, self.fsdp)
+            self.models = Models(snapshot, device, dtype, self.ranks, self.fsdp, self.cache_root)
         return self.models
 
 

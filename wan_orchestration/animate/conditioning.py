@@ -54,11 +54,13 @@ def clean_prompt(text: str) -> str:
 
 @torch.no_grad()
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, encoder: UMT5EncoderModel) -> Tensor:
-    """umT5 states of the valid tokens, zero-padded to (1, 512, text_dim); they are attended without a mask."""
-    tokens = tokenizer(clean_prompt(text), truncation=True, max_length=TEXT_TOKENS, return_tensors="pt").to(
-        encoder.device
-    )
-    states = encoder(**tokens).last_hidden_state
+    """umT5 states (1, n, text_dim) of the n valid tokens, at most 512, of a clean prompt."""
+    tokens = tokenizer(text, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt").to(encoder.device)
+    return encoder(**tokens).last_hidden_state
+
+
+def pad_prompt(states: Tensor) -> Tensor:
+    """States of a prompt as the model wants them, zero-padded to (1, 512, text_dim) and attended without a mask."""
     return F.pad(states, (0, 0, 0, TEXT_TOKENS - states.shape[1]))
 
 

@@ -23,11 +23,13 @@ from transformers import (
 
 from wan_orchestration.animate import lora
 from wan_orchestration.animate import original_layout as original
+from wan_orchestration.animate.cache import TensorCache
 from wan_orchestration.animate.original_layout import Loaded, read_safetensors
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.sharding import kept_in_float32, own_rows, shard_text_encoder, shard_transformer
 from wan_orchestration.animate.transformer import AnimateTransformer
 from wan_orchestration.animate.vae import AnimateVae
+from wan_orchestration.animate.vae_layers import lighten
 from wan_orchestration.errors import BadInput
 from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
 
@@ -52,11 +54,16 @@ class Models:
     dtype: torch.dtype
     ranks: Ranks = field(default_factory=Ranks)
     fsdp: bool = False
+    cache_root: Path | None = None
+    """Where tensors that every launch would compute anew are kept; None: in memory only."""
+    cache: TensorCache = field(init=False, repr=False)
     load_seconds: float = field(default=0.0, init=False)
-    prompts: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    """States of prompts encoded so far: a launch loads the text encoder once or, if freed, for new ones only."""
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
+        self.cache = TensorCache(folder, self.ranks)
 
     def transformer(self, loras: tuple[lora.Lora, ...] = ()) -> AnimateTransformer:
         """The transformer with these LoRAs fused; another set than before reloads the weights."""
@@ -123,6 +130,7 @@ class Models:
 
     def _load_shared_vae(self) -> AnimateVae:
         vae = self._load_vae()
+        lighten(vae)
         vae.split_over(self.ranks)
         return vae
 

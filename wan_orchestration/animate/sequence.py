@@ -10,16 +10,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan_animate import (
-    WanAnimateFaceBlockCrossAttention,
-    WanAttention,
-)
+from diffusers.models.transformers.transformer_wan_animate import WanAnimateFaceBlockCrossAttention
 from torch import Tensor
 
 from wan_orchestration.animate.parallel import lengthen
 from wan_orchestration.errors import BadInput
 
 Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary embedding, (1, S, 1, d / 2) float32."""
 
 
 @dataclass
@@ -82,43 +80,6 @@ class SplitTokens:
         return received
 
 
-class SelfAttention:
-    """Processor of a block's self-attention on local tokens."""
-
-    # diffusers sets these on any processor, to choose a backend; parallelism of its own it must not add.
-    _attention_backend = None
-    _parallel_config = None
-
-    def __init__(self, tokens: SplitTokens) -> None:
-        self.tokens = tokens
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: Rotary | None = None,
-    ) -> Tensor:
-        """(1, local, dim) to (1, local, dim); the rotary tables are those of the local tokens."""
-        assert encoder_hidden_states is None
-        assert attention_mask is None
-        assert rotary_emb is not None
-        query, key, value = (
-            x.unflatten(2, (attn.heads, -1))
-            for x in (
-                attn.norm_q(attn.to_q(hidden_states)),
-                attn.norm_k(attn.to_k(hidden_states)),
-                attn.to_v(hidden_states),
-            )
-        )
-        query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
-        query, key, value = self.tokens.heads_for_tokens(torch.cat([query, key, value])).unsqueeze(1)
-        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        attended = self.tokens.tokens_for_heads(attended).flatten(2, 3).type_as(query)
-        return attn.to_out[1](attn.to_out[0](attended))
-
-
 class FaceAttention:
     """Processor of a face adapter on local tokens.
 
@@ -126,6 +87,7 @@ class FaceAttention:
     latent frames begin in the whole sequence, so that no communication is needed.
     """
 
+    # diffusers looks for these on any processor.
     _attention_backend = None
     _parallel_config = None
 
@@ -154,13 +116,6 @@ class FaceAttention:
         query = F.pad(query[0], (0, 0, 0, 0, before, behind)).unflatten(0, (len(frames), per_frame))
         key = attn.norm_k(attn.to_k(features).unflatten(2, (attn.heads, -1)))
         value = attn.to_v(features).unflatten(2, (attn.heads, -1))
-        attended = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        attended = dispatch_attention_fn(query, key, value)
         attended = attended.flatten(2, 3).flatten(0, 1)[before : before + tokens.local].type_as(hidden_states)
         return attn.to_out(attended[None])
-
-
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary position embedding of (1, S, heads, d), whose pairs of channels are neighbours."""
-    cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).type_as(x)

@@ -91,7 +91,7 @@ def measure(job: dict) -> None:
         models = Models(open_snapshot(Path(job["snapshot"])), device, dtype, ranks, job["fsdp"] and ranks.size > 1)
         transformer = models.transformer()
         mesh = ranks.mesh(device)
-        transformer.split_over(mesh and mesh.get_group("sequence"))
+        transformer.prepare("native", mesh and mesh.get_group("sequence"))
         config = transformer.config
 
         width, height = (side // 8 for side in job["size"])

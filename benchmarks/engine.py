@@ -1,0 +1,393 @@
+"""This engine beside the stock `diffusers.WanAnimatePipeline`: the same weights, the same job, seconds and memory.
+
+    uv run python benchmarks/engine.py --checkpoint-dir DIR [--size 192x128] [--frames 77 385] [--steps 4]
+    uv run python benchmarks/engine.py --model 14b --size 1280x720 832x480 --frames 77 --sides stock compile=off ""
+
+Each measurement is a process of its own, so that its peak memory is its own, and the sides take turns. A side is
+`stock`, or settings of this engine: "" for the defaults, or for instance "step_cache=taylorseer,compile=off". The time
+is that from clips on the disk to the mp4 on the disk, without loading. "CPU s" is what all of the process's threads
+took, loading included; it depends less than the other times on what else the machine does (OMP_NUM_THREADS=1).
+
+Without --checkpoint-dir a small random snapshot is used. `--model 14b` makes random weights of the real sizes on the
+device; their videos are noise. On CUDA the share of the card's bfloat16 peak is shown, which a matrix product measures.
+
+The stock pipeline reads the Diffusers layout only: an original snapshot is converted first, and both sides read that.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from long_video import draw_job, random_snapshot
+
+SELF = Path(__file__).resolve()
+PHASES = ("load", "conditioning", "denoise", "decode", "total")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["snapshot", "14b"], default="snapshot")
+    parser.add_argument("--checkpoint-dir", type=Path)
+    parser.add_argument("--size", nargs="+", default=["192x128"], help="WIDTHxHEIGHT, multiples of 16")
+    parser.add_argument("--frames", type=int, nargs="+", default=[77, 385])
+    parser.add_argument("--clip-len", type=int, default=77)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--sides", nargs="+", default=["stock", ""], metavar="SIDE")
+    parser.add_argument("--repeat", type=int, default=1, help="the median of so many turns is shown")
+    parser.add_argument("--vram", type=float, help="let PyTorch use only so many GB of the card")
+    parser.add_argument(
+        "--cache", type=Path, help="keep this engine's caches here; default: each turn starts with none"
+    )
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+
+    rows = []
+    print(" ".join(f"{name:>12}" for name in ("size", "frames", *PHASES, "CPU s", "RAM MB", "VRAM MB")) + "  side")
+    with tempfile.TemporaryDirectory() as scratch:
+        snapshot = arguments.checkpoint_dir or random_snapshot(Path(scratch))
+        if arguments.model == "snapshot":
+            snapshot = diffusers_layout(snapshot, Path(scratch))
+        for size in arguments.size:
+            for frames in arguments.frames:
+                width, height = map(int, size.split("x"))
+                job = draw_job(Path(scratch) / f"{size}-{frames}", frames, height, width)
+                turns = [
+                    launch({"side": side, "job": str(job), "snapshot": str(snapshot)} | vars_of(arguments))
+                    for _ in range(arguments.repeat)
+                    for side in arguments.sides
+                ]
+                for side in arguments.sides:
+                    row = median([turn for turn in turns if turn["side"] == side])
+                    rows.append({"size": size, "frames": frames, **row})
+                    show(rows[-1])
+    for row in rows:
+        compare(row, rows)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2))
+
+
+def vars_of(arguments: argparse.Namespace) -> dict:
+    return {
+        "model": arguments.model,
+        "clip_len": arguments.clip_len,
+        "steps": arguments.steps,
+        "vram": arguments.vram,
+    } | {"cache": arguments.cache and str(arguments.cache.absolute())}
+
+
+def diffusers_layout(snapshot: Path, scratch: Path) -> Path:
+    if (snapshot / "model_index.json").exists():
+        return snapshot
+    target = scratch / "diffusers"
+    subprocess.run([sys.executable, str(SELF), "--convert", str(snapshot), str(target)], check=True)
+    return target
+
+
+def launch(work: dict) -> dict:
+    """Run one side in a process of its own."""
+    with (
+        tempfile.NamedTemporaryFile("r") as output,
+        tempfile.TemporaryFile("w+") as log,
+        tempfile.TemporaryDirectory() as empty,
+    ):
+        process = subprocess.Popen(
+            [sys.executable, str(SELF), "--measure", json.dumps(work | {"output": output.name})],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "WAN_CACHE_ROOT": work["cache"] or empty},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            log.seek(0)
+            sys.exit(log.read())
+        spent = {"ram_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        return json.loads(output.read()) | {"side": work["side"]} | spent
+
+
+def median(turns: list[dict]) -> dict:
+    return {
+        name: statistics.median(turn[name] for turn in turns) if isinstance(value, float) else value
+        for name, value in turns[0].items()
+    }
+
+
+def show(row: dict) -> None:
+    figures = [f"{row[phase]:.2f}" for phase in PHASES]
+    figures.append(f"{row['cpu_seconds']:.2f}")
+    figures += [f"{row['ram_bytes'] / 2**20:.0f}", f"{row['vram_bytes'] / 2**20:.0f}" if row["vram_bytes"] else "-"]
+    print(" ".join(f"{x:>12}" for x in (row["size"], row["frames"], *figures)) + f"  {row['side'] or 'defaults'}")
+
+
+def compare(row: dict, rows: list[dict]) -> None:
+    """Print what a row is relative to the stock pipeline's, and to the shortest video of its side."""
+    same = {"size": row["size"], "frames": row["frames"]}
+    stock = next((one for one in rows if one["side"] == "stock" and same.items() <= one.items()), None)
+    first = next(one for one in rows if (one["side"], one["size"]) == (row["side"], row["size"]))
+    line = f"{row['size']} x {row['frames']}, {row['side'] or 'defaults'}:"
+    if stock and stock is not row:
+        line += f" {stock['total'] / row['total']:.2f} times as fast as stock"
+        line += f" ({stock['cpu_seconds'] / row['cpu_seconds']:.2f} times less CPU time, with loading);"
+    if first is not row:
+        line += f" peak memory {memory(row) / memory(first):.2f} times that at {first['frames']} frames"
+    if not line.endswith(":"):
+        print(line)
+
+
+def memory(row: dict) -> int:
+    return row["vram_bytes"] or row["ram_bytes"]
+
+
+# What follows runs in the measured process.
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write an original snapshot in the Diffusers layout, with the stock pipeline's own configuration."""
+    import torch
+    from diffusers import UniPCMultistepScheduler
+    from transformers import CLIPImageProcessor
+
+    from wan_orchestration.animate.models import Models
+    from wan_orchestration.snapshot import open_snapshot
+
+    models = Models(open_snapshot(source), torch.device("cpu"), torch.bfloat16)
+    models.transformer().save_pretrained(target / "transformer")
+    models.vae().save_pretrained(target / "vae")
+    models.text_encoder().save_pretrained(target / "text_encoder")
+    models.image_encoder().save_pretrained(target / "image_encoder")
+    models.tokenizer().save_pretrained(target / "tokenizer")
+    scheduler().save_pretrained(target / "scheduler")
+    CLIPImageProcessor().save_pretrained(target / "image_processor")
+    for folder, name in (("transformer", "WanAnimateTransformer3DModel"), ("vae", "AutoencoderKLWan")):
+        file = target / folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"_class_name": name}))
+    index = {
+        "_class_name": "WanAnimatePipeline",
+        "transformer": ["diffusers", "WanAnimateTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+        "scheduler": ["diffusers", UniPCMultistepScheduler.__name__],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "image_encoder": ["transformers", "CLIPVisionModel"],
+        "tokenizer": ["transformers", type(models.tokenizer()).__name__],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
+    }
+    (target / "model_index.json").write_text(json.dumps(index))
+
+
+def random_weights(build: Callable[[], Any], device, dtype) -> Any:
+    """A model with the values its class draws, made on the device."""
+    import torch
+
+    from wan_orchestration.animate.sharding import kept_in_float32
+
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        model = build()
+    torch.set_default_dtype(torch.float32)
+    for name, parameter in model.named_parameters():
+        if kept_in_float32(model, name):
+            parameter.data = parameter.data.float()
+    return model.eval().requires_grad_(False)
+
+
+def text_encoder_14b():
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=256384,
+            d_model=4096,
+            d_kv=64,
+            d_ff=10240,
+            num_layers=24,
+            num_heads=64,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def image_encoder_14b():
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            patch_size=14,
+            hidden_act="gelu",
+        )
+    )
+
+
+def random_pipeline(work: dict, device, dtype):
+    """The stock pipeline with random weights of the 14B model's sizes."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanAnimatePipeline, WanAnimateTransformer3DModel
+    from transformers import AutoTokenizer, CLIPImageProcessor
+
+    return WanAnimatePipeline(
+        tokenizer=AutoTokenizer.from_pretrained(Path(work["snapshot"]) / "google/umt5-xxl"),
+        text_encoder=random_weights(text_encoder_14b, device, dtype),
+        vae=random_weights(AutoencoderKLWan, device, torch.float32),
+        scheduler=scheduler(),
+        image_processor=CLIPImageProcessor(),
+        image_encoder=random_weights(image_encoder_14b, device, torch.float32),
+        transformer=random_weights(lambda: WanAnimateTransformer3DModel(added_kv_proj_dim=5120), device, dtype),
+    )
+
+
+def use_random_weights() -> None:
+    """Have the engine make random weights of the 14B model's sizes instead of reading a snapshot's."""
+    import torch
+
+    from wan_orchestration.animate.models import Models
+    from wan_orchestration.animate.transformer import AnimateTransformer
+    from wan_orchestration.animate.vae import AnimateVae
+
+    Models._load_transformer = lambda self: random_weights(
+        lambda: AnimateTransformer(added_kv_proj_dim=5120), self.device, self.dtype
+    )
+    Models._load_vae = lambda self: random_weights(AnimateVae, self.device, torch.float32)
+    Models._load_text_encoder = lambda self: random_weights(text_encoder_14b, self.device, self.dtype)
+    Models._load_image_encoder = lambda self: random_weights(image_encoder_14b, self.device, torch.float32)
+
+
+def scheduler():
+    """The stock pipeline's own solver."""
+    from diffusers import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+
+
+def measure(work: dict) -> None:
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and work["vram"]:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, work["vram"] * 1e9 / total))
+    row = measure_stock(work, device) if work["side"] == "stock" else measure_engine(work, device)
+    row["conditioning"] = row["total"] - row["denoise"] - row["decode"]
+    row["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    row["vram_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    Path(work["output"]).write_text(json.dumps(row))
+
+
+def measure_stock(work: dict, device) -> dict:
+    """Clips read as pictures, the pipeline called as documented, the frames written to an mp4."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanAnimatePipeline
+    from PIL import Image
+
+    from wan_orchestration.settings import NEGATIVE_PROMPT, PROMPT
+    from wan_orchestration.video import FrameReader, write_segment
+
+    started = time.perf_counter()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if work["model"] == "snapshot":
+        vae = AutoencoderKLWan.from_pretrained(work["snapshot"], subfolder="vae", torch_dtype=torch.float32)
+        pipeline = WanAnimatePipeline.from_pretrained(work["snapshot"], vae=vae, torch_dtype=dtype).to(device)
+    else:
+        pipeline = random_pipeline(work, device, dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    seconds = {"load": time.perf_counter() - started, "denoise": 0.0, "decode": 0.0}
+
+    def timed(phase, function):
+        def call(*arguments, **options):
+            started = time.perf_counter()
+            result = function(*arguments, **options)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[phase] += time.perf_counter() - started
+            return result
+
+        return call
+
+    pipeline.transformer.forward = timed("denoise", pipeline.transformer.forward)
+    pipeline.vae.decode = timed("decode", pipeline.vae.decode)
+
+    started = time.perf_counter()
+    job, clips = Path(work["job"]), {}
+    for name in ("pose", "face"):
+        with FrameReader(job / f"src_{name}.mp4") as reader:
+            clips[name] = [Image.fromarray(frame) for frame in reader.read(range(reader.info.frames))]
+            fps = reader.info.fps
+    width, height = clips["pose"][0].size
+    with torch.no_grad():
+        frames = pipeline(
+            image=Image.open(job / "src_ref.png"),
+            pose_video=clips["pose"],
+            face_video=clips["face"],
+            prompt=PROMPT,
+            negative_prompt=NEGATIVE_PROMPT,
+            height=height,
+            width=width,
+            segment_frame_length=work["clip_len"],
+            num_inference_steps=work["steps"],
+            guidance_scale=1.0,
+            generator=torch.Generator("cpu").manual_seed(42),
+            output_type="np",
+        ).frames[0]
+    write_segment(job / "stock.mp4", ((frame * 255).round().astype("uint8") for frame in frames), fps)
+    return seconds | {"total": time.perf_counter() - started}
+
+
+def measure_engine(work: dict, device) -> dict:
+    """A job run as a launch runs it."""
+    from datetime import UTC, datetime
+
+    from wan_orchestration import runner
+    from wan_orchestration.messages import Request, Task
+    from wan_orchestration.settings import GenerateSettings
+
+    if work["model"] == "14b":
+        use_random_weights()
+    options = dict(one.split("=", 1) for one in work["side"].split(",") if one)
+    settings = GenerateSettings.model_validate(
+        {"clip_len": work["clip_len"], "sampling_steps": work["steps"], **options}
+    )
+    job = Path(work["job"])
+    with tempfile.TemporaryDirectory() as output:
+        task = Task(
+            job_id="job", clips=job, output=Path(output) / "out", settings=settings, created_at=datetime.now(UTC)
+        )
+        request = Request(snapshot=work["snapshot"], tasks=[task])
+        (result,) = runner.run(request, Quiet())
+    if result.error:
+        sys.exit(result.error)
+    took = result.seconds
+    return {
+        "load": took.load,
+        "denoise": took.denoise,
+        "decode": took.decode,
+        "total": took.total - took.load,
+    }
+
+
+class Quiet:
+    def log(self, message: str) -> None:
+        print(message)
+
+    def progress(self, progress) -> None:
+        return
+
+    def finished(self, result) -> None:
+        return
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(json.loads(sys.argv[2]))
+    elif sys.argv[1:2] == ["--convert"]:
+        convert(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main()

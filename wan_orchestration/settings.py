@@ -146,6 +146,24 @@ class ClientSettings(BaseSettings):
     token: SecretStr | None = Field(default=None, description="The server's token.")
 
 
+class DropSettings(BaseSettings):
+    """The drop folder, from `WAN_DROP_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_DROP_")
+
+    settle_seconds: float = Field(
+        10.0, ge=0, description="How long nothing in a job's folder may have changed before it is taken up."
+    )
+    interval_seconds: int = Field(5, ge=1, description="How often the drop folder is looked at.")
+    run: bool = Field(
+        True, description="Start runs for new and changed jobs; false: they only become partitions, or stale."
+    )
+    max_runs_per_tick: int = Field(4, ge=1, description="Runs started at once; the others follow at the next look.")
+    max_jobs_per_run: int = Field(
+        8, ge=1, description="Jobs that arrive together share a run, which loads the weights once, up to so many."
+    )
+
+
 class GenerateSettings(BaseSettings):
     """How a video is generated. Every field can also be set as `WAN_DEFAULT_<FIELD>`."""
 

@@ -1,8 +1,6 @@
-import dagster as dg
 import pytest
 
 from wan_orchestration.defs.jobs.assets import observe
-from wan_orchestration.defs.jobs.sensors import drop_folder
 from wan_orchestration.defs.partitions import register
 from wan_orchestration.errors import BadInput
 from wan_orchestration.job import Job
@@ -34,24 +32,3 @@ def test_a_partition_key_must_be_a_job_key(instance):
     with pytest.raises(BadInput, match="job key 'a/b'"):
         register(instance, "a/b")
     assert instance.get_dynamic_partitions("jobs") == ["dance-01"]
-
-
-def test_the_sensor_sees_new_and_changed_folders(data_root, instance, make_job):
-    def tick(cursor=None) -> dg.SensorResult:
-        return drop_folder(dg.build_sensor_context(instance=instance, cursor=cursor))
-
-    assert isinstance(tick(), dg.SkipReason)
-    folder = make_job("one")
-    (data_root / "jobs" / "Not A Key").mkdir()
-    first = tick()
-    assert [request.partition_keys for request in first.dynamic_partitions_requests] == [["one"]]
-    assert {event.partition for event in first.asset_events} == {"one"}
-    assert "Not A Key" in first.skip_reason.skip_message
-
-    instance.add_dynamic_partitions("jobs", ["one"])
-    second = tick(first.cursor)
-    assert not second.asset_events and not second.dynamic_partitions_requests
-
-    (folder / "job.yaml").write_text("generate: {seed: 7}")
-    third = tick(second.cursor)
-    assert len(third.asset_events) == 2 and not third.dynamic_partitions_requests

@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 
 from wan_orchestration.defs.jobs.assets import observe
+from wan_orchestration.defs.jobs.runs import Ask, jobs_of, run_tags
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.job import Job, check_key
 from wan_orchestration.launch.gpus import Gpus
@@ -18,19 +19,27 @@ class JobFolders(dg.ConfigurableResource):
     """The drop folder.
 
     Dagster compares what an asset was made of with what it would be made of now by the last observations *before* the
-    step that made it. So the run's job is observed here, before its first step, whoever started the run.
+    step that made it. So the run's jobs are observed here, before its first step, whoever started the run. The run's
+    tags say what it is about; by them the `drop_folder` sensor knows what has been run.
     """
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        key = context.run.tags.get("dagster/partition") if context.run else None
-        if key is None or context.instance is None:
+        run, instance = context.run, context.instance
+        if run is None or instance is None:
             return
-        try:
-            for observation in observe(self.open(key)):
-                context.instance.report_runless_asset_event(observation)
-        except BadInput:
-            # The step opens the job as well, and its failure is where a user looks.
-            return
+        asks = []
+        for key in jobs_of(run, instance.get_dynamic_partitions("jobs")):
+            try:
+                job = self.open(key)
+                fingerprint = job.fingerprint()
+                asks.append(Ask.of(job, fingerprint))
+                for observation in observe(job, fingerprint):
+                    instance.report_runless_asset_event(observation)
+            except BadInput:
+                # The step opens the job as well, and its failure is where a user looks.
+                continue
+        if asks:
+            instance.add_run_tags(run.run_id, run_tags(asks))
 
     def open(self, key: str) -> Job:
         """A job by its partition key. BadInput: the key is none, or the folder cannot be used."""

@@ -6,7 +6,7 @@ at the start of each run, so that a run records what it was made of however it w
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -38,9 +38,22 @@ job_settings = dg.AssetSpec(
 )
 
 
-def observe(job: Job) -> Iterator[dg.AssetObservation]:
-    """What a job's folder holds now. BadInput: a fault in its settings."""
-    version = versions(job)
+rejected_folders = dg.AssetSpec(
+    "rejected_folders",
+    description="Folders in `data/jobs` that cannot be made into videos as they are, and why. "
+    "Each is taken up once it has been mended.",
+    group_name="animation",
+    kinds={"file"},
+    owners=["team:animation"],
+)
+
+
+def observe(job: Job, fingerprint: str | None = None) -> Iterator[dg.AssetObservation]:
+    """What a job's folder holds now. BadInput: a fault in its settings.
+
+    `fingerprint` spares reading the inputs where that has been done.
+    """
+    version = versions(job, fingerprint)
     files = ", ".join(path.name for path in job.inputs.values())
     facts = {
         job_inputs.key: {"kind": job.kind, "files": files, "preprocess": _dump(job.preprocess_settings())},
@@ -55,16 +68,25 @@ def observe(job: Job) -> Iterator[dg.AssetObservation]:
         )
 
 
-def versions(job: Job) -> dict[str, str]:
+def versions(job: Job, fingerprint: str | None = None) -> dict[str, str]:
     """Data versions of `job_inputs` and `job_settings`. BadInput: a fault in the job's settings."""
     facts = {
-        "job_inputs": [job.fingerprint(), _dump(job.preprocess_settings())],
+        "job_inputs": [fingerprint or job.fingerprint(), _dump(job.preprocess_settings())],
         "job_settings": _dump(job.generate_settings()),
     }
     return {
         name: hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
         for name, made_of in facts.items()
     }
+
+
+def rejected(reasons: Mapping[str, str]) -> dg.AssetMaterialization:
+    """The table of folders that cannot be used, by name."""
+    schema = dg.TableSchema([dg.TableColumn("folder"), dg.TableColumn("reason")])
+    rows = [dg.TableRecord({"folder": folder, "reason": reason}) for folder, reason in reasons.items()]
+    return dg.AssetMaterialization(
+        rejected_folders.key, metadata={"folders": len(rows), "table": dg.MetadataValue.table(rows, schema)}
+    )
 
 
 def _dump(settings: BaseModel) -> dict[str, Any]:

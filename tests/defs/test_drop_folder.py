@@ -1,0 +1,237 @@
+"""The drop folder's sensor, tick by tick. tests/test_operations.py runs it under a real `dagster dev`."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from wan_orchestration.defs.jobs import sensors
+from wan_orchestration.defs.jobs.folders import look
+from wan_orchestration.defs.jobs.memory import PLACE
+from wan_orchestration.defs.jobs.runs import Ask, group
+from wan_orchestration.defs.jobs.sensors import drop_folder
+from wan_orchestration.job import Job
+from wan_orchestration.settings import environment
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setenv("WAN_DROP_SETTLE_SECONDS", "0")
+
+
+@pytest.fixture
+def drop(data_root, tiny_snapshot, monkeypatch) -> Callable[..., Path]:
+    """Drops a folder with a driving video and a picture, which the sensor does not look into."""
+    monkeypatch.setenv("WAN_CHECKPOINT_DIR", str(tiny_snapshot))
+    environment.cache_clear()
+    (data_root / "jobs").mkdir()
+
+    def make(key: str, content: bytes = b"video", priority: int | None = None) -> Path:
+        folder = data_root / "jobs" / key
+        folder.mkdir(exist_ok=True)
+        (folder / "driving.mp4").write_bytes(content)
+        (folder / "reference.png").write_bytes(b"picture")
+        if priority is not None:
+            (folder / "job.yaml").write_text(f"priority: {priority}")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def tick(instance, data_root) -> Callable[..., list[list[str]]]:
+    """Runs the sensor and does with the result what the daemon does; returns the jobs of each run."""
+    cursor: list[str | None] = [None]
+
+    def run(status: dg.DagsterRunStatus = dg.DagsterRunStatus.SUCCESS, reset: bool = False) -> list[list[str]]:
+        result = drop_folder(dg.build_sensor_context(instance=instance, cursor=None if reset else cursor[0]))
+        cursor[0] = result.cursor
+        for change in result.dynamic_partitions_requests:
+            if isinstance(change, dg.AddDynamicPartitionsRequest):
+                instance.add_dynamic_partitions("jobs", change.partition_keys)
+            else:
+                for key in change.partition_keys:
+                    instance.delete_dynamic_partition("jobs", key)
+        for event in result.asset_events:
+            instance.report_runless_asset_event(event)
+        for request in result.run_requests:
+            instance.add_run(dg.DagsterRun(job_name="make_videos", tags=request.tags, status=status))
+        run.said = result.skip_reason.skip_message if result.skip_reason else ""
+        return [keys(request.tags) for request in result.run_requests]
+
+    def keys(tags) -> list[str]:
+        named = [tag.removeprefix("job/") for tag in tags if tag.startswith("job/")]
+        if len(named) == 1:
+            assert tags["dagster/partition"] == named[0]
+            return named
+        order = instance.get_dynamic_partitions("jobs")
+        first, last = (order.index(tags[f"dagster/asset_partition_range_{end}"]) for end in ("start", "end"))
+        assert order[first : last + 1] == named
+        return named
+
+    return run
+
+
+def test_a_folder_is_taken_up_once_for_each_content(drop, tick, instance):
+    folder = drop("one")
+    assert tick() == [["one"]]
+    assert tick() == []
+
+    # The same again, by other means: nothing; not even if all that is remembered is lost.
+    shutil.copytree(folder, folder.with_name("copy"))
+    shutil.rmtree(folder)
+    folder.with_name("copy").rename(folder)
+    assert tick() == []
+    instance.daemon_cursor_storage.set_cursor_values({PLACE: "{}"})
+    assert tick(reset=True) == []
+
+    (folder / "job.yaml").write_text("generate: {seed: 7}")
+    assert tick() == [["one"]]
+    (folder / "job.yaml").write_text("{priority: 3, generate: {seed: 7}}")
+    assert tick() == [], "the priority makes no other video"
+    (folder / "job.yaml").unlink()
+    assert tick() == [["one"]], "changed back is changed as well"
+    assert tick() == []
+    for run in instance.get_runs():
+        instance.delete_run(run.run_id)
+    assert tick() == []
+
+
+def test_a_job_that_waits_or_runs_is_left_alone(drop, tick, instance):
+    folder = drop("one")
+    assert tick(status=dg.DagsterRunStatus.STARTED) == [["one"]]
+    (folder / "job.yaml").write_text("generate: {seed: 7}")
+    assert tick() == []
+    (run,) = instance.get_runs()
+    instance.report_run_canceled(run)
+    assert tick() == [["one"]]
+
+
+def test_runs_of_others_count(drop, tick, instance):
+    """Those of the shell, the UI and the HTTP API get the same tags, if need be when they begin."""
+    content = Ask.of(Job.open(drop("one"))).content
+    instance.add_run(dg.DagsterRun(job_name="x", tags={"job/one": content}, status=dg.DagsterRunStatus.FAILURE))
+    drop("two")
+    assert tick() == [["two"]]
+
+
+def test_nothing_is_run_before_copying_has_ended(drop, tick, monkeypatch, instance):
+    monkeypatch.setenv("WAN_DROP_SETTLE_SECONDS", "0.3")
+    folder = drop("slow")
+    assert tick() == [] and instance.get_dynamic_partitions("jobs") == []
+    for _ in range(4):
+        time.sleep(0.15)
+        with (folder / "driving.mp4").open("ab") as file:
+            file.write(b"more")
+        os.utime(folder / "driving.mp4", (0, 0))
+        assert tick() == []
+    time.sleep(0.4)
+    (folder / ".driving.mp4.a1B2c3").write_bytes(b"rsync writes here")
+    time.sleep(0.4)
+    assert tick() == []
+    (folder / ".driving.mp4.a1B2c3").rename(folder / "driving.mp4")
+    assert tick() == []
+    time.sleep(0.4)
+    assert tick() == [["slow"]]
+
+
+def test_a_partial_file_that_was_left_behind_does_not_block_for_ever(drop):
+    (drop("one") / "driving.mp4.part").write_bytes(b"")
+    state = look(drop("one"))
+    assert not state.still(state.changed_at + 600, settle_seconds=1)
+    assert state.still(state.changed_at + 1000, settle_seconds=1)
+
+
+def test_unusable_folders_are_listed_until_they_are_mended(drop, tick, instance, data_root):
+    def table() -> dict[str, str]:
+        event = instance.get_latest_materialization_event(dg.AssetKey("rejected_folders"))
+        return {row.data["folder"]: row.data["reason"] for row in event.asset_materialization.metadata["table"].records}
+
+    drop("Bad Name")
+    drop("typo")
+    (data_root / "jobs" / "typo" / "job.yaml").write_text("generate: {sampling_stepps: 3}")
+    (data_root / "jobs" / "empty").mkdir()
+    (drop("broken") / "mask.mp4").symlink_to("/nowhere")
+    assert tick() == []
+    assert set(table()) == {"Bad Name", "typo", "empty", "broken"}
+    assert "sampling_steps" in table()["typo"] and "rename" in table()["Bad Name"] and "no inputs" in table()["empty"]
+    assert all(reason in tick.said for reason in table().values())
+    events = instance.fetch_materializations(dg.AssetKey("rejected_folders"), limit=10).records
+    tick()
+    assert len(instance.fetch_materializations(dg.AssetKey("rejected_folders"), limit=10).records) == len(events) == 1
+
+    (data_root / "jobs" / "typo" / "job.yaml").write_text("generate: {sampling_steps: 3}")
+    (data_root / "jobs" / "Bad Name").rename(data_root / "jobs" / "good-name")
+    assert tick() == [["good-name", "typo"]]
+    assert set(table()) == {"empty", "broken"}
+
+
+def test_partitions_of_removed_folders_go_unless_something_was_made(drop, tick, instance, data_root):
+    for key in ("bare", "video", "clips", "history", "queued"):
+        drop(key)
+    tick()
+    (data_root / "videos" / "video").mkdir(parents=True)
+    (data_root / "clips" / "clips").mkdir(parents=True)
+    instance.report_runless_asset_event(dg.AssetMaterialization("generated_video", partition="history"))
+    instance.add_run(
+        dg.DagsterRun(job_name="x", tags={"dagster/partition": "queued"}, status=dg.DagsterRunStatus.STARTED)
+    )
+    shutil.rmtree(data_root / "jobs")
+    assert isinstance(drop_folder(dg.build_sensor_context(instance=instance)), dg.SkipReason), "not mounted"
+    (data_root / "jobs").mkdir()
+    tick()
+    assert instance.get_dynamic_partitions("jobs") == ["clips", "history", "queued", "video"]
+
+
+def test_jobs_that_come_together_share_runs_the_urgent_first(drop, tick, monkeypatch):
+    monkeypatch.setenv("WAN_DROP_MAX_RUNS_PER_TICK", "2")
+    monkeypatch.setenv("WAN_DROP_MAX_JOBS_PER_RUN", "2")
+    for key in "abcde":
+        drop(key, priority=5 if key == "d" else 0)
+    assert tick() == [["d", "a"], ["b", "c"]]
+    assert tick() == [["e"]]
+    for key in "bcd":
+        drop(key, b"changed")
+    assert tick() == [["d"], ["b", "c"]], "a lies between d and b, and was not changed"
+
+
+def test_jobs_wait_for_the_weights(drop, tick, instance, monkeypatch):
+    monkeypatch.delenv("WAN_CHECKPOINT_DIR")
+    environment.cache_clear()
+    drop("one")
+    assert tick() == [] and instance.get_dynamic_partitions("jobs") == ["one"]
+    assert "Materialize `weight_snapshot`" in tick.said
+
+
+def test_a_changed_job_is_observed(drop, tick, instance):
+    drop("one")
+    tick()
+    assert not instance.fetch_observations(dg.AssetKey("job_inputs"), limit=9).records
+    drop("one", b"changed")
+    tick()
+    assert len(instance.fetch_observations(dg.AssetKey("job_inputs"), limit=9).records) == 1
+
+
+def test_contents_are_read_for_a_second_at_most(drop, tick, monkeypatch):
+    monkeypatch.setattr(sensors, "READING_SECONDS", 0)
+    monkeypatch.setattr(sensors.time, "monotonic", iter(range(99)).__next__)
+    drop("one")
+    drop("two")
+    assert tick() == [] and "2 to be read" in tick.said
+
+
+def test_groups_have_no_gaps():
+    def ask(key: str, priority: int = 0) -> Ask:
+        return Ask(key, "content", "animate", priority)
+
+    def keys(jobs, most) -> list[list[str]]:
+        return [[job.key for job in run] for run in group(jobs, "abcdefgh", most)]
+
+    assert keys([], 3) == []
+    assert keys(map(ask, "abcdefgh"), 3) == [list("abc"), list("def"), list("gh")]
+    assert keys(map(ask, "hgfdba"), 8) == [list("ab"), list("d"), list("fgh")]
+    assert keys([*map(ask, "abd"), ask("g", 1)], 8) == [list("g"), list("ab"), list("d")]

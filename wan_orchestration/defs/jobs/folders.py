@@ -1,0 +1,75 @@
+"""Looking at the drop folder by names, sizes and times alone, so that thousands of folders take a moment."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PARTIAL = re.compile(r"\..+\.[A-Za-z0-9]{6}|.+\.(part|partial|filepart|crdownload|tmp)|.+~")
+"""Names that rsync (`.name.a1B2c3`), browsers and copy programs give to files that are not whole yet."""
+PARTIAL_SECONDS = 900.0
+"""After so long without a change a partial file is one that was left behind."""
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """A job folder as it lies there."""
+
+    path: Path
+    signature: str
+    """Changes with the names, sizes and times of the files in it."""
+    changed_at: float
+    """Unix time of the last change to anything in it, by the clock of the file system."""
+    partial: bool
+    """Whether a file in it has a name for files that are not whole yet."""
+
+    def still(self, now: float, settle_seconds: float) -> bool:
+        """Whether the copying into it seems to be over."""
+        return now - self.changed_at >= (PARTIAL_SECONDS if self.partial else settle_seconds)
+
+
+def scan(root: Path) -> list[FolderState]:
+    """The folders in `root` by name, hidden ones left out."""
+    with os.scandir(root) as entries:
+        folders = sorted(entry.path for entry in entries if entry.name[0] != "." and entry.is_dir())
+    return [state for folder in folders if (state := look(Path(folder)))]
+
+
+def look(folder: Path) -> FolderState | None:
+    """One folder; None where it is gone again.
+
+    Change times are used, as copying tools set the modification times of their copies back to those of the originals.
+    """
+    digest, partial, start = hashlib.sha256(), False, len(str(folder))
+    try:
+        changed_at = folder.stat().st_ctime
+        for entry in _files(folder):
+            link = entry.stat(follow_symlinks=False)
+            stat = _target(entry) or link
+            changed_at = max(changed_at, stat.st_ctime, link.st_ctime)
+            partial = partial or PARTIAL.fullmatch(entry.name) is not None
+            digest.update(f"{entry.path[start:]} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n".encode())
+    except FileNotFoundError:
+        # Renamed or removed just now; the next look will tell.
+        return None
+    return FolderState(folder, digest.hexdigest()[:16], changed_at, partial)
+
+
+def _target(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """None for a broken link."""
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _files(folder: Path) -> list[os.DirEntry[str]]:
+    files = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_dir(follow_symlinks=False):
+                files += _files(Path(entry.path))
+            else:
+                files.append(entry)
+    return files

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": ("wan_orchestration.shell", "demo", "make the video of data/jobs/demo with small random weights"),
     "run": ("wan_orchestration.shell", "run", "make the video of one job through Dagster"),
+    "batch": ("wan_orchestration.batch", "main", "make all videos that are missing or out of date"),
     "serve": ("wan_orchestration.api.serve", "serve", "serve the HTTP API and its page"),
     "submit": ("wan_orchestration.client", "submit", "ask a server for a video"),
     "status": ("wan_orchestration.client", "status", "say how a server's job is, or list its jobs"),

@@ -164,6 +164,17 @@ class DropSettings(BaseSettings):
     )
 
 
+class BatchSettings(BaseSettings):
+    """The batch of all jobs whose videos are missing or out of date, from `WAN_BATCH_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_BATCH_")
+
+    nightly: bool = Field(False, description="Start the nightly_batch schedule without a click in the UI.")
+    cron: str = Field("0 1 * * *", description="When nightly_batch runs.")
+    timezone: str = Field("UTC", description="Time zone of the cron expression, for instance Europe/Berlin.")
+    max_jobs_per_run: int = Field(32, ge=1, description="Jobs in one launch, which loads the weights once.")
+
+
 class GenerateSettings(BaseSettings):
     """How a video is generated. Every field can also be set as `WAN_DEFAULT_<FIELD>`."""
 

@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("wan-animate run", description="Make the video of one job through Dagster.")
     parser.add_argument("job", help="name of a folder in data/jobs")
     job = parser.parse_args(argv).job
-    return _in_words(lambda: materialize(job, {}, {}))
+    return in_words(lambda: materialize(job, {}, {}))
 
 
 def demo(argv: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def demo(argv: Sequence[str]) -> int:
     argparse.ArgumentParser(
         "wan-animate demo", description="Make small random weights and, through Dagster, the video of data/jobs/demo."
     ).parse_args(argv)
-    return _in_words(make_demo)
+    return in_words(make_demo)
 
 
 def make_demo() -> None:
@@ -84,23 +84,33 @@ def materialize(key: str, variables: Mapping[str, str], settings: Mapping[str, A
 
     `variables` are set for the run beside this process's environment, `settings` win over the job's own.
     """
-    env, home = environment(), DagsterHome().home.absolute()
+    env = environment()
     Job.open(env.jobs_root / check_key(key))
-    if not (home / "dagster.yaml").is_file():
-        raise BadInput(
-            f"{home / 'dagster.yaml'}: no such file; run this in the project's root folder, or set DAGSTER_HOME"
-        )
-    instance = dg.DagsterInstance.from_config(str(home))
+    instance = open_instance()
     register(instance, key)
 
-    variables = {"DAGSTER_HOME": str(home), **variables}
+    variables = {"DAGSTER_HOME": str(DagsterHome().home.absolute()), **variables}
     command = ["dagster", "asset", "materialize", "-m", "wan_orchestration.definitions"]
     command += ["--select", ",".join(ASSETS), "--partition", key]
     if settings:
         command += ["--config-json", json.dumps({"ops": {"generated_video": {"config": settings}}})]
     print(
-        f"Materializing {', '.join(ASSETS)} of job {key}:\n  {_shown(variables, ['uv', 'run', *command])}\n", flush=True
+        f"Materializing {', '.join(ASSETS)} of job {key}:\n  {shown(variables, ['uv', 'run', *command])}\n", flush=True
     )
+    execute(instance, command, variables)
+
+    result = Result.model_validate_json((env.videos_root / key / "result.json").read_bytes())
+    print(
+        f"\nThe video: {result.video_path}\n"
+        f"  {result.frames} frames of {result.width}x{result.height} at {result.fps:g} per second, "
+        f"made in {result.seconds.total:.1f} s on {result.device} ({result.dtype})\n"
+        f"\nThe run, its checks and the video's history are in the UI, http://127.0.0.1:3000:\n"
+        f"  {shown(variables, ['uv', 'run', 'dagster', 'dev'])}"
+    )
+
+
+def execute(instance: dg.DagsterInstance, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    """Run a `dagster` command that makes one run, its log cut down to what matters. RunFailed."""
     run_id, tail = None, deque(maxlen=20)
     with subprocess.Popen(
         [sys.executable, "-m", *command],
@@ -120,14 +130,15 @@ def materialize(key: str, variables: Mapping[str, str], settings: Mapping[str, A
     if process.returncode:
         raise RunFailed((run_id and _reason(instance, run_id)) or "".join(tail))
 
-    result = Result.model_validate_json((env.videos_root / key / "result.json").read_bytes())
-    print(
-        f"\nThe video: {result.video_path}\n"
-        f"  {result.frames} frames of {result.width}x{result.height} at {result.fps:g} per second, "
-        f"made in {result.seconds.total:.1f} s on {result.device} ({result.dtype})\n"
-        f"\nThe run, its checks and the video's history are in the UI, http://127.0.0.1:3000:\n"
-        f"  {_shown(variables, ['uv', 'run', 'dagster', 'dev'])}"
-    )
+
+def open_instance() -> dg.DagsterInstance:
+    """The instance of DAGSTER_HOME. BadInput: there is none."""
+    home = DagsterHome().home.absolute()
+    if not (home / "dagster.yaml").is_file():
+        raise BadInput(
+            f"{home / 'dagster.yaml'}: no such file; run this in the project's root folder, or set DAGSTER_HOME"
+        )
+    return dg.DagsterInstance.from_config(str(home))
 
 
 def _reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
@@ -141,7 +152,7 @@ def _reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
     return "\n".join(reasons) or None
 
 
-def _shown(variables: Mapping[str, str], command: Sequence[str]) -> str:
+def shown(variables: Mapping[str, str], command: Sequence[str]) -> str:
     """A command as it can be typed."""
     settings = [f"{name}={_short(value)}" for name, value in variables.items()]
     return " ".join([*settings, shlex.join(command)])
@@ -155,13 +166,12 @@ def _short(value: str) -> str:
     return shlex.quote(value)
 
 
-def _in_words(command: Callable[[], None]) -> int:
+def in_words(command: Callable[[], int | None]) -> int:
     """The exit code of a command, its errors without a traceback."""
     try:
-        command()
+        return command() or 0
     except (BadInput, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0

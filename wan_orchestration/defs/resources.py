@@ -1,5 +1,6 @@
 """What assets are given: the drop folder, the devices, and what launches the engine on them."""
 
+import socket
 from typing import Any
 
 import dagster as dg
@@ -10,6 +11,7 @@ from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.job import Job, check_key
 from wan_orchestration.launch.gpus import Gpus
 from wan_orchestration.launch.launcher import Launcher
+from wan_orchestration.launch.run_launcher import HOST_TAG
 from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
 from wan_orchestration.settings import environment, from_variables
@@ -38,8 +40,7 @@ class JobFolders(dg.ConfigurableResource):
             except BadInput:
                 # The step opens the job as well, and its failure is where a user looks.
                 continue
-        if asks:
-            instance.add_run_tags(run.run_id, run_tags(asks))
+        instance.add_run_tags(run.run_id, {HOST_TAG: socket.gethostname(), **(run_tags(asks) if asks else {})})
 
     def open(self, key: str) -> Job:
         """A job by its partition key. BadInput: the key is none, or the folder cannot be used."""

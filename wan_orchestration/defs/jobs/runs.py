@@ -10,13 +10,10 @@ import dagster as dg
 from wan_orchestration.job import Job
 from wan_orchestration.settings import Mode
 
-WEIGHTS, CLIPS, VIDEO = map(dg.AssetKey, ("weight_snapshot", "preprocessed_clips", "generated_video"))
-
 make_videos = dg.define_asset_job(
     "make_videos",
-    selection=dg.AssetSelection.assets(WEIGHTS, CLIPS, VIDEO),
-    description="Weights, clips and video of a job. For several jobs in one launch, without the clips: "
-    "`generated_video` makes those that are missing itself.",
+    selection=dg.AssetSelection.assets("weight_snapshot", "generated_video"),
+    description="The videos of one job or of several in one launch, and what they need: weights, clips.",
 )
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
@@ -104,11 +101,12 @@ def partition_tags(keys: Sequence[str]) -> dict[str, str]:
 
 def request(jobs: Sequence[Ask]) -> dg.RunRequest:
     """A run for jobs that lie side by side."""
-    return dg.RunRequest(
-        tags={**run_tags(jobs), **partition_tags([job.key for job in jobs])},
-        # In a run over several jobs generated_video sees to the clips, so that one bad job does not stop the others.
-        asset_selection=[WEIGHTS, CLIPS, VIDEO] if len(jobs) == 1 else [WEIGHTS, VIDEO],
-    )
+    return dg.RunRequest(tags=request_tags(jobs))
+
+
+def request_tags(jobs: Sequence[Ask]) -> dict[str, str]:
+    """All tags of a run for jobs that lie side by side, those that give it its partitions included."""
+    return {**run_tags(jobs), **partition_tags([job.key for job in jobs])}
 
 
 def already_run(instance: dg.DagsterInstance, jobs: Sequence[Ask]) -> set[str]:

@@ -47,15 +47,20 @@ def generated_video(
 
     Settings come from the launchpad, else from `job.yaml`, else from `WAN_DEFAULT_*`, else from the defaults.
 
-    A run over several jobs loads the model once. It makes the clips that are missing or out of date, then the videos in
-    the order of their priority. Each finished video counts at once; a job that fails does not stop the others.
+    Clips that are missing or out of date are made first.
+
+    A run over several jobs loads the model once and makes the videos in the order of their priority. Each finished
+    video counts at once; a job that fails does not stop the others.
     """
     if len(context.partition_keys) > 1:
         yield from several(context, config, job_folders, launcher)
         return
     with failures_in_words(context):
         snapshot = hub.resolve(environment(), context.log.info, allow_download=False)
-        order = Order.place(job_folders.open(context.partition_key), config.given(), snapshot, datetime.now(UTC))
+        job = job_folders.open(context.partition_key)
+        job.generate_settings(**config.given())  # a fault in them should show before clips are made
+        yield from _up_to_date_clips(context, launcher, job, snapshot)
+        order = Order.place(job, config.given(), snapshot, datetime.now(UTC))
         request = Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[order.task])
         (result,) = launching.generate(context, launcher, request)
     if result.status == "failed":

@@ -8,7 +8,6 @@ from typing import Any
 
 from wan_orchestration.defs.clips.making import clips_version
 from wan_orchestration.defs.previews import poster
-from wan_orchestration.errors import BadInput
 from wan_orchestration.job import Job, check_clips
 from wan_orchestration.messages import Result, Task
 from wan_orchestration.settings import GenerateSettings, environment
@@ -31,8 +30,6 @@ class Order:
         env = environment()
         settings = job.generate_settings(**given)
         folder = env.clips_root / job.key
-        if not folder.is_dir():
-            raise BadInput(f"{folder}: job {job.key} has no clips yet; materialize preprocessed_clips for it first")
         check_clips(folder, settings.mode, settings.refert_num)
         clips = clips_version(folder, settings.mode)
         task = Task(

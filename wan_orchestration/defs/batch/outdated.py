@@ -1,0 +1,66 @@
+"""Which jobs have no video, or one that is out of date."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from wan_orchestration import hub
+from wan_orchestration.defs.clips.assets import CODE_VERSION as CLIPS_CODE_VERSION
+from wan_orchestration.defs.jobs.assets import DATA_VERSION, versions
+from wan_orchestration.defs.jobs.runs import Ask, at_work, urgency
+from wan_orchestration.defs.provenance import provenance
+from wan_orchestration.defs.videos.assets import CODE_VERSION
+from wan_orchestration.errors import BadInput
+from wan_orchestration.job import Job
+from wan_orchestration.settings import environment
+
+
+def outdated(instance: dg.DagsterInstance) -> tuple[list[Ask], dict[str, str]]:
+    """Jobs to make videos for, the most urgent first, and those that cannot be used, with the reason.
+
+    Left out are jobs that have a run that waits or runs. BadInput: there are no weights.
+    """
+    env = environment()
+    weights = hub.resolve(env, allow_download=False).fingerprint
+    registered = instance.get_dynamic_partitions("jobs")
+    busy = at_work(instance, registered)
+    clips, videos = (_made(instance, asset) for asset in ("preprocessed_clips", "generated_video"))
+    asks, unusable = [], {}
+    for key in registered:
+        folder = env.jobs_root / key
+        if key in busy or not folder.is_dir():
+            continue
+        try:
+            job = Job.open(folder)
+            fingerprint = job.fingerprint()
+            ask, of = Ask.of(job, fingerprint), versions(job, fingerprint)
+        except (BadInput, OSError) as error:
+            unusable[key] = str(error)
+            continue
+        made_of_clips = clips.get(key, {})
+        expected = provenance("", CLIPS_CODE_VERSION, {"job_inputs": of["job_inputs"]})
+        fresh_clips = _agree(made_of_clips, expected)
+        ingredients = {
+            "weight_snapshot": weights,
+            "job_settings": of["job_settings"],
+            "preprocessed_clips": made_of_clips.get(DATA_VERSION, ""),
+        }
+        fresh_video = _agree(videos.get(key, {}), provenance("", CODE_VERSION, ingredients))
+        if not (fresh_clips and fresh_video and (env.videos_root / key / "video.mp4").is_file()):
+            asks.append(ask)
+    return sorted(asks, key=urgency), unusable
+
+
+def _made(instance: dg.DagsterInstance, asset: str) -> Mapping[str, Mapping[str, str]]:
+    """By partition, the tags of the latest materialization that say what was made of what."""
+    names = provenance(
+        "", "", dict.fromkeys(("job_inputs", "job_settings", "weight_snapshot", "preprocessed_clips"), "")
+    )
+    return instance.event_log_storage.get_latest_tags_by_partition(
+        dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION, tag_keys=list(names)
+    )
+
+
+def _agree(tags: Mapping[str, str], expected: Mapping[str, str]) -> bool:
+    names = ["dagster/code_version", *(name for name in expected if name.startswith("dagster/input_data_version/"))]
+    return all(tags.get(name) == expected[name] for name in names)

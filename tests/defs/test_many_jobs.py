@@ -80,3 +80,21 @@ def test_a_run_that_is_tried_again_goes_on_where_it_stopped(make_job, instance, 
     assert times == {
         key: json.loads((data_root / "videos" / key / "result.json").read_text())["finished_at"] for key in "ab"
     }
+
+
+def test_the_job_that_sensor_and_batch_start(make_job, instance, repository, run_over, data_root):
+    for key in "ab":
+        make_job(key)
+    instance.add_dynamic_partitions("jobs", ["a", "b"])
+    result = repository.get_job("make_videos").execute_in_process(
+        instance=instance,
+        tags={"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"},
+        run_config={"ops": SETTINGS},
+    )
+    assert result.success
+    tags = instance.get_run_by_id(result.run_id).tags
+    assert {"job/a", "job/b", "mode", "host"} <= set(tags)
+    checked = [
+        event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"
+    ]
+    assert {(check.partition, check.passed) for check in checked} == {("a", True), ("b", True)}

@@ -59,11 +59,9 @@ def evaluations(key: str) -> Iterator[dg.AssetCheckEvaluation]:
         )
 
 
-@dg.multi_asset_check(name="video_checks", specs=_specs(), can_subset=True)
+@dg.multi_asset_check(name="video_checks", specs=_specs())
 def video_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-    """Looks at a job's finished video. A run over several jobs looks at each itself, as it is finished."""
-    if len(context.partition_keys) > 1:
-        return
+    """Looks at a job's finished video."""
     for found in evaluations(context.partition_key):
         yield dg.AssetCheckResult(
             check_name=found.check_name,

@@ -31,19 +31,31 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(project: Path, port: int, **variables: str) -> Iterator[str]:
-    """A real server on a port, as `uvicorn wan_orchestration.api:app` starts it; yields its URL."""
+def serving_process(project: Path, port: int, **variables: str) -> Iterator[subprocess.Popen]:
+    """A real server on a port, as `uvicorn wan_orchestration.api:app` starts it."""
     command = [sys.executable, "-m", "uvicorn", "wan_orchestration.api:app", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=project, env={**os.environ, **variables})
-    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(command, cwd=project, env={**os.environ, **variables}, start_new_session=True)
     try:
         for _ in range(240):
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/healthz").is_success:
+                if httpx.get(f"http://127.0.0.1:{port}/healthz").is_success:
                     break
             assert process.poll() is None
             time.sleep(0.25)
-        yield url
+        yield process
     finally:
+        stopped(process)
+
+
+@contextlib.contextmanager
+def serving(project: Path, port: int, **variables: str) -> Iterator[str]:
+    """A real server, by its URL."""
+    with serving_process(project, port, **variables):
+        yield f"http://127.0.0.1:{port}"
+
+
+def stopped(process: subprocess.Popen) -> None:
+    """Ends a process politely, and fails where it does not end."""
+    if process.poll() is None:
         process.terminate()
-        process.wait(30)
+    process.wait(60)

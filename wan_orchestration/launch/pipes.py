@@ -9,6 +9,7 @@ import dagster as dg
 from dagster_pipes import PipesContextData
 from pydantic import Field, TypeAdapter
 
+from wan_orchestration import progress
 from wan_orchestration.messages import (
     PreprocessOutcome,
     PreprocessProgress,
@@ -17,6 +18,7 @@ from wan_orchestration.messages import (
     Request,
     Result,
 )
+from wan_orchestration.settings import environment
 
 PROGRESS_SECONDS = 4.0
 
@@ -95,6 +97,8 @@ class Listener:
                 latest = message
                 self.at = message.job_id
         self._heard = len(messages)
+        if latest:
+            progress.write(environment().progress_root, self.context.run.run_id, latest)
         if latest and time.monotonic() - self._logged >= PROGRESS_SECONDS:
             self.context.log.info(str(latest))
             self._logged = time.monotonic()

@@ -1,0 +1,160 @@
+"""The page in a real browser, from the files to the video's end. With WAN_SCREENSHOTS=DIR it leaves pictures of it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api_server import JOBS, free_port, serving
+from PIL import Image
+from test_daemon import daemon, settings  # noqa: F401
+
+from wan_orchestration.video import FrameReader
+
+pytestmark = pytest.mark.heavy
+playwright = pytest.importorskip("playwright.sync_api")
+
+MINUTES = 60_000
+FRAMES = 17
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on the PATH: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser) -> Iterator:
+    """A new page that fails the test where anything went wrong in it, be it a refusal of the security policy."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.set_default_timeout(30_000)
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    yield page
+    page.close()
+    assert not [fault for fault in faults if "net::ERR" not in fault and "status of 4" not in fault], faults
+
+
+@pytest.fixture(scope="module")
+def files(shared, tmp_path_factory) -> tuple[Path, Path]:
+    """A picture, and some frames of a person moving."""
+    folder = tmp_path_factory.mktemp("files")
+    source = shared / "examples" / "animate"
+    with FrameReader(source / "video.mp4") as reader:
+        frames = [frame[::2, ::2] for frame in reader.read(range(FRAMES))]
+    from media import write_video
+
+    height, width = (side // 2 * 2 for side in frames[0].shape[:2])
+    driving = write_video(folder / "driving.mp4", [frame[:height, :width].copy() for frame in frames], 25)
+    with Image.open(source / "image.jpeg") as image:
+        image.thumbnail((512, 512))
+        image.convert("RGB").save(folder / "reference.jpg")
+    return folder / "reference.jpg", driving
+
+
+def shot(page, name: str) -> None:
+    if folder := os.environ.get("WAN_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"page-{name}.png"), full_page=True)
+
+
+def choose(page, files: tuple[Path, Path], name: str) -> None:
+    for part, path in zip(("reference", "driving"), files):
+        page.set_input_files(f"#{part}", str(path))
+    page.get_by_text("More settings").click()
+    page.get_by_label("Name").fill(name)
+
+
+def test_from_the_files_to_the_end_of_the_video(project, page, files, monkeypatch):
+    monkeypatch.setenv("WAN_PREPROCESS_RESOLUTION_AREA", "65536")
+    with daemon(project), serving(project, free_port()) as url:
+        page.goto(url)
+        page.get_by_text("No jobs yet.").wait_for()
+        page.get_by_role("button", name="Make the video").click()
+        assert "Choose a picture" in page.locator("#order .error").inner_text()
+
+        choose(page, files, "dance")
+        shot(page, "chosen")
+        page.get_by_role("button", name="Make the video").click()
+        page.get_by_role("heading", name="dance").wait_for()
+        job = page.locator("#job")
+        job.locator(".badge.running").wait_for(timeout=2 * MINUTES)
+        job.get_by_text("step").wait_for(timeout=5 * MINUTES)
+        shot(page, "running")
+        job.locator(".badge.succeeded").wait_for(timeout=5 * MINUTES)
+
+        video = page.get_by_label("Result", exact=True)
+        video.evaluate("video => new Promise(ended => { video.onended = ended; video.muted = true; video.play() })")
+        assert video.evaluate("video => video.ended && video.videoWidth > 0 && video.currentTime > 0.3")
+        page.get_by_role("button", name="Play together").click()
+        driving = page.get_by_label("Driving video", exact=True)
+        assert driving.evaluate("video => video.readyState > 0")
+        assert page.get_by_label("Character", exact=True).evaluate("image => image.naturalWidth > 0")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download").click()
+        assert download.value.suggested_filename == "dance.mp4"
+        assert download.value.path().read_bytes() == (project / "data/videos/dance/video.mp4").read_bytes()
+        page.get_by_text("Log", exact=True).click()
+        page.locator("pre").get_by_text("generated_video").first.wait_for()
+        page.get_by_text("Log", exact=True).click()
+        for name, scheme, width in (("light", "light", 1200), ("dark", "dark", 1200), ("phone", "light", 390)):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            shot(page, name)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing juts out"
+
+        page.reload()
+        page.get_by_role("heading", name="dance").wait_for()
+        page.once("dialog", lambda dialog: dialog.accept())
+        page.get_by_role("button", name="Delete").click()
+        page.get_by_text("No jobs yet.").wait_for()
+        assert not (project / "data" / "jobs" / "dance").exists()
+
+
+def test_a_job_is_cancelled_by_keyboard(project, page, files):
+    with serving(project, free_port()) as url:
+        page.goto(url)
+        choose(page, files, "waits")
+        page.get_by_role("button", name="Make the video").press("Enter")
+        page.locator("#job .badge.queued").wait_for()
+        page.get_by_role("button", name="Cancel").focus()
+        page.keyboard.press("Enter")
+        page.locator("#job .badge.cancelled").wait_for()
+        page.locator("#jobs .badge.cancelled").wait_for()
+        page.locator("#filter").select_option("succeeded")
+        page.get_by_text("No jobs yet.").wait_for()
+
+
+def test_a_refusal_names_the_field(project, page, files):
+    with serving(project, free_port()) as url:
+        page.goto(url)
+        choose(page, files, "refused")
+        page.set_input_files("#driving", str(files[0]))
+        page.get_by_role("button", name="Make the video").click()
+        error = page.locator("#order .error")
+        error.get_by_text("driving").wait_for()
+        assert "expected a video" in error.inner_text()
+
+
+def test_signing_in_and_out(project, page):
+    with serving(project, free_port(), WAN_API_TOKEN="a-token-of-some-length") as url:
+        page.goto(url)
+        page.get_by_label("The server’s token").fill("wrong")
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_text("not the server's token").wait_for()
+        page.get_by_label("The server’s token").fill("a-token-of-some-length")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="New video").wait_for()
+        assert page.evaluate("document.cookie") == "", "no script can read it"
+        page.reload()
+        page.get_by_role("heading", name="New video").wait_for()
+        page.get_by_role("button", name="Sign out").click()
+        page.get_by_role("heading", name="Sign in").wait_for()
+        assert page.evaluate(f"fetch('{JOBS}').then(answer => answer.status)") == 401

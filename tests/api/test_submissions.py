@@ -11,6 +11,8 @@ import pytest
 from api_server import JOBS, running
 
 from wan_orchestration.api.queue import Queue
+from wan_orchestration.defs.jobs.runs import Ask, already_run, at_work
+from wan_orchestration.job import Job
 from wan_orchestration.settings import ApiSettings, environment
 
 
@@ -37,6 +39,9 @@ def test_a_run_is_as_the_webserver_makes_it(post, add_job, runs, instance):
     assert run.tags["dagster/priority"] == "2"
     assert run.remote_job_origin.repository_origin.code_location_origin.location_name == "wan_orchestration"
     assert key in instance.get_dynamic_partitions("jobs")
+    # The drop_folder sensor starts no other for it, neither now nor once it has ended.
+    assert at_work(instance, [key]) == {key}
+    assert already_run(instance, [Ask.of(Job.open(Path("data/jobs") / key))]) == {key}
 
 
 def test_the_same_again_is_the_same_job(post, add_job, runs, happen):
@@ -90,6 +95,7 @@ def test_what_a_killed_server_has_begun_is_finished(instance, add_job, runs, api
     queue.create(add_job("lost"), "3e4b6f4c-0001-4000-8000-000000000002", {}, {})
     shutil.rmtree(project / "data" / "jobs" / "lost")
     assert api.get(f"{JOBS}/begun").json()["status"] == "queued"
+    assert "begun" not in instance.get_dynamic_partitions("jobs")
     queue.recover()
     assert [run.status for run in runs("begun")] == [dg.DagsterRunStatus.QUEUED]
     assert not runs("lost")

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from wan_orchestration.api.queue import ASSETS
+from wan_orchestration.defs.jobs.runs import make_videos
 
 STATES = {
     "queued": [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED],
@@ -75,7 +76,7 @@ class Runs(Collector):
             for record in records:
                 run, cursor = record.dagster_run, record.dagster_run.run_id
                 self.upto = max(self.upto or record.update_timestamp, record.update_timestamp)
-                if run.run_id in self.counted or (run.asset_selection and ASSETS[-1] not in run.asset_selection):
+                if run.run_id in self.counted or not _makes_videos(run):
                     continue
                 self.counted.add(run.run_id)
                 self.ends[ENDS[run.status]] += 1
@@ -86,6 +87,10 @@ class Runs(Collector):
                         self.buckets[bound] += took <= bound
             if len(records) < PAGE:
                 return
+
+
+def _makes_videos(run: dg.DagsterRun) -> bool:
+    return run.job_name == make_videos.name or ASSETS[-1] in (run.asset_selection or ())
 
 
 def _gpus() -> Iterator[Metric]:

@@ -68,8 +68,7 @@ class Queue:
             self._line.release()
 
     def create(self, key: str, run_id: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Make the job's run, without putting it into the queue yet: a sensor that looks sees it from now on."""
-        register(self.instance, key)
+        """Make the job's run, without putting it into the queue yet. From now on the `drop_folder` sensor sees it."""
         self.instance.create_run_for_job(
             self._job,
             run_id=run_id,
@@ -80,8 +79,10 @@ class Queue:
             job_code_origin=self._code,
         )
 
-    def submit(self, run_id: str) -> None:
-        """Put a run into the queue; nothing happens where it is or was there already."""
+    def submit(self, key: str, run_id: str) -> None:
+        """Put a job's run into the queue; nothing happens where it is or was there already."""
+        # Only once its folder is there: the sensor takes away partitions without one.
+        register(self.instance, key)
         # The coordinator needs the run alone. What it is given as workspace it would hand on to a launcher.
         self.instance.submit_run(run_id, workspace=None)  # pyright: ignore[reportArgumentType]
 
@@ -90,7 +91,8 @@ class Queue:
         with self.turn():
             unsubmitted = dg.RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED], tags=BY)
             for run in self.instance.get_runs(unsubmitted):
-                if (self.env.jobs_root / run.tags["dagster/partition"]).is_dir():
-                    self.submit(run.run_id)
+                key = run.tags["dagster/partition"]
+                if (self.env.jobs_root / key).is_dir():
+                    self.submit(key, run.run_id)
                 else:
                     self.instance.delete_run(run.run_id)

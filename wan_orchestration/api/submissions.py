@@ -21,6 +21,7 @@ from wan_orchestration.api.problems import FieldProblem, Problem, field_problems
 from wan_orchestration.api.queue import Queue
 from wan_orchestration.api.uploads import Form
 from wan_orchestration.api.webhooks import check_webhook, webhook_tags
+from wan_orchestration.defs.jobs.runs import PRIORITY, Ask, run_tags
 from wan_orchestration.errors import BadInput
 from wan_orchestration.job import Job as JobFolder
 from wan_orchestration.job import check_clips
@@ -48,6 +49,8 @@ class Order:
     settings: Settings
     digest: str
     """Hash of the request."""
+    tags: dict[str, str]
+    """By which the `drop_folder` sensor knows that there has been a run for what the folder holds."""
     config: dict[str, Any] = field(default_factory=dict)
     """The run's config: settings that are not in the job's own `job.yaml`."""
     priority: int = 0
@@ -78,6 +81,7 @@ class Submissions:
         order = Order(
             key=key,
             settings=submission,
+            tags=run_tags([Ask.of(folder)]),
             digest=_digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
             config={"ops": {op: {"config": config} for op, config in configs.items() if config}},
             priority=folder.file.priority if submission.priority is None else submission.priority,
@@ -99,7 +103,8 @@ class Submissions:
             key = f"upload-{_digest(idempotency_key)[:12]}"
         else:
             key = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(3)}"
-        self._check_contents(JobFolder.open(form.folder, key), {}, {})
+        folder = JobFolder.open(form.folder, key)
+        self._check_contents(folder, {}, {})
         (form.folder / UPLOADED).touch()
         target = self.env.jobs_root / key
 
@@ -112,6 +117,7 @@ class Submissions:
         order = Order(
             key=key,
             settings=settings,
+            tags=run_tags([Ask.of(folder)]),
             digest=_digest([form.digest, settings.model_dump(mode="json", exclude_none=True)]),
             priority=settings.priority or 0,
             idempotency_key=idempotency_key,
@@ -148,9 +154,7 @@ class Submissions:
         return True
 
     def _start(self, order: Order, run_id: str) -> None:
-        tags = {REQUEST: order.digest}
-        if order.priority:
-            tags["dagster/priority"] = str(order.priority)
+        tags = {**order.tags, PRIORITY: str(order.priority), REQUEST: order.digest}
         if order.settings.webhook_url:
             tags |= webhook_tags(str(order.settings.webhook_url))
         self.queue.create(order.key, run_id, order.config, tags)
@@ -161,7 +165,7 @@ class Submissions:
         except BaseException:
             self.queue.instance.delete_run(run_id)
             raise
-        self.queue.submit(run_id)
+        self.queue.submit(order.key, run_id)
 
     def _check_settings(self, settings: Settings) -> None:
         for value in settings.generate_given().get("lora", []):

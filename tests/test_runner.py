@@ -10,7 +10,9 @@ import pytest
 
 from wan_orchestration import runner
 from wan_orchestration.animate.animator import Animator
+from wan_orchestration.animate.clips import ClipMaker, enough_frames
 from wan_orchestration.animate.models import Models
+from wan_orchestration.animate.placement import Placement
 from wan_orchestration.messages import Request, Task
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.video import FrameReader, probe
@@ -179,6 +181,38 @@ def test_out_of_memory_says_what_to_do(tiny_snapshot, make_task, monkeypatch):
     assert "20 GiB" in result.error
     assert "clip_len" in result.error
     assert not result.bad_input
+
+
+def test_out_of_memory_goes_on_with_the_next_placement(tiny_snapshot, make_task, monkeypatch):
+    import torch
+
+    animate = Animator.animate
+
+    def too_large(self, *arguments):
+        if self.models.placement == "resident":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return animate(self, *arguments)
+
+    monkeypatch.setattr(Animator, "animate", too_large)
+    ways = [Placement("resident", 2, 1), Placement("swap", 1, 1)]
+    monkeypatch.setattr(ClipMaker, "ways", lambda self, plan: ways)
+    [result], recorder = run(tiny_snapshot, make_task())
+    assert (result.error, result.placement, result.attention, result.compiled) == (None, "swap", "native", False)
+    assert any("out of memory with placement resident; trying swap" in line for line in recorder.lines)
+
+
+def test_a_trimmed_last_clip(tiny_snapshot, make_task, tmp_path):
+    """Of a second clip of nine frames the video needs two."""
+    tasks = [
+        make_task(key, frames=10, settings={"clip_len": 9, **settings}, save_frames=tmp_path / f"{key}.npz")
+        for key, settings in {"whole": {}, "trimmed": {"trim_last_clip": True}}.items()
+    ]
+    results, _ = run(tiny_snapshot, *tasks)
+    assert [(result.error, result.frames, result.clips) for result in results] == [(None, 10, 2)] * 2
+    whole, trimmed = (np.load(tmp_path / f"{key}.npz")["frames"] for key in ("whole", "trimmed"))
+    assert np.array_equal(whole[:, :9], trimmed[:, :9])
+    assert not np.array_equal(whole[:, 9:], trimmed[:, 9:])
+    assert [enough_frames(wanted) for wanted in (1, 2, 5, 6, 9, 10, 77)] == [5, 5, 5, 9, 9, 13, 77]
 
 
 INFER = [sys.executable, "-m", "wan_orchestration.infer", "--clip-len=5", "--sampling-steps=2"]

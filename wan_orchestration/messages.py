@@ -179,6 +179,10 @@ class Result(BaseModel):
     """Peak device memory on CUDA, peak resident memory of the process on the CPU."""
     device: str | None = None
     dtype: str | None = None
+    attention: str | None = None
+    """Kernel of the self-attention."""
+    compiled: bool | None = None
+    placement: str | None = None
     settings: GenerateSettings | None = None
     snapshot: SnapshotInfo | None = None
     error: str | None = None

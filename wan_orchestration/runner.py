@@ -7,7 +7,9 @@ import resource
 import time
 import traceback
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.parallel import RankFailed, connect
+from wan_orchestration.animate.placement import ClipShape, out_of_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
 from wan_orchestration.job import Clips, check_clips
@@ -100,10 +103,7 @@ class Runner:
             result.error = str(error)
         except Exception as error:
             if ran_out_of_memory(error):
-                result.error = (
-                    f"out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-                    "use a smaller video, a smaller clip_len, or a device with more memory"
-                )
+                result.error = f"out of memory: {error}"
             else:
                 self.reporter.log(traceback.format_exc())
                 result.error = f"{type(error).__name__}: {error}"
@@ -135,6 +135,9 @@ class Runner:
                 loaded = self.maker.load_seconds
                 self._make_clips(plan, work)
                 result.seconds.load = self.maker.load_seconds - loaded
+                if engine := self.maker.engine:
+                    result.attention, result.compiled = engine.attention, engine.compiled
+                    result.placement = engine.placement
                 if result.seconds.load:
                     self.reporter.log(f"{task.job_id}: loading the weights took {result.seconds.load:.1f} s of it")
             self._assemble(task, clips, work, result)
@@ -151,29 +154,45 @@ class Runner:
         if not self.ranks.usable:
             raise RankFailed("not started: the processes lost each other in an earlier job of this launch; try again")
         self._explain(plan.task)
-        self.ranks.announce(plan)
-        try:
-            self.ranks.together(lambda: self._keep_clips(plan, work))
-        except Exception as error:
-            self.maker.recover(error)
-            raise
+        ways = self.maker.ways(plan)
+        for way, others in zip(ways, [*ways[1:], None], strict=True):
+            plan = replace(plan, placement=way.name, first=len(work.clips))
+            if way.vram:
+                self.reporter.log(f"{plan.task.job_id}: placement {way}")
+            self.ranks.announce(plan)
+            try:
+                self.ranks.together(lambda plan=plan: self._keep_clips(plan, work))
+                break
+            except Exception as error:
+                self.maker.recover(error)
+                if not ran_out_of_memory(error):
+                    raise
+                if others is None or not self.ranks.usable:
+                    pose, clip_len = plan.clips.pose, plan.task.settings.clip_len
+                    shape = ClipShape(pose.height, pose.width, clip_len)
+                    raise torch.OutOfMemoryError(out_of_memory(error, way, shape)) from error
+                self.reporter.log(f"{plan.task.job_id}: out of memory with placement {way.name}; trying {others.name}")
 
     def _keep_clips(self, plan: Plan, work: Work) -> None:
         task = plan.task
         ticker = _Ticker(task.job_id, plan.first, plan.count, task.settings.sampling_steps, self.reporter)
-        for clip in self.maker.clips(plan, work.guide(), ticker.step):
-            video = clip.video.cpu().numpy()
-            work.finish_clip(
-                to_frames(torch.from_numpy(np.nan_to_num(video))),
-                plan.clips.pose.fps,
-                clip.guide.numpy(),
-                ClipRecord(
-                    frames=video.shape[1],
-                    seconds=clip.seconds,
-                    finite=bool(np.isfinite(video).all()),
-                ),
-                video if task.save_frames else None,
-            )
+        # A clip is encoded while the next is made; leaving the block waits for the last.
+        with ThreadPoolExecutor(1) as writer:
+            writing: Future[None] | None = None
+            for clip in self.maker.clips(plan, work.guide(), ticker.step):
+                video = clip.video.cpu().numpy()
+                if writing:
+                    writing.result()
+                writing = writer.submit(
+                    work.finish_clip,
+                    to_frames(torch.from_numpy(np.nan_to_num(video))),
+                    plan.clips.pose.fps,
+                    clip.guide.numpy(),
+                    ClipRecord(frames=video.shape[1], seconds=clip.seconds, finite=bool(np.isfinite(video).all())),
+                    video if task.save_frames else None,
+                )
+            if writing:
+                writing.result()
 
     def _explain(self, task: Task) -> None:
         """Log how the ranks share the task."""
@@ -215,7 +234,7 @@ class Runner:
         files = [clips.reference, *(lora.file for lora in loras)]
         files += [info.path for info in (clips.pose, clips.face, clips.background, clips.mask) if info]
         facts = {
-            "settings": task.settings.model_dump(mode="json", exclude={"device", "offload_model", "cfg_parallel"}),
+            "settings": task.settings.decisive(),
             "dtype": str(dtype),
             "versions": [version(package) for package in ("av", "diffusers", "torch", "transformers")],
             "exact": task.save_frames is not None,

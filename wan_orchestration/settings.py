@@ -19,6 +19,14 @@ NEGATIVE_PROMPT = (
     "，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "balanced": {"step_cache": 2, "trim_last_clip": True},
+    "fast": {"sampling_steps": 6, "shift": 5.0, "sample_solver": "unipc", "trim_last_clip": True},
+    "draft": {"sampling_steps": 6, "sample_solver": "unipc", "step_cache": 2, "trim_last_clip": True},
+}
+"""What `GenerateSettings.preset` fills in."""
+
 Mode = Literal["animate", "replace"]
 
 
@@ -210,10 +218,43 @@ class GenerateSettings(BaseSettings):
         description="Attention kernel. auto: the fastest that is installed, by a short trial on this device; "
         "sage computes in 8 bits, which auto never chooses.",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compile the transformer's blocks: faster steps after some seconds once. auto: on CUDA with one "
+        "process, unless placement is offload or step_cache is used.",
+    )
+    placement: Literal["auto", "resident", "swap", "offload"] = Field(
+        "auto",
+        description="Where the models lie. resident: on the device; swap: the transformer in host memory while the "
+        "VAE works; offload: its blocks brought to the device one by one. auto: the fastest that fits.",
+    )
+    step_cache: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Compute only one in so many steps after the first three, and extrapolate the others (TaylorSeer): "
+        "faster, less exact. 0: compute all.",
+    )
+    trim_last_clip: bool = Field(
+        False,
+        description="Generate only the frames of the last clip that the video needs: faster, but that clip comes out "
+        "differently.",
+    )
+    preset: Literal["exact", "balanced", "fast", "draft"] = Field(
+        "exact",
+        description="Fills sampling_steps, shift, sample_solver and step_cache where they are not given. exact: the "
+        "defaults; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: 6 steps "
+        "without one, for a first look.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a device.")
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what a video shows, as JSON; how and where it is computed is not among them."""
+        exclude = {"device", "offload_model", "cfg_parallel", "compile", "placement", "preset"}
+        return self.model_dump(mode="json", exclude=exclude)
 
     @field_validator("clip_len")
     @classmethod
@@ -222,6 +263,13 @@ class GenerateSettings(BaseSettings):
             below = max(5, (value - 1) // 4 * 4 + 1)
             raise ValueError(f"must be 4n+1 (5, 9, ..., 77, 81); the nearest are {below} and {below + 4}")
         return value
+
+    @model_validator(mode="after")
+    def _fill_preset(self) -> "GenerateSettings":
+        for name, value in PRESETS[self.preset].items():
+            if name not in self.model_fields_set:
+                setattr(self, name, value)
+        return self
 
     @model_validator(mode="after")
     def _guides_fit(self) -> "GenerateSettings":

@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import WanAnimateTransformer3DModel
 from diffusers.models.transformers.transformer_wan_animate import WanRotaryPosEmbed
 
 from wan_orchestration.animate.attention import choose_backend, rotate
+from wan_orchestration.animate.conditioning import to_tensor
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.transformer import AnimateTransformer, Branch
 from wan_orchestration.errors import BadInput
@@ -33,10 +35,14 @@ def test_a_step_of_prepared_conditions_is_the_stock_forward():
     stock.load_state_dict(ours.state_dict())
     ours.prepare("native", None)
     latents, y, pose = torch.randn(1, 16, 3, 4, 6), torch.randn(1, 20, 3, 4, 6), torch.randn(1, 16, 2, 4, 6)
-    text, image, face = torch.randn(1, 512, 8), torch.randn(1, 257, 8), torch.rand(1, 3, 5, 512, 512) * 2 - 1
+    text, image, face = (
+        torch.randn(1, 512, 8),
+        torch.randn(1, 257, 8),
+        np.random.default_rng(0).integers(0, 256, (5, 512, 512, 3), np.uint8),
+    )
     timestep = torch.tensor([500])
     with torch.no_grad():
-        expected = stock(torch.cat([latents, y], 1), timestep, text, image, pose, face, return_dict=False)[0]
+        expected = stock(torch.cat([latents, y], 1), timestep, text, image, pose, to_tensor(face), return_dict=False)[0]
         context = ours.embed_context(text, image)
         motion = ours.encode_face(face, Ranks())
         for prepared in (context, ours.cross_keys(context)):

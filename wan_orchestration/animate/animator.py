@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wan_orchestration.animate import conditioning as cond
 from wan_orchestration.animate.attention import Keys, choose_backend
+from wan_orchestration.animate.compiled import keep_compiled
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel import gather
@@ -82,16 +83,22 @@ class Animator:
             self.transformer.config["num_attention_heads"],
             self.transformer.config["attention_head_dim"],
         )
-        self.transformer.prepare(self.attention, self.mesh and self.mesh.get_group("sequence"))
+        self.compiled = self._shall_compile()
+        if self.compiled:
+            keep_compiled(models.cache_root)
+        self.transformer.prepare(
+            self.attention, self.mesh and self.mesh.get_group("sequence"), self.compiled, settings.step_cache
+        )
         self.vae = models.vae()
         letterboxed = cond.letterbox(reference, height, width)
-        picture = cond.to_tensor(letterboxed[None]).to(models.device)
+        picture = cond.to_tensor(letterboxed[None], models.device)
         image_encoder = models.image_encoder()
         nn.Module.to(image_encoder, models.device)
         features = cond.encode_reference(picture, image_encoder).to(models.dtype)
         nn.Module.to(image_encoder, torch.device("cpu"))
         self.contexts = [self._embed(text, features) for text in texts]
-        self.reference_latents = self.vae.encode_video(picture)
+        with models.without_transformer():
+            self.reference_latents = self.vae.encode_video(picture)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
         self.unconditional_motion: Tensor | None = None
         self.timer.lap("encode", started + models.load_seconds - loaded)
@@ -105,10 +112,17 @@ class Animator:
         """Whether half of the ranks work on one guidance branch and half on the other."""
         return self.settings.cfg_parallel and self.guided and self.models.ranks.size % 2 == 0
 
+    def _shall_compile(self) -> bool:
+        """As the settings say; auto: where it is known to pay and nothing else hooks into the blocks."""
+        wanted, alone = self.settings.compile, self.models.ranks.size == 1
+        streamed = self.models.placement == "offload"
+        auto = self.models.device.type == "cuda" and alone and not streamed and not self.settings.step_cache
+        return auto if wanted == "auto" else wanted == "on"
+
     def skip(self, clips: int) -> None:
         """Draw the noise of clips that an earlier run has made, so that the next gets its own."""
         for _ in range(clips):
-            self._draw_noise()
+            self._draw_noise(self.settings.clip_len)
 
     @torch.no_grad()
     def animate(self, clip: ClipInput, guide: Tensor | None, on_step: OnStep) -> Tensor:
@@ -124,12 +138,15 @@ class Animator:
             the guide.
         """
         started = time.perf_counter()
-        y = self._known(clip, guide)
-        pose = self.transformer.embed_pose(self._encode(clip.pose).to(self.models.dtype))
+        with self.models.without_transformer():
+            y = self._known(clip, guide)
+            pose_latents = self._encode(clip.pose)
+        pose = self.transformer.embed_pose(pose_latents.to(self.models.dtype))
         branches = self._branches(clip)
         started = self.timer.lap("encode", started)
 
-        latents = self._draw_noise().to(self.models.device)
+        latents = self._draw_noise(len(clip.pose)).to(self.models.device)
+        self.transformer.forget_steps()
         solver = make_solver(self.settings.sample_solver, self.settings.sampling_steps, self.settings.shift)
         for done, timestep in enumerate(solver.timesteps, start=1):
             at = timestep[None].to(self.models.device)
@@ -142,7 +159,8 @@ class Animator:
             on_step(done)
         started = self.timer.lap("denoise", started)
 
-        video = self.vae.decode_video(latents[:, :, 1:])
+        with self.models.without_transformer():
+            video = self.vae.decode_video(latents[:, :, 1:])
         self.timer.lap("decode", started)
         return video
 
@@ -156,35 +174,37 @@ class Animator:
         """(1, 512, text_dim); the text encoder is loaded only for a prompt that no launch has seen before."""
         models, text = self.models, cond.clean_prompt(prompt)
         states = models.cache.get(
-            f"prompt {models.device.type} {models.dtype} {text}",
+            f"prompt {models.text_device.type} {models.dtype} {text}",
             lambda: cond.encode_prompt(text, models.tokenizer(), models.text_encoder()),
         )
         return cond.pad_prompt(states).to(models.device)
 
     @torch.no_grad()
-    def _embed(self, text: Tensor, features: Tensor) -> list[Keys]:
-        return self.transformer.cross_keys(self.transformer.embed_context(text.to(self.models.dtype), features))
+    def _embed(self, text: Tensor, features: Tensor) -> Tensor | list[Keys]:
+        context = self.transformer.embed_context(text.to(self.models.dtype), features)
+        # Streamed blocks compute their keys at each step: to keep them all would cost what streaming is to save.
+        return context if self.transformer.trunk.streamed else self.transformer.cross_keys(context)
 
     def _encode(self, frames: np.ndarray) -> Tensor:
-        return self.vae.encode_video(cond.to_tensor(frames).to(self.models.device))
+        return self.vae.encode_video(cond.to_tensor(frames, self.models.device))
 
     def _branches(self, clip: ClipInput) -> list[Branch]:
-        face = cond.to_tensor(clip.face).to(self.models.device, self.models.dtype)
-        branches = [Branch(self.contexts[0], self.transformer.encode_face(face, self.models.ranks))]
+        motion = self.transformer.encode_face(clip.face, self.models.ranks)
+        branches = [Branch(self.contexts[0], motion)]
         if self.guided:
-            if self.unconditional_motion is None:
-                blank = torch.full_like(face, -1)
-                self.unconditional_motion = self.transformer.encode_face(blank, self.models.ranks)
-            branches.append(Branch(self.contexts[1], self.unconditional_motion))
+            if self.unconditional_motion is None or self.unconditional_motion.shape != motion.shape:
+                black = np.zeros_like(clip.face)
+                self.unconditional_motion = self.transformer.encode_face(black, self.models.ranks)
+            branches.append(Branch(self.contexts[1], self.unconditional_motion, "uncond"))
         return branches
 
     def _known(self, clip: ClipInput, guide: Tensor | None) -> Tensor:
         """Mask and latents of what is known, (1, 20, T_lat + 1, h, w), the reference picture in the first slot."""
         frames = len(clip.pose)
-        video = torch.zeros(1, 3, frames, *self.size)
+        video = torch.zeros(1, 3, frames, *self.size, device=self.models.device)
         known = torch.zeros(frames, *(side // cond.VAE_STRIDE for side in self.size))
         if clip.background is not None and clip.mask is not None:
-            video = cond.to_tensor(clip.background)
+            video = cond.to_tensor(clip.background, self.models.device)
             known = cond.background_known(clip.mask)
         if guide is not None:
             video[0, :, : guide.shape[1]] = guide
@@ -197,15 +217,15 @@ class Animator:
 
     def _encode_known(self, video: Tensor, blank: bool) -> Tensor:
         def encode() -> Tensor:
-            return self.vae.encode_video(video.to(self.models.device))
+            return self.vae.encode_video(video)
 
         if not blank:
             return encode()
         shape = "x".join(map(str, video.shape[2:]))
         return self.models.cache.get(f"blank {self.models.device.type} {shape}", encode).to(self.models.device)
 
-    def _draw_noise(self) -> Tensor:
+    def _draw_noise(self, frames: int) -> Tensor:
         """Noise of one clip, (1, 16, T_lat + 1, h, w). On the CPU: the same whatever device generates."""
-        slots = (self.settings.clip_len - 1) // 4 + 2
+        slots = (frames - 1) // 4 + 2
         height, width = (side // cond.VAE_STRIDE for side in self.size)
         return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=self.generator)

@@ -1,19 +1,22 @@
 """Makes the clips of one task, on every rank alike; what comes of it is kept by rank 0."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.models import Models
+from wan_orchestration.animate.models import Models, sizes
 from wan_orchestration.animate.parallel import Ranks
+from wan_orchestration.animate.placement import ClipShape, Name, Placement, choose, placements
 from wan_orchestration.errors import BadInput
 from wan_orchestration.job import Clips
 from wan_orchestration.messages import Task
@@ -36,6 +39,16 @@ class Plan:
     """Clips that an earlier run has finished."""
     count: int
     """Clips of the whole video."""
+    placement: Name = "resident"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What was chosen for a task: the attention kernel, whether blocks are compiled, where the models lie."""
+
+    attention: str
+    compiled: bool
+    placement: Name
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,8 @@ class ClipMaker:
     def __init__(self, ranks: Ranks, fsdp: bool = False, cache_root: Path | None = None) -> None:
         self.ranks, self.fsdp, self.cache_root = ranks, fsdp and ranks.size > 1, cache_root
         self.models: Models | None = None
+        self.engine: Engine | None = None
+        """How the last clips were made."""
 
     @property
     def load_seconds(self) -> float:
@@ -73,23 +88,36 @@ class ClipMaker:
         device, dtype = pick_device(settings, self.ranks)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        models = self._models_for(plan.snapshot, device, dtype)
+        models = self._models_for(plan.snapshot, device, dtype, plan.placement)
         height, width = clips.pose.height, clips.pose.width
         animator = Animator(models, settings, read_image(clips.reference), height, width, plan.loras)
+        self.engine = Engine(animator.attention, animator.compiled, plan.placement)
         animator.skip(plan.first)
         guiding = self._share_guide(guide, (3, settings.refert_num, height, width)) if plan.first else None
         stride = settings.clip_len - settings.refert_num
+
+        def read(index: int) -> ClipInput:
+            length = settings.clip_len
+            if settings.trim_last_clip and index == plan.count - 1:
+                length = min(length, enough_frames(clips.pose.frames - index * stride))
+            return _read_clip(streams, index * stride, length)
+
         with ExitStack() as stack:
             streams = {
                 name: stack.enter_context(FrameReader(info.path))
                 for name in ("pose", "face", "background", "mask")
                 if (info := getattr(clips, name)) is not None
             }
+            ahead = stack.enter_context(ThreadPoolExecutor(1))  # reads a clip while the one before is made
+            coming = ahead.submit(read, plan.first)
             for index in range(plan.first, plan.count):
+                frames = coming.result()
+                if index + 1 < plan.count:
+                    coming = ahead.submit(read, index + 1)
                 report = partial(on_step, index) if on_step else _ignore
                 report(0)
                 before = dict(animator.timer.seconds)
-                video = animator.animate(_read_clip(streams, index * stride, settings.clip_len), guiding, report)
+                video = animator.animate(frames, guiding, report)
                 guiding = video[:, -settings.refert_num :].cpu()
                 repeated = settings.refert_num if index else 0
                 yield Clip(
@@ -106,11 +134,26 @@ class ClipMaker:
     def _share_guide(self, guide: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
         return self.ranks.share(torch.empty(shape) if guide is None else torch.from_numpy(guide))
 
-    def _models_for(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype) -> Models:
-        if self.models is None or (self.models.device, self.models.dtype) != (device, dtype):
-            self.models = None
-            self.models = Models(snapshot, device, dtype, self.ranks, self.fsdp, self.cache_root)
-        return self.models
+    def ways(self, plan: Plan) -> list[Placement]:
+        """How the models may be placed for a task: as the settings say, or the fastest that fits and those after it."""
+        settings, pose = plan.task.settings, plan.clips.pose
+        device, dtype = pick_device(settings, self.ranks)
+        if device.type == "cpu":
+            return [Placement("resident")]
+        shape = ClipShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
+        ways = placements(sizes(plan.snapshot, dtype), shape, self.ranks.size, self.fsdp)
+        if settings.placement != "auto":
+            return [way for way in ways if way.name == settings.placement] or ways[:1]
+        return choose(ways, device_memory(device), psutil.virtual_memory().available)
+
+    def _models_for(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype, placement: Name) -> Models:
+        models = self.models
+        if models is None or (models.device, models.dtype, models.placement) != (device, dtype, placement):
+            self.models = models = None
+            self.models = models = Models(
+                snapshot, device, dtype, self.ranks, self.fsdp, placement=placement, cache_root=self.cache_root
+            )
+        return models
 
 
 def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device, torch.dtype]:
@@ -133,6 +176,18 @@ def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device,
             "most as many processes (--nproc-per-node), and see CUDA_VISIBLE_DEVICES"
         )
     return torch.device("cuda", index), getattr(torch, dtype)
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of a CUDA device that this process may use: free ones and its own."""
+    free, total = torch.cuda.mem_get_info(device)
+    usable = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return min(free + torch.cuda.memory_reserved(device), usable)
+
+
+def enough_frames(wanted: int) -> int:
+    """The least clip length, 4n+1 and at least 5, that holds so many frames."""
+    return max(5, -(-(wanted - 1) // 4) * 4 + 1)
 
 
 def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> ClipInput:

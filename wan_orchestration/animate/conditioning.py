@@ -18,9 +18,9 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def to_tensor(frames: np.ndarray) -> Tensor:
-    """Frames (T, H, W, 3) uint8 as (1, 3, T, H, W) float32 in [-1, 1]."""
-    return rearrange(torch.from_numpy(frames).float() / 127.5 - 1, "t h w c -> 1 c t h w").contiguous()
+def to_tensor(frames: np.ndarray, device: torch.device | None = None) -> Tensor:
+    """Frames (T, H, W, 3) uint8 as (1, 3, T, H, W) float32 in [-1, 1] on the device, channels last in memory."""
+    return torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1)
 
 
 def to_frames(video: Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +25,10 @@ from transformers import (
 from wan_orchestration.animate import lora
 from wan_orchestration.animate import original_layout as original
 from wan_orchestration.animate.cache import TensorCache
+from wan_orchestration.animate.offload import Parking, stream
 from wan_orchestration.animate.original_layout import Loaded, read_safetensors
 from wan_orchestration.animate.parallel import Ranks
+from wan_orchestration.animate.placement import Name, Sizes
 from wan_orchestration.animate.sharding import kept_in_float32, own_rows, shard_text_encoder, shard_transformer
 from wan_orchestration.animate.transformer import AnimateTransformer
 from wan_orchestration.animate.vae import AnimateVae
@@ -54,12 +57,14 @@ class Models:
     dtype: torch.dtype
     ranks: Ranks = field(default_factory=Ranks)
     fsdp: bool = False
+    placement: Name = "resident"
     cache_root: Path | None = None
     """Where tensors that every launch would compute anew are kept; None: in memory only."""
     cache: TensorCache = field(init=False, repr=False)
     load_seconds: float = field(default=0.0, init=False)
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
+    _parked: Parking | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
@@ -78,7 +83,22 @@ class Models:
                     self.free("transformer")
                     raise
             self._loras = loras
+        if self.placement == "swap" and self._parked is None:
+            self._parked = Parking(transformer, self.device)
+        if self.placement == "offload" and not transformer.trunk.streamed:
+            stream(transformer, self.device)
         return transformer
+
+    @contextmanager
+    def without_transformer(self) -> Iterator[None]:
+        """While the VAE works: the transformer gives way to it where the placement says so."""
+        if self._parked:
+            self._parked.leave()
+        try:
+            yield
+        finally:
+            if self._parked:
+                self._parked.come()
 
     def vae(self) -> AnimateVae:
         return self._once("vae", self._load_shared_vae)
@@ -99,7 +119,7 @@ class Models:
         for name in names:
             self._loaded.pop(name, None)
         if "transformer" in names:
-            self._loras = ()
+            self._loras, self._parked = (), None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -116,17 +136,20 @@ class Models:
         mesh = self.ranks.mesh(self.device) if self.fsdp else None
         return mesh and mesh["sequence"]
 
+    @property
+    def text_device(self) -> torch.device:
+        """Where prompts are encoded: beside streamed blocks the text encoder has no room on the device."""
+        return torch.device("cpu") if self.placement == "offload" else self.device
+
     def _load_transformer(self) -> AnimateTransformer:
-        with init_empty_weights():
-            if self.snapshot.layout == "diffusers":
-                folder = self.snapshot.path / "transformer"
-                model, tensors = _configured(AnimateTransformer, folder), _diffusers_tensors(folder)
-            else:
-                model = AnimateTransformer(**original.transformer_config(self.snapshot.path))
-                tensors = original.transformer_tensors(self.snapshot.path)
+        model = empty_transformer(self.snapshot)
+        if self.snapshot.layout == "diffusers":
+            tensors = _diffusers_tensors(self.snapshot.path / "transformer")
+        else:
+            tensors = original.transformer_tensors(self.snapshot.path)
         if mesh := self._shards:
             shard_transformer(model, mesh)
-        return self._fill(model, tensors, self.dtype)
+        return self._fill(model, tensors, self.dtype, torch.device("cpu") if self.placement == "offload" else None)
 
     def _load_shared_vae(self) -> AnimateVae:
         vae = self._load_vae()
@@ -152,11 +175,11 @@ class Models:
         mesh = self._shards
         if self.snapshot.layout == "diffusers":
             # To be sharded it is loaded on the CPU: its layers then reach the device one by one, already cut.
-            device = torch.device("cpu") if mesh else self.device
+            device = torch.device("cpu") if mesh else self.text_device
             model = self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype, device)
             if mesh:
                 shard_text_encoder(model, mesh)
-            nn.Module.to(model, self.device)
+                nn.Module.to(model, self.device)
             return model
         return self._from_pickle(
             TEXT_ENCODER,
@@ -165,6 +188,7 @@ class Models:
             original.text_tensors,
             self.dtype,
             shard_text_encoder,
+            self.text_device,
         )
 
     def _load_image_encoder(self) -> CLIPVisionModel:
@@ -186,6 +210,7 @@ class Models:
         tensors: Callable[[Path, dict[str, Tensor]], Iterable[Loaded]],
         dtype: torch.dtype,
         shard: Callable[[M, DeviceMesh], None] | None = None,
+        device: torch.device | None = None,
     ) -> M:
         file = self.snapshot.path / name
         weights = original.read_pickle(file)
@@ -197,7 +222,7 @@ class Models:
             model = build(config)
         if shard and (mesh := self._shards):
             shard(model, mesh)
-        return self._fill(model, tensors(file, weights), dtype)
+        return self._fill(model, tensors(file, weights), dtype, device)
 
     def _from_transformers(self, cls: type[P], name: str, dtype: torch.dtype, device: torch.device) -> P:
         folder = self.snapshot.path / name
@@ -214,8 +239,9 @@ class Models:
                 _refuse(folder, kind.removesuffix("_keys"), sorted(map(str, report[kind])))
         return loaded.eval().requires_grad_(False)
 
-    def _fill(self, model: M, tensors: Iterable[Loaded], dtype: torch.dtype) -> M:
+    def _fill(self, model: M, tensors: Iterable[Loaded], dtype: torch.dtype, device: torch.device | None = None) -> M:
         """Put each tensor in its place as it is read, so that never two copies of the weights exist."""
+        device = device or self.device
         if isinstance(model, UMT5EncoderModel):
             model.tie_weights()
         places = dict(model.named_parameters())
@@ -230,7 +256,7 @@ class Models:
                     value = _reshape_bias(file, original_name, value, place)
                 wanted = torch.float32 if kept_in_float32(model, name) else dtype
                 # A copy, because a slice or a mapped page would hold the whole file.
-                value = own_rows(place, value).to(self.device, wanted, copy=True)
+                value = own_rows(place, value).to(device, wanted, copy=True)
                 weights[name] = _distribute(place, value) if isinstance(place, DTensor) else value
         if unexpected:
             _refuse(file, "unexpected", unexpected)
@@ -239,8 +265,36 @@ class Models:
         model.load_state_dict(weights, strict=False, assign=True)
         if isinstance(model, UMT5EncoderModel):
             model.tie_weights()
-        nn.Module.to(model, self.device)
+        nn.Module.to(model, device)
         return model.eval().requires_grad_(False)
+
+
+def empty_transformer(snapshot: Snapshot) -> AnimateTransformer:
+    """The snapshot's transformer without its weights."""
+    with init_empty_weights():
+        if snapshot.layout == "diffusers":
+            return _configured(AnimateTransformer, snapshot.path / "transformer")
+        return AnimateTransformer(**original.transformer_config(snapshot.path))
+
+
+def sizes(snapshot: Snapshot, dtype: torch.dtype) -> Sizes:
+    """What a snapshot's models take when the transformer and the text encoder run in `dtype`; no weights are read."""
+    if snapshot.layout == "diffusers":
+        text = sum(
+            value.numel()
+            for *_, tensors in _diffusers_tensors(snapshot.path / "text_encoder")
+            for value in tensors.values()
+        )
+        vae = sum(
+            value.numel() for *_, tensors in _diffusers_tensors(snapshot.path / "vae") for value in tensors.values()
+        )
+        config: Any = AnimateVae.load_config(snapshot.path / "vae")
+        width = config["base_dim"]
+    else:
+        text = sum(value.numel() for value in original.read_pickle(snapshot.path / TEXT_ENCODER).values())
+        weights = original.read_pickle(snapshot.path / VAE)
+        vae, width = sum(value.numel() for value in weights.values()), original.vae_config(weights)["base_dim"]
+    return Sizes.of(empty_transformer(snapshot), text * dtype.itemsize, vae * 4, width, dtype.itemsize)
 
 
 def _configured(cls: type[D], folder: Path) -> D:

@@ -1,22 +1,29 @@
 """The Animate transformer, with what does not change between denoising steps taken out of the step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 from diffusers.models.transformers.transformer_wan_animate import (
     WanAnimateFaceBlockAttnProcessor,
     WanAnimateFaceBlockCrossAttention,
     WanAnimateTransformer3DModel,
     WanTransformerBlock,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from wan_orchestration.animate.attention import CrossAttention, Keys, SelfAttention, cross_keys
+from wan_orchestration.animate.conditioning import to_tensor
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.sequence import FaceAttention, Rotary, SplitTokens
+
+STEPS_BEFORE_CACHE = 3
+"""Steps that a step cache computes before it extrapolates."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +32,41 @@ class Branch:
 
     context: (1, image tokens + 512, dim) embedded image and text tokens, or for each block its `cross_keys` of them.
     motion: (1, T_lat + 1, heads + 1, dim) face features by latent frame; the reference slot's are zero.
+    name: under which a step cache remembers the branch.
     """
 
     context: Tensor | list[Keys]
     motion: Tensor
+    name: str = "cond"
+
+
+class Trunk(nn.Module):
+    """The blocks of a transformer and the face adapters between them: the part that is compiled, cached or streamed.
+
+    A module of its own, because diffusers' offloading brings the next block to the device while one runs, and finds out
+    their order from one module's forward.
+    """
+
+    def __init__(self, transformer: "AnimateTransformer") -> None:
+        super().__init__()
+        self.every = transformer.config["inject_face_latents_blocks"]
+        self.blocks, self.face_adapter, self.norm = transformer.blocks, transformer.face_adapter, transformer.norm_out
+        self.streamed = False
+        """Whether the weights lie in host memory until a block runs."""
+        self.calls: list[Callable[..., Tensor]] = list(self.blocks)
+
+    def compile_blocks(self, wanted: bool) -> None:
+        """Run the blocks as one compiled graph, the same for each of them, or as they are."""
+        self.calls = [torch.compile(block) for block in self.blocks] if wanted else list(self.blocks)
+
+    def forward(self, x: Tensor, branch: Branch, modulation: Tensor, rotary: Rotary) -> Tensor:
+        """(1, S, dim) tokens to the normed (1, S, dim) float32 of the last block's."""
+        for index, call in enumerate(self.calls):
+            context = branch.context if isinstance(branch.context, Tensor) else branch.context[index]
+            x = call(x, context, modulation, rotary)
+            if index % self.every == 0:
+                x = x + self.face_adapter[index // self.every](x, branch.motion)
+        return self.norm(x.float())
 
 
 class AnimateTransformer(WanAnimateTransformer3DModel):
@@ -40,13 +78,24 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
     tokens: SplitTokens | None = None
     """How ranks share the tokens of `denoise`; None where one rank has them all."""
     _tables: tuple[torch.Size, Rotary] | None = None
+    _trunk: tuple[Trunk] | None = None
 
-    def prepare(self, attention: str, group: dist.ProcessGroup | None) -> None:
+    @property
+    def trunk(self) -> Trunk:
+        if self._trunk is None:
+            self._trunk = (Trunk(self),)  # within a tuple, so that its weights are not counted twice
+        return self._trunk[0]
+
+    def prepare(
+        self, attention: str, group: dist.ProcessGroup | None, compiled: bool = False, step_cache: int = 0
+    ) -> None:
         """Choose how `denoise` computes.
 
         Args:
             attention: kernel of the self-attention, one of `attention.BACKENDS`.
             group: ranks that share the tokens of each `denoise`, and then all call it; None: do not share.
+            compiled: compile the blocks at the first step; the graph is kept for later steps and launches.
+            step_cache: compute one in so many steps and extrapolate the others; 0: compute all.
 
         Raises:
             BadInput: there are more ranks than attention heads.
@@ -63,6 +112,24 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             assert isinstance(adapter, WanAnimateFaceBlockCrossAttention)
             processor = FaceAttention(tokens) if tokens else WanAnimateFaceBlockAttnProcessor()
             adapter.set_processor(processor)
+
+        self.trunk.compile_blocks(compiled)
+        if self.is_cache_enabled:
+            self.disable_cache()
+        if step_cache > 1:
+            self.enable_cache(
+                TaylorSeerCacheConfig(
+                    cache_interval=step_cache,
+                    disable_cache_before_step=STEPS_BEFORE_CACHE,
+                    taylor_factors_dtype=torch.float32,
+                    use_lite_mode=True,  # extrapolates what leaves the model: no memory for each layer's output
+                )
+            )
+
+    def forget_steps(self) -> None:
+        """Begin a clip: what a step cache has seen of the last one does not count."""
+        if self.is_cache_enabled:
+            self._reset_stateful_cache()
 
     def embed_context(self, text: Tensor, image: Tensor) -> Tensor:
         """Text (1, 512, text_dim) and CLIP features (1, 257, image_dim) as tokens (1, 769, dim), image first."""
@@ -89,17 +156,17 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         """Pose latents (1, 16, T_lat, h, w) as (1, dim, T_lat, h/2, w/2)."""
         return self.pose_patch_embedding(pose_latents)
 
-    def encode_face(self, face: Tensor, ranks: Ranks) -> Tensor:
-        """Face clip (1, 3, T, 512, 512) in [-1, 1] as motion features (1, T_lat + 1, heads + 1, dim).
+    def encode_face(self, face: np.ndarray, ranks: Ranks) -> Tensor:
+        """Face clip (T, 512, 512, 3) uint8 as motion features (1, T_lat + 1, heads + 1, dim).
 
         Frames pass the motion encoder in groups of `motion_encoder_batch_size`, as published; ranks share the groups.
+        They become floats only there, and channels last: its convolutions, blurs above all, run twice as fast so on a
+        CPU.
         """
-        size = self.config["motion_encoder_batch_size"]
-        vectors = face.new_zeros(face.shape[2], self.motion_encoder.motion_synthesis_weight.shape[0])
-        for start in range(ranks.rank * size, len(vectors), ranks.size * size):
-            group = face[0, :, start : start + size].transpose(0, 1)
-            # Channels last: its convolutions, blurs above all, run twice as fast so on a CPU.
-            group = group.contiguous(memory_format=torch.channels_last)
+        size, weight = self.config["motion_encoder_batch_size"], self.face_encoder.out_proj.weight
+        vectors = weight.new_zeros(len(face), self.motion_encoder.motion_synthesis_weight.shape[0])
+        for start in range(ranks.rank * size, len(face), ranks.size * size):
+            group = to_tensor(face[start : start + size], weight.device)[0].transpose(0, 1).to(weight.dtype)
             vectors[start : start + size] = self.motion_encoder(group)
         features = self.face_encoder(ranks.sum(vectors)[None])
         return torch.cat([torch.zeros_like(features[:, :1]), features], dim=1)
@@ -134,13 +201,9 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         time = embedder.time_embedder(frequencies).to(dtype)
         modulation = embedder.time_proj(embedder.act_fn(time)).unflatten(1, (6, -1))
 
-        every = self.config["inject_face_latents_blocks"]
-        for index, block in enumerate(self.blocks):
-            context = branch.context if isinstance(branch.context, Tensor) else branch.context[index]
-            x = block(x, context, modulation, rotary)
-            if index % every == 0:
-                x = x + self.face_adapter[index // every](x, branch.motion)
-        return self._project_out(x, time, grid)
+        with self.cache_context(branch.name):
+            x = self.trunk(x, branch, modulation, rotary)
+            return self._project_out(x, time, grid)
 
     def _rotary(self, x: Tensor) -> Rotary:
         """The rotary tables of latents, of which each pair of channels shares one value."""
@@ -151,7 +214,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
 
     def _project_out(self, x: Tensor, time: Tensor, grid: torch.Size) -> Tensor:
         shift, scale = (self.scale_shift_table + time.unsqueeze(1)).chunk(2, dim=1)
-        x = self.proj_out((self.norm_out(x.float()) * (1 + scale) + shift).type_as(x))
+        x = self.proj_out((x * (1 + scale) + shift).to(self.proj_out.weight.dtype))
         if self.tokens:
             x = self.tokens.gather(x)
         x = x.unflatten(2, (*self.config["patch_size"], -1)).unflatten(1, grid)

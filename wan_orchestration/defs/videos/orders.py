@@ -45,8 +45,7 @@ class Order:
 
 def decisive(settings: GenerateSettings) -> str:
     """The settings that decide what a video shows, as JSON; where it was computed is not among them."""
-    exclude = {"device", "offload_model", "cfg_parallel"}
-    return json.dumps(settings.model_dump(mode="json", exclude=exclude), sort_keys=True)
+    return json.dumps(settings.decisive(), sort_keys=True)
 
 
 def facts(result: Result) -> dict[str, Any]:
@@ -63,6 +62,9 @@ def facts(result: Result) -> dict[str, Any]:
         "peak_memory_gb": result.peak_memory_bytes and round(result.peak_memory_bytes / 1e9, 2),
         "device": result.device,
         "dtype": result.dtype,
+        "attention": result.attention,
+        "compiled": result.compiled,
+        "placement": result.placement,
         "settings": result.settings and result.settings.model_dump(mode="json"),
         "snapshot": result.snapshot and result.snapshot.model_dump(mode="json"),
     }

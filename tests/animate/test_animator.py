@@ -1,0 +1,74 @@
+"""The ways to compute a clip, beside the plain one."""
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.models import Models
+from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.snapshot import open_snapshot
+
+random = np.random.default_rng(0)
+CLIP = ClipInput(
+    pose=random.integers(0, 256, (5, 32, 48, 3), np.uint8), face=random.integers(0, 256, (5, 512, 512, 3), np.uint8)
+)
+REFERENCE = random.integers(0, 256, (40, 40, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def animate(tiny_snapshot):
+    """Frames of a clip, by settings and placement."""
+    snapshot = open_snapshot(tiny_snapshot)
+    kept = {}
+
+    def run(placement="resident", **settings):
+        if placement not in kept:
+            kept[placement] = Models(snapshot, torch.device("cpu"), torch.float32, placement=placement)
+        values = {"clip_len": 5, "sampling_steps": 2, "device": "cpu", **settings}
+        animator = Animator(kept[placement], GenerateSettings(**values), REFERENCE, 32, 48, ())
+        run.transformer = animator.transformer
+        return animator.animate(CLIP, None, lambda done: None)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(animate):
+    return animate()
+
+
+@pytest.mark.parametrize("placement", ["swap", "offload"])
+def test_where_the_models_lie_changes_nothing(placement, animate, plain):
+    for _ in range(2):
+        assert torch.allclose(animate(placement), plain, atol=1e-5)
+
+
+def test_a_step_cache_skips_blocks_and_leaves_nothing_behind(animate, plain):
+    calls = []
+    animate(sampling_steps=9)
+    handle = animate.transformer.blocks[0].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        every = animate(sampling_steps=9)
+        assert len(calls) == 9
+        calls.clear()
+        some = animate(sampling_steps=9, step_cache=3)
+        assert len(calls) == 5  # the first three, then one in three
+        assert torch.isfinite(some).all()
+        assert not torch.equal(some, every)
+        calls.clear()
+        assert torch.equal(animate(sampling_steps=9, step_cache=3), some)
+        assert len(calls) == 5
+    finally:
+        handle.remove()
+    assert torch.equal(animate(), plain)
+
+
+@pytest.mark.heavy
+def test_compiled_blocks_agree(animate, plain):
+    """Takes a C++ compiler, and a minute. All blocks share one graph."""
+    counters["stats"].clear()
+    assert torch.allclose(animate(compile="on"), plain, atol=1e-4)
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+    assert torch.equal(animate(), plain)

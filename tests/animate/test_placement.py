@@ -1,0 +1,136 @@
+"""What memory the engine is expected to take, against what its own code takes."""
+
+import weakref
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from wan_orchestration.animate import placement
+from wan_orchestration.animate.models import Models, sizes
+from wan_orchestration.animate.placement import ClipShape, Placement, Sizes, choose, placements
+from wan_orchestration.animate.transformer import AnimateTransformer, Branch
+from wan_orchestration.animate.vae import AnimateVae
+from wan_orchestration.animate.vae_layers import lighten
+from wan_orchestration.snapshot import open_snapshot
+
+GB = 10**9
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, as they come and go."""
+
+    def __init__(self, *before):
+        super().__init__()
+        self.known = {id(tensor.untyped_storage()): 0 for tensor in before}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        output = function(*arguments, **(options or {}))
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in self.known:
+                self.known[id(storage)] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._forget, id(storage))
+        return output
+
+    def _forget(self, key):
+        self.now -= self.known.pop(key)
+
+
+@pytest.fixture(params=["original", "diffusers"])
+def snapshot(request, tiny_snapshot, diffusers_snapshot, tmp_path):
+    if request.param == "original":
+        return open_snapshot(tiny_snapshot)
+    return open_snapshot(diffusers_snapshot(tiny_snapshot, tmp_path))
+
+
+def test_sizes_are_those_of_the_loaded_models(snapshot):
+    found = sizes(snapshot, torch.bfloat16)
+    models = Models(snapshot, torch.device("cpu"), torch.bfloat16)
+
+    def loaded(model):
+        return sum(parameter.nbytes for parameter in model.parameters())
+
+    transformer = models.transformer()
+    assert found.transformer == loaded(transformer)
+    assert found.block == max(map(loaded, transformer.blocks))
+    assert found.outside == loaded(transformer) - loaded(transformer.blocks) - loaded(transformer.face_adapter)
+    assert found.vae == loaded(models.vae())
+    assert found.text_encoder == pytest.approx(loaded(models.text_encoder()), rel=0.3)  # parts of it stay in float32
+    assert (found.dim, found.layers, found.vae_width) == (128, 5, 4)
+
+
+@pytest.mark.parametrize("height, width, dtype", [(480, 832, torch.bfloat16), (720, 1280, torch.bfloat16)])
+def test_activations_are_those_of_a_step(height, width, dtype):
+    """At the widths of the 14B model, on tensors without data."""
+    clip = ClipShape(height, width, 77)
+    slots, rows, columns = 21, height // 8, width // 8
+    with FakeTensorMode(), torch.no_grad():
+        torch.set_default_dtype(dtype)
+        try:
+            model = AnimateTransformer(added_kv_proj_dim=5120, num_layers=1, inject_face_latents_blocks=1)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        model.prepare("native", None)
+        pose = torch.empty(1, 5120, slots - 1, rows // 2, columns // 2, dtype=dtype)
+        branch = Branch(
+            model.cross_keys(torch.empty(1, 769, 5120, dtype=dtype)), torch.empty(1, slots, 5, 5120, dtype=dtype)
+        )
+        latents, y = torch.empty(1, 16, slots, rows, columns), torch.empty(1, 20, slots, rows, columns)
+        with Peak(*model.parameters(), *model.buffers()) as memory:
+            model.denoise(latents, torch.tensor([500]), y, pose, branch)
+    expected = placement.DENOISE_MAPS * clip.tokens * 5120 * dtype.itemsize
+    assert expected == pytest.approx(memory.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("height, width", [(480, 832), (720, 1280)])
+def test_the_vae_takes_as_much_as_expected(height, width):
+    with FakeTensorMode(), torch.no_grad():
+        vae = AnimateVae()
+        lighten(vae)
+        with Peak(*vae.parameters()) as memory:
+            vae.decode_video(torch.empty(1, 16, 20, height // 8, width // 8))
+        decoding = memory.peak
+        with Peak(*vae.parameters()) as memory:
+            vae.encode_video(torch.empty(1, 3, 77, height, width))
+    assert memory.peak < decoding
+    assert placement.VAE_MAPS * 96 * 4 * height * width * 4 == pytest.approx(decoding, rel=0.1)
+
+
+BIG = Sizes(
+    transformer=35 * GB, block=GB, outside=GB, text_encoder=11 * GB, vae=GB // 2, dim=5120, layers=40,
+    vae_width=96, itemsize=2,
+)  # fmt: skip
+
+
+def test_each_way_takes_less_than_the_one_before():
+    ways = placements(BIG, ClipShape(480, 832, 77))
+    assert [way.name for way in ways] == ["resident", "swap", "offload"]
+    assert ways[0].vram >= ways[1].vram > ways[2].vram
+    assert ways[0].vram > BIG.transformer
+    assert ways[2].vram < BIG.transformer < ways[2].ram
+
+
+def test_ranks_share_activations_and_with_fsdp_weights():
+    clip = ClipShape(720, 1280, 77)
+    one, two = placements(BIG, clip)[0].vram, placements(BIG, clip, ranks=2)[0].vram
+    (sharded,) = placements(BIG, clip, ranks=2, fsdp=True)
+    assert one - two > 5 * GB
+    assert two - sharded.vram == BIG.transformer // 2
+
+
+def test_the_first_that_fits_is_chosen():
+    ways = [Placement("resident", 40, 1), Placement("swap", 30, 50), Placement("offload", 10, 50)]
+    assert [way.name for way in choose(ways, 40, 50)] == ["resident", "swap", "offload"]
+    assert [way.name for way in choose(ways, 20, 50)] == ["offload"]
+    assert [way.name for way in choose(ways, 35, 10)] == ["offload"]
+
+
+def test_the_message_names_the_way_and_what_to_change():
+    message = placement.out_of_memory(RuntimeError("no room"), Placement("swap"), ClipShape(720, 1280, 77))
+    for words in ("placement swap", "1280x720x77", "no room", "placement: offload", "clip_len", "wan-animate plan"):
+        assert words in message

@@ -17,6 +17,7 @@ COMMANDS = {
     "cancel": ("wan_orchestration.client", "cancel", "cancel a server's job"),
     "preprocess": ("wan_orchestration.prepare", "main", "make clips from a driving video and a picture"),
     "preview": ("wan_orchestration.prepare", "preview", "write a check video of clips"),
+    "plan": ("wan_orchestration.plan", "main", "show how the models fit this machine, or one that is described"),
     "infer": ("wan_orchestration.infer", "main", "make the video of one job without Dagster, print the result as JSON"),
 }
 

@@ -125,8 +125,7 @@ def placements(sizes: Sizes, clip: ClipShape, ranks: int = 1, fsdp: bool = False
     if fsdp:
         return [resident]
     swap = max(text, whole + keys + sizes.vae + activations, vae)
-    streamed = sizes.outside + 2 * sizes.block
-    offload = streamed + max(sizes.vae + activations, vae)
+    offload = sizes.outside + max(2 * sizes.block + sizes.vae + activations, vae)
     return [
         resident,
         placement("swap", swap, whole * ranks),

@@ -76,15 +76,15 @@ class AnimateVae(AutoencoderKLWan):
         step = self._latent_frames_at_once(z.shape[-2] * STRIDE, z.shape[-1] * STRIDE)
         z = self.post_quant_conv(z)
         starts = [0, *range(1, z.shape[2], step)]
-        parts = []
+        video = z.new_empty(len(z), 3, 4 * z.shape[2] - 3, z.shape[-2] * STRIDE, z.shape[-1] * STRIDE)
         for start, end in zip(starts, [*starts[1:], z.shape[2]], strict=True):
             self._conv_idx = [0]
             chunk = z[:, :, start:end]
-            parts.append(
-                self.decoder(chunk, feat_cache=self._feat_map, feat_idx=self._conv_idx, first_chunk=start == 0)
-            )
+            frames = self.decoder(chunk, feat_cache=self._feat_map, feat_idx=self._conv_idx, first_chunk=start == 0)
+            # Straight to its place: parts to be joined would take the memory of the video twice more.
+            video[:, :, max(0, 4 * start - 3) : 4 * end - 3] = frames.clamp_(-1, 1)
         self.clear_cache()
-        return torch.cat(parts, dim=2).clamp(-1, 1)
+        return video
 
     def _latent_frames_at_once(self, height: int, width: int) -> int:
         if self.rows and self.rows.latent_rows:

@@ -17,6 +17,8 @@ from wan_orchestration.messages import Request, Task
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.video import FrameReader, probe
 
+OUTPUTS = ["poster.jpg", "preview.webp", "result.json", "video.mp4"]
+
 
 class Recorder:
     def __init__(self):
@@ -64,7 +66,12 @@ def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
     assert min(result.seconds.load, result.seconds.encode, result.seconds.denoise, result.seconds.decode) > 0
     info = probe(task.output / "video.mp4")
     assert (info.frames, info.width, info.height, float(info.fps)) == (11, 96, 64, 30)
-    assert sorted(path.name for path in task.output.iterdir()) == ["poster.jpg", "result.json", "video.mp4"]
+    assert sorted(path.name for path in task.output.iterdir()) == [
+        "poster.jpg",
+        "preview.webp",
+        "result.json",
+        "video.mp4",
+    ]
     assert json.loads((task.output / "result.json").read_text())["status"] == "succeeded"
     assert [(p.clip, p.step) for p in recorder.steps] == [(c, s) for c in (1, 2, 3) for s in (0, 1, 2)]
     assert recorder.steps[-1].eta_seconds == 0
@@ -248,7 +255,12 @@ def test_killed_job_resumes_bit_for_bit(tiny_snapshot, make_job, tmp_path):
     exact = [np.load(tmp_path / f"{name}.npz")["frames"] for name in ("killed", "whole")]
     assert np.array_equal(*exact)
     assert (tmp_path / "killed/video.mp4").read_bytes() == (tmp_path / "whole/video.mp4").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["poster.jpg", "result.json", "video.mp4"]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
+        "poster.jpg",
+        "preview.webp",
+        "result.json",
+        "video.mp4",
+    ]
 
 
 def test_other_settings_do_not_resume(tiny_snapshot, make_task, monkeypatch):

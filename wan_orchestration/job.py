@@ -35,6 +35,8 @@ RAW = {
     "driving": ("mp4", "mov", "webm", "mkv"),
     "reference": ("png", "jpg", "jpeg", "webp"),
 }
+JOINTS = "src_pose.npz"
+"""Beside clips that were made here: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
 KEYPOINTS = ("keypoints.npz", "keypoints.json", "keypoints")
 EXPECTED = f"{', '.join(CLIPS.values())}, or " + " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
 

@@ -153,6 +153,33 @@ class SnapshotInfo(BaseModel):
     revision: str | None = None
 
 
+class Quality(BaseModel):
+    """What a finished video looks like, in numbers; None for what could not be measured."""
+
+    frozen_frames: int
+    """Longest run of frames in which the picture stands still while the pose moves."""
+    colour_drift: list[float]
+    """Of each clip from the first, in units of CIE 1976 colour difference."""
+    seam: float
+    """Largest change between two clips against the changes inside clips; about 1 or less is good."""
+    seam_frame: int | None = None
+    pose_similarity: float | None = None
+    """OKS in 0..1 of the pose that an estimator finds in the video, for the pose that drove it."""
+    identity: float | None = None
+    """Cosine of the CLIP features of the person in the video and of the reference picture."""
+    not_measured: dict[str, str] = {}
+    """Why a number is missing, by its name."""
+
+
+class ClipFacts(BaseModel):
+    """One clip of the generation."""
+
+    frames: int
+    seconds: float
+    seconds_per_step: float
+    """Of denoising."""
+
+
 class Result(BaseModel):
     """The content of `result.json`, and what `infer` prints."""
 
@@ -175,6 +202,9 @@ class Result(BaseModel):
     finite: bool | None = None
     """False where a decoded frame held NaN or infinity."""
     seconds: Seconds = Seconds()
+    made_clips: list[ClipFacts] = []
+    """Of each clip, in order, those of an earlier run included."""
+    quality: Quality | None = None
     peak_memory_bytes: int | None = None
     """Peak device memory on CUDA, peak resident memory of the process on the CPU."""
     device: str | None = None

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,13 +20,16 @@ import torch
 
 from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device
 from wan_orchestration.animate.conditioning import to_frames
+from wan_orchestration.animate.likeness import likeness
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.parallel import RankFailed, connect
 from wan_orchestration.animate.placement import ClipShape, out_of_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
 from wan_orchestration.job import Clips, check_clips
-from wan_orchestration.messages import Progress, Reporter, Request, Result, SnapshotInfo, Task
+from wan_orchestration.messages import ClipFacts, Progress, Reporter, Request, Result, SnapshotInfo, Task
+from wan_orchestration.quality.measure import measure
+from wan_orchestration.quality.pose import estimator_at_hand
 from wan_orchestration.settings import GenerateSettings, World, environment
 from wan_orchestration.snapshot import RELIGHTING_LORA, Snapshot, open_snapshot
 from wan_orchestration.video import FrameReader, concatenate, write_poster
@@ -141,6 +145,7 @@ class Runner:
                 if result.seconds.load:
                     self.reporter.log(f"{task.job_id}: loading the weights took {result.seconds.load:.1f} s of it")
             self._assemble(task, clips, work, result)
+            self._measure(task, clips, work, result)
             work.discard()
         for record in work.clips:
             for phase, seconds in record.seconds.items():
@@ -219,6 +224,32 @@ class Runner:
         result.video_path = video
         result.frames, result.fps = info.frames, float(info.fps)
         result.width, result.height = info.width, info.height
+
+    def _measure(self, task: Task, clips: Clips, work: Work, result: Result) -> None:
+        """Preview and quality of a video that is there: whatever goes wrong with them is no reason to lose it."""
+        steps = task.settings.sampling_steps
+        result.made_clips = [
+            ClipFacts(
+                frames=record.frames,
+                seconds=sum(record.seconds.values()),
+                seconds_per_step=record.seconds.get("denoise", 0.0) / steps,
+            )
+            for record in work.clips
+        ]
+        models, models_root = self.maker.models, environment().models_root
+        assert models_root is not None
+        assert result.video_path is not None
+        try:
+            result.quality = measure(
+                result.video_path,
+                clips,
+                [record.frames for record in work.clips],
+                task.output / "preview.webp",
+                lambda: estimator_at_hand(self.snapshot.path, models_root),
+                models and partial(likeness, models.image_encoder(), models.device),
+            )
+        except Exception:
+            self.reporter.log(f"{task.job_id}: the quality could not be measured\n{traceback.format_exc()}")
 
     def _loras(self, settings: GenerateSettings) -> tuple[Lora, ...]:
         loras = [Lora.parse(text) for text in settings.lora]

@@ -183,6 +183,37 @@ class BatchSettings(BaseSettings):
     max_jobs_per_run: int = Field(32, ge=1, description="Jobs in one launch, which loads the weights once.")
 
 
+class CheckSettings(BaseSettings):
+    """What Dagster's checks of clips and videos call good enough, from `WAN_CHECK_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_CHECK_")
+
+    severity: Literal["warn", "error"] = Field(
+        "warn", description="Of the checks of quality. Those of integrity (decodable, length, ...) are errors."
+    )
+    skeleton: float = Field(0.9, ge=0, le=1, description="Least share of frames with a skeleton.")
+    face: float = Field(0.8, ge=0, le=1, description="Least share of frames with a face.")
+    confidence: float = Field(0.5, ge=0, le=1, description="Least mean confidence of the drawn joints.")
+    jump: float = Field(
+        0.15, gt=0, description="Farthest that the skeleton may move in one frame, in parts of the frame's height."
+    )
+    empty_masks: float = Field(0.0, ge=0, le=1, description="Largest share of frames with an empty mask.")
+    least_side: int = Field(256, ge=16, description="Least side of the clips, px.")
+    least_fps: float = Field(8.0, gt=0, description="Least frames a second.")
+    most_fps: float = Field(60.0, gt=0, description="Most frames a second.")
+    frozen_seconds: float = Field(
+        0.5, gt=0, description="Longest that the picture may stand still while the pose moves."
+    )
+    colour_drift: float = Field(
+        8.0, gt=0, description="Farthest that a clip's colours may be from the first clip's, CIE 1976 difference."
+    )
+    seam: float = Field(1.5, gt=0, description="Largest change between clips against the changes inside them.")
+    pose: float = Field(0.6, ge=0, le=1, description="Least similarity (OKS) of the pose found to the pose wanted.")
+    identity: float = Field(
+        0.5, ge=-1, le=1, description="Least cosine of the CLIP features of the person and the reference picture."
+    )
+
+
 class GenerateSettings(BaseSettings):
     """How a video is generated. Every field can also be set as `WAN_DEFAULT_<FIELD>`."""
 

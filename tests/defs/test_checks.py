@@ -5,10 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from figures import picture_of, walk
+from media import moving_frames
+from PIL import Image
 
-from wan_orchestration.defs.videos.checks import CHECKS, inspect
-from wan_orchestration.messages import Result
-from wan_orchestration.video import write_segment
+from wan_orchestration.defs.clips import checks as clips_checks
+from wan_orchestration.defs.videos.checks import CHECKS, inspect, judge
+from wan_orchestration.job import Job
+from wan_orchestration.messages import Quality, Result
+from wan_orchestration.preprocess.drawing import draw_skeleton
+from wan_orchestration.video import iter_frames, write_lossless, write_segment
 
 FRAMES, HEIGHT, WIDTH, FPS = 6, 64, 96, Fraction(25)
 
@@ -32,7 +38,7 @@ def made(tmp_path) -> tuple[Path, Path]:
 
 def failed(folder: Path, driving: Path) -> set[str]:
     findings = inspect(folder, driving)
-    assert set(findings) == set(CHECKS)
+    assert set(findings) | set(judge(None)) == set(CHECKS)
     assert all(finding.reason for finding in findings.values() if not finding.passed)
     return {name for name, finding in findings.items() if not finding.passed}
 
@@ -85,3 +91,101 @@ def test_nan(made):
     assert failed(*made) == {"finite"}
     (made[0] / "result.json").unlink()
     assert failed(*made) == {"finite"}
+
+
+def result(**quality) -> Result:
+    good = {"frozen_frames": 1, "colour_drift": [0.0, 2.0], "seam": 1.0, "pose_similarity": 0.9, "identity": 0.8}
+    return Result(
+        job_id="job", status="succeeded", created_at=datetime.now(UTC), fps=10, quality=Quality(**good | quality)
+    )
+
+
+@pytest.mark.parametrize(
+    "quality, check",
+    [
+        ({}, set()),
+        ({"frozen_frames": 6}, {"not_frozen"}),
+        ({"colour_drift": [0.0, 2.0, 9.0]}, {"colour_drift"}),
+        ({"seam": 2.5, "seam_frame": 77}, {"seams"}),
+        ({"pose_similarity": 0.2}, {"pose"}),
+        ({"identity": 0.1}, {"identity"}),
+        ({"identity": None, "pose_similarity": None, "not_measured": {"identity": "why"}}, set()),
+    ],
+)
+def test_quality_is_judged_by_the_settings(quality, check, monkeypatch):
+    findings = judge(result(**quality))
+    assert {name for name, finding in findings.items() if not finding.passed} == check
+    if quality.get("identity", "") is None:
+        assert findings["identity"].reason == "not measured: why"
+    for name in ("FROZEN_SECONDS", "COLOUR_DRIFT", "SEAM"):
+        monkeypatch.setenv(f"WAN_CHECK_{name}", "100")
+    for name in ("POSE", "IDENTITY"):
+        monkeypatch.setenv(f"WAN_CHECK_{name}", "0")
+    assert all(finding.passed for finding in judge(result(**quality)).values())
+
+
+@pytest.fixture
+def good_clips(tmp_path) -> Path:
+    """Ready clips of a skeleton that walks, a face and a mask."""
+    folder = tmp_path / "jobs" / "clips"
+    folder.mkdir(parents=True)
+    poses = walk(8, (272, 256))
+    black = np.zeros((256, 272, 3), np.uint8)
+    write_lossless(folder / "src_pose.mp4", [draw_skeleton(black.copy(), pose) for pose in poses], FPS)
+    write_lossless(folder / "src_face.mp4", moving_frames(8, 512, 512), FPS)
+    write_lossless(folder / "src_bg.mp4", [black] * 8, FPS)
+    mask = np.zeros((256, 272), np.uint8)
+    mask[50:100, 50:100] = 255
+    write_lossless(folder / "src_mask.mp4", [mask] * 8, FPS, "gray")
+    Image.fromarray(picture_of(poses[0])).save(folder / "src_ref.png")
+    (folder / "job.yaml").write_text("mode: replace")
+    return folder
+
+
+def failed_clips(folder: Path) -> set[str]:
+    findings = clips_checks.inspect(folder, Job.open(folder))
+    assert set(findings) == set(clips_checks.CHECKS)
+    return {name for name, finding in findings.items() if not finding.passed}
+
+
+def test_good_clips_pass(good_clips):
+    assert failed_clips(good_clips) == set()
+
+
+def test_bad_clips_fail(good_clips):
+    def frames(name: str) -> list[np.ndarray]:
+        return list(iter_frames(good_clips / name))
+
+    skeletons = frames("src_pose.mp4")
+    write_lossless(
+        good_clips / "src_pose.mp4", [*skeletons[:4], *[np.roll(frame, 80, axis=1) for frame in skeletons[4:]]], FPS
+    )
+    assert failed_clips(good_clips) == {"no_jumps"}
+    write_lossless(good_clips / "src_pose.mp4", [*skeletons[:4], *[frame * 0 for frame in skeletons[4:]]], FPS)
+    assert failed_clips(good_clips) == {"skeleton"}
+    write_lossless(good_clips / "src_pose.mp4", skeletons, Fraction(5))
+    assert failed_clips(good_clips) == {"rate"}
+    write_lossless(good_clips / "src_pose.mp4", skeletons, FPS)
+
+    faces = frames("src_face.mp4")
+    write_lossless(good_clips / "src_face.mp4", [*faces[:4], *[face * 0 for face in faces[4:]]], FPS)
+    assert failed_clips(good_clips) == {"face"}
+    write_lossless(good_clips / "src_face.mp4", faces[:6], FPS)
+    assert failed_clips(good_clips) == {"same_length"}
+    write_lossless(good_clips / "src_face.mp4", faces, FPS)
+
+    masks = [frame[..., 0] for frame in frames("src_mask.mp4")]
+    write_lossless(good_clips / "src_mask.mp4", [*masks[:7], masks[7] * 0], FPS, "gray")
+    assert failed_clips(good_clips) == {"mask"}
+    write_lossless(good_clips / "src_mask.mp4", masks, FPS, "gray")
+
+    joints = np.stack([pose.body for pose in walk(8, (272, 256))])
+    np.savez(good_clips / "src_pose.npz", body=joints)
+    assert failed_clips(good_clips) == set()
+    joints[..., 2] = 0.3
+    np.savez(good_clips / "src_pose.npz", body=joints)
+    assert failed_clips(good_clips) == {"confidence"}
+
+
+def test_small_clips_fail(make_job):
+    assert "resolution" in failed_clips(make_job("small"))

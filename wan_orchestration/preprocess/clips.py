@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.job import JOINTS
 from wan_orchestration.preprocess.drawing import draw_skeleton
 from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.preprocess.frames import DrivingVideo, ahead
@@ -51,11 +52,13 @@ def write_clips(
     notices: Notices,
     progress: Callable[[int], None],
 ) -> None:
-    """Goes through the video and writes `src_pose.mp4`, `src_face.mp4` and, with an outline, background and mask.
+    """Goes through the video and writes `src_pose.mp4`, `src_face.mp4` and, with an outline, background and mask;
+    also the joints that were drawn, as `src_pose.npz`.
 
     `size` is that of the canvas, `place` puts a driving pose on it, `boxes` are the faces' in the driving video.
     """
     canvas = np.zeros((size[1], size[0], 3), np.uint8)
+    joints = np.zeros((len(video), 20, 3), np.float32)
     no_face = np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
     with ExitStack() as clips:
         poses = clips.enter_context(ClipWriter(folder / "src_pose.mp4", video.fps, "rgb"))
@@ -70,11 +73,13 @@ def write_clips(
             )
         for index, frame in enumerate(ahead(video, _FRAMES_AHEAD)):
             pose = place(motion[index], index)
+            joints[index] = pose.body
             poses.write(draw_skeleton(canvas.copy(), pose))
             faces.write(crop_face(frame.pixels, boxes[index]) if boxes else no_face)
             if replaced is not None:
                 replaced.write(index, frame, pose)
             progress(index + 1)
+    np.savez_compressed(folder / JOINTS, body=joints)
     if replaced is not None and replaced.stood_in:
         notices.add("the outline was empty and the person's box was taken", replaced.stood_in)
 

@@ -9,6 +9,7 @@ from wan_orchestration import hub
 from wan_orchestration.defs import launching
 from wan_orchestration.defs.clips.assets import CODE_VERSION as CLIPS_CODE_VERSION
 from wan_orchestration.defs.clips.assets import preprocessed_clips
+from wan_orchestration.defs.clips.checks import evaluations as clips_evaluations
 from wan_orchestration.defs.clips.making import make_clips
 from wan_orchestration.defs.config import GenerateConfig
 from wan_orchestration.defs.failures import failures_in_words
@@ -143,6 +144,9 @@ def _up_to_date_clips(
         metadata=made.metadata,
         tags=provenance(made.version, CLIPS_CODE_VERSION, ingredients),
     )
+    for evaluation in clips_evaluations(job):
+        # Checks of an asset that the run has not selected are none of the run's events.
+        context.instance.report_runless_asset_event(evaluation)
 
 
 def _finished_by_this_run(context: dg.AssetExecutionContext, order: Order) -> bool:

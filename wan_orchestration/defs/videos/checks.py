@@ -1,16 +1,17 @@
-"""Checks of a finished video, made in one pass over its frames."""
+"""Checks of a finished video: of its integrity in a pass over its frames, of its quality by what was measured."""
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
 
+from wan_orchestration.defs import findings
+from wan_orchestration.defs.findings import Finding, at_least, at_most
 from wan_orchestration.defs.partitions import jobs
-from wan_orchestration.errors import BadInput
+from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.messages import Result
-from wan_orchestration.settings import environment
+from wan_orchestration.settings import CheckSettings, environment
 
 BLANK_DEVIATION = 1.0
 """A frame whose values deviate from their mean by less than this (of 255) shows nothing."""
@@ -21,16 +22,12 @@ CHECKS = {
     "size": "The video is as large as the driving clip.",
     "not_blank": "No frame is of one colour.",
     "finite": "The model computed no NaN or infinity.",
+    "not_frozen": "The picture does not stand still while the pose moves.",
+    "colour_drift": "The colours of no clip are far from the first clip's.",
+    "seams": "Where two clips meet, the picture jumps no more than inside clips.",
+    "pose": "The pose found in the video is the pose that drove it (OKS).",
+    "identity": "The person is like the reference picture (CLIP).",
 }
-
-
-@dataclass
-class Finding:
-    """What one check found."""
-
-    passed: bool
-    reason: str = ""
-    numbers: dict[str, float] = field(default_factory=dict)
 
 
 VIDEO = dg.AssetKey("generated_video")
@@ -48,28 +45,42 @@ def _specs() -> list[dg.AssetCheckSpec]:
 def evaluations(key: str) -> Iterator[dg.AssetCheckEvaluation]:
     """What the checks find in one job's video, for a run over several."""
     env = environment()
-    for name, found in inspect(env.videos_root / key, env.clips_root / key / "src_pose.mp4").items():
-        yield dg.AssetCheckEvaluation(
-            asset_key=VIDEO,
-            check_name=name,
-            passed=found.passed,
-            description=CHECKS[name] if found.passed else found.reason,
-            metadata=found.numbers,
-            partition=key,
-        )
+    folder = env.videos_root / key
+    found = inspect(folder, env.clips_root / key / "src_pose.mp4") | judge(_read(folder / "result.json"))
+    return findings.evaluations(VIDEO, key, found, CHECKS)
 
 
 @dg.multi_asset_check(name="video_checks", specs=_specs())
 def video_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
     """Looks at a job's finished video."""
-    for found in evaluations(context.partition_key):
-        yield dg.AssetCheckResult(
-            check_name=found.check_name,
-            asset_key=VIDEO,
-            passed=found.passed,
-            description=found.description,
-            metadata=found.metadata,
-        )
+    yield from findings.results(evaluations(context.partition_key))
+
+
+def judge(result: Result | None) -> dict[str, Finding]:
+    """What the numbers that were measured as the video was finished say; a `Finding` by the name of each check."""
+    limits, quality = validate(CheckSettings, {}), result and result.quality
+    if result is None or quality is None:
+        names = ("not_frozen", "colour_drift", "seams", "pose", "identity")
+        return {name: Finding(True, "not measured: see the run's log", quality=True) for name in names}
+    frozen = quality.frozen_frames / (result.fps or 1)
+    drift, why = max(quality.colour_drift, default=0.0), quality.not_measured
+    seam = "largest change between two clips, against those inside clips"
+    if quality.seam_frame is not None:
+        seam += f", at frame {quality.seam_frame}"
+    return {
+        "not_frozen": at_most(round(frozen, 3), limits.frozen_seconds, "seconds that stand still while the pose moves"),
+        "colour_drift": at_most(drift, limits.colour_drift, "farthest colours of a clip from the first clip's"),
+        "seams": at_most(quality.seam, limits.seam, seam),
+        "pose": at_least(
+            quality.pose_similarity,
+            limits.pose,
+            "similarity of the pose found to the pose wanted",
+            why.get("pose_similarity", ""),
+        ),
+        "identity": at_least(
+            quality.identity, limits.identity, "likeness of the person and the picture", why.get("identity", "")
+        ),
+    }
 
 
 def inspect(folder: Path, driving: Path) -> dict[str, Finding]:
@@ -88,7 +99,7 @@ def inspect(folder: Path, driving: Path) -> dict[str, Finding]:
                 blank.append(frames)
             frames += 1
     except BadInput as error:
-        unknown = {name: Finding(False, "the video cannot be decoded") for name in CHECKS}
+        unknown = {name: Finding(False, "the video cannot be decoded") for name in ("length", "size", "not_blank")}
         return unknown | {"decodable": Finding(False, str(error))} | found
     off = abs(info.duration - expected.duration)
     return found | {
@@ -117,8 +128,14 @@ def inspect(folder: Path, driving: Path) -> dict[str, Finding]:
 
 
 def _finite(file: Path) -> Finding:
-    try:
-        result = Result.model_validate_json(file.read_bytes())
-    except (OSError, ValueError) as error:
-        return Finding(False, f"{file} cannot be read: {error}")
+    result = _read(file)
+    if result is None:
+        return Finding(False, f"{file} is missing or cannot be read")
     return Finding(result.finite is True, "the model computed NaN or infinity; the frames that held them are black")
+
+
+def _read(file: Path) -> Result | None:
+    try:
+        return Result.model_validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import dagster as dg
+
 from wan_orchestration.defs.clips.making import clips_version
-from wan_orchestration.defs.previews import poster
+from wan_orchestration.defs.previews import animation, poster
+from wan_orchestration.errors import validate
 from wan_orchestration.job import Job, check_clips
 from wan_orchestration.messages import Result, Task
-from wan_orchestration.settings import GenerateSettings, environment
+from wan_orchestration.settings import ClientSettings, GenerateSettings, environment
 from wan_orchestration.snapshot import Snapshot
 
 
@@ -50,9 +53,14 @@ def decisive(settings: GenerateSettings) -> str:
 
 def facts(result: Result) -> dict[str, Any]:
     """A result as Dagster shows it; numbers are plotted over the runs of a job. What is not known is left out."""
+    video, quality = result.video_path, result.quality
+    preview = video and video.with_name("preview.webp")
+    clips = result.made_clips
     facts = {
-        "poster": poster(result.video_path.with_name("poster.jpg")) if result.video_path else None,
-        "video": result.video_path,
+        "preview": animation(preview) if preview and preview.is_file() else None,
+        "poster": poster(video.with_name("poster.jpg")) if video else None,
+        "play": video and dg.MetadataValue.url(f"{api_url()}/animate/jobs/{result.job_id}/media"),
+        "video": video,
         "frames": result.frames,
         "fps": result.fps,
         "size": result.width and f"{result.width}x{result.height}",
@@ -60,6 +68,12 @@ def facts(result: Result) -> dict[str, Any]:
         "resumed_clips": result.resumed_clips,
         **{f"seconds_{phase}": round(seconds, 3) for phase, seconds in result.seconds.model_dump().items()},
         "peak_memory_gb": result.peak_memory_bytes and round(result.peak_memory_bytes / 1e9, 2),
+        "seconds_per_step": clips and round(sum(clip.seconds_per_step for clip in clips) / len(clips), 3),
+        "clips_table": clips and clips_table(result),
+        "colour_drift": quality and max(quality.colour_drift, default=None),
+        "seam": quality and quality.seam,
+        "pose_similarity": quality and quality.pose_similarity,
+        "identity": quality and quality.identity,
         "device": result.device,
         "dtype": result.dtype,
         "attention": result.attention,
@@ -68,4 +82,29 @@ def facts(result: Result) -> dict[str, Any]:
         "settings": result.settings and result.settings.model_dump(mode="json"),
         "snapshot": result.snapshot and result.snapshot.model_dump(mode="json"),
     }
-    return {name: value for name, value in facts.items() if value is not None}
+    return {name: value for name, value in facts.items() if value not in (None, [])}
+
+
+def clips_table(result: Result) -> dg.TableMetadataValue:
+    """A row for each clip of the generation."""
+    drift = result.quality.colour_drift if result.quality else []
+    columns = {"clip": "int", "frames": "int", "seconds": "float", "seconds_per_step": "float", "colour_drift": "float"}
+    rows = [
+        dg.TableRecord(
+            {
+                "clip": number,
+                "frames": clip.frames,
+                "seconds": round(clip.seconds, 2),
+                "seconds_per_step": round(clip.seconds_per_step, 3),
+                "colour_drift": drift[number - 1] if drift else None,
+            }
+        )
+        for number, clip in enumerate(result.made_clips, 1)
+    ]
+    schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()])
+    return dg.MetadataValue.table(rows, schema)
+
+
+def api_url() -> str:
+    """Where the HTTP API plays videos, if it is served."""
+    return validate(ClientSettings, {}).url.rstrip("/")

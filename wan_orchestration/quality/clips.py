@@ -1,0 +1,66 @@
+"""What clips look like: whether the skeleton, the face and the mask are there in every frame, and whether it jumps."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from wan_orchestration.job import JOINTS, Clips
+from wan_orchestration.video import iter_frames
+
+DRAWN = 24
+"""A pixel of the pose clip at least this bright is part of the skeleton; black is coded as a little more at times."""
+FACE_DEVIATION = 4.0
+"""A face frame whose values deviate from their mean by less (of 255) holds no face."""
+MASKED = 127
+
+
+@dataclass(frozen=True)
+class ClipsQuality:
+    """Shares are of the frames, in 0..1."""
+
+    skeleton: float
+    """Share with a skeleton."""
+    face: float
+    """Share with a face."""
+    largest_jump: float
+    """Of the skeleton's middle from one frame to the next, in parts of the frame's height."""
+    jump_frame: int | None
+    empty_masks: float | None
+    """Share with an empty mask; None in animate mode."""
+    confidence: float | None
+    """Mean of the drawn joints' confidence; None where the pose is not known in numbers."""
+
+
+def measure_clips(clips: Clips) -> ClipsQuality:
+    """One pass over each clip. BadInput: one cannot be decoded."""
+    middles = [_middle(frame) for frame in iter_frames(clips.pose.path)]
+    steps = [
+        0.0 if one is None or other is None else float(np.linalg.norm(other - one)) / clips.pose.height
+        for one, other in pairwise(middles)
+    ]
+    worst = int(np.argmax(steps)) + 1 if steps and max(steps) > 0 else None
+    faces = [frame.std() >= FACE_DEVIATION for frame in iter_frames(clips.face.path)]
+    masks = [frame.max() > MASKED for frame in iter_frames(clips.mask.path)] if clips.mask else None
+    return ClipsQuality(
+        skeleton=float(np.mean([middle is not None for middle in middles])),
+        face=float(np.mean(faces)),
+        largest_jump=round(max(steps, default=0.0), 4),
+        jump_frame=worst,
+        empty_masks=None if masks is None else 1 - float(np.mean(masks)),
+        confidence=_confidence(clips.folder / JOINTS),
+    )
+
+
+def _middle(frame: np.ndarray) -> np.ndarray | None:
+    y, x = np.nonzero(frame.max(axis=2) >= DRAWN)
+    return np.array([x.mean(), y.mean()]) if len(x) else None
+
+
+def _confidence(joints: Path) -> float | None:
+    if not joints.is_file():
+        return None
+    body = np.load(joints)["body"]
+    drawn = body[..., 2] > 0
+    return round(float(body[..., 2][drawn].mean()), 4) if drawn.any() else 0.0

@@ -1,0 +1,92 @@
+"""What can be told from a video's frames alone: frozen ones, colours that drift, jumps where clips meet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+SIDE = 192
+"""Frames are looked at with their longer side made this many px."""
+STILL = 0.05
+"""Two pictures whose values differ by less than this on average (of 255) are the same: encoders leave such noise."""
+LEAST_CHANGE = 0.5
+"""Mean difference of two frames (of 255) below which a jump cannot be seen."""
+
+
+def small(frame: np.ndarray) -> np.ndarray:
+    """A frame (H, W, 3) uint8 made smaller, the longer side `SIDE` px."""
+    height, width = frame.shape[:2]
+    scale = SIDE / max(height, width)
+    if scale >= 1:
+        return frame
+    return cv2.resize(
+        frame, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
+    )
+
+
+@dataclass
+class Clip:
+    """Sums over the frames of one clip: of the mean and of the spread of L, a and b."""
+
+    frames: int = 0
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    spread: np.ndarray = field(default_factory=lambda: np.zeros(3))
+
+
+class FrameMeasures:
+    """Takes in a video's frames one by one, each with the pose clip's.
+
+    Args:
+        lengths: frames of each generation clip, in order; their sum is the video's.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.borders = list(np.cumsum(lengths[:-1], dtype=int))
+        self.clips = [Clip() for _ in lengths]
+        self.frozen = 0
+        """Longest run of frames in which the picture stands still while the pose moves."""
+        self._frozen_now = 0
+        self._changes: list[float] = []
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+
+    def add(self, frame: np.ndarray, pose: np.ndarray) -> None:
+        """The next frame and the pose that drove it, both (H, W, 3) uint8 RGB."""
+        index, frame, pose = len(self._changes), small(frame), small(pose)
+        clip = self.clips[int(np.searchsorted(self.borders, index, side="right"))]
+        lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
+        clip.frames += 1
+        clip.mean += lab.mean(axis=0)
+        clip.spread += lab.std(axis=0)
+        change, moved = 0.0, 0.0
+        if self._last is not None:
+            change, moved = (difference(*pair) for pair in zip((frame, pose), self._last))
+        self._frozen_now = self._frozen_now + 1 if index and change < STILL < moved else 0
+        self.frozen = max(self.frozen, self._frozen_now)
+        self._changes.append(change)
+        self._last = frame, pose
+
+    def colour_drift(self) -> list[float]:
+        """Of each clip from the first: the distance of the means and of the spreads of L, a, b together.
+
+        In units of CIE 1976 colour difference, of which about 2 can be seen side by side.
+        """
+        means = [np.concatenate([clip.mean, clip.spread]) / max(clip.frames, 1) for clip in self.clips]
+        return [round(float(np.linalg.norm(mean - means[0])), 3) for mean in means]
+
+    def seam(self) -> tuple[float, int | None]:
+        """The largest change across a border of clips against the changes inside clips, and the frame after it.
+
+        1 is as large as the largest twentieth of the changes inside clips begin. 0 without borders.
+        """
+        inside = [change for i, change in enumerate(self._changes) if i and i not in self.borders]
+        if not self.borders or not inside:
+            return 0.0, None
+        usual = max(float(np.percentile(inside, 95)), LEAST_CHANGE)
+        worst = max(self.borders, key=lambda border: self._changes[border])
+        return round(self._changes[worst] / usual, 3), int(worst)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean absolute difference of two pictures' values."""
+    return float(cv2.absdiff(one, other).mean())

@@ -1,0 +1,107 @@
+"""Looks at a finished video beside the clips that drove it, in one pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.job import JOINTS, Clips
+from wan_orchestration.messages import Quality
+from wan_orchestration.preprocess.estimators.base import Estimator
+from wan_orchestration.quality.frames import FrameMeasures
+from wan_orchestration.quality.pose import followed
+from wan_orchestration.quality.preview import FRAMES, strip, write_preview
+from wan_orchestration.video import FrameReader, iter_frames, read_image
+
+Likeness = Callable[[list[np.ndarray], np.ndarray], float]
+"""How much pictures (h, w, 3) uint8 RGB are like another, the cosine of their features."""
+
+SAMPLES = 12
+"""Frames that networks look at."""
+_MARGIN = 0.15
+"""Of the skeleton's box, added on each side to hold the person."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A frame of the video, kept whole."""
+
+    index: int
+    frame: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    pose: np.ndarray
+    """The pose clip's frame, of the same size."""
+
+    def subject(self) -> np.ndarray:
+        """The part of the frame in which the skeleton says that the person is; all of it where it says nothing."""
+        y, x = np.nonzero(self.pose.max(axis=2) > 24)
+        if not len(x):
+            return self.frame
+        height, width = self.frame.shape[:2]
+        across, down = (int((side.max() - side.min()) * _MARGIN) + 8 for side in (x, y))
+        top, bottom = max(y.min() - down, 0), min(y.max() + down, height)
+        left, right = max(x.min() - across, 0), min(x.max() + across, width)
+        return self.frame[top:bottom, left:right]
+
+
+def measure(
+    video: Path,
+    clips: Clips,
+    lengths: Sequence[int],
+    preview: Path,
+    open_estimator: Callable[[], Estimator],
+    likeness: Likeness | None,
+) -> Quality:
+    """Measures a video, and writes its animated preview.
+
+    Args:
+        video: the finished video.
+        clips: what it was made of.
+        lengths: frames of each clip of the generation.
+        preview: where the WebP goes.
+        open_estimator: for the pose; BadInput where there is none.
+        likeness: for the identity; None where there is none.
+
+    Raises:
+        BadInput: the video or the pose clip cannot be decoded.
+    """
+    reference = read_image(clips.reference)
+    measures, samples, strips = FrameMeasures(lengths), [], []
+    sampled, shown = _spread(sum(lengths), SAMPLES), _spread(sum(lengths), FRAMES)
+    with FrameReader(clips.pose.path) as poses:
+        for index, frame in enumerate(iter_frames(video)):
+            pose = poses.read([min(index, poses.info.frames - 1)])[0]
+            measures.add(frame, pose)
+            if index in sampled:
+                samples.append(Sample(index, frame, pose))
+            if index in shown:
+                strips.append(strip([reference, pose, frame]))
+    write_preview(preview, strips, clips.pose.duration)
+    seam, seam_frame = measures.seam()
+    quality = Quality(
+        frozen_frames=measures.frozen,
+        colour_drift=measures.colour_drift(),
+        seam=seam,
+        seam_frame=seam_frame,
+    )
+    if likeness is None:
+        quality.not_measured["identity"] = "the weights were not loaded, as all clips were finished before"
+    else:
+        quality.identity = round(likeness([sample.subject() for sample in samples], reference), 4)
+    joints = clips.folder / JOINTS
+    if not joints.is_file():
+        quality.not_measured["pose_similarity"] = "of clips that came ready made the pose is not known in numbers"
+        return quality
+    try:
+        wanted = np.load(joints)["body"]
+        quality.pose_similarity = followed({sample.index: sample.frame for sample in samples}, wanted, open_estimator())
+    except BadInput as error:
+        quality.not_measured["pose_similarity"] = str(error)
+    return quality
+
+
+def _spread(total: int, count: int) -> set[int]:
+    """Places of up to `count` frames, evenly spread."""
+    return set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())

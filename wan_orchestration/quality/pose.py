@@ -1,0 +1,61 @@
+"""How well a pose is followed: object keypoint similarity, as in the COCO keypoint challenge.
+
+https://cocodataset.org/#keypoints-eval, with COCO's and COCO-WholeBody's spreads for the body joints in use here.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from wan_orchestration.preprocess.estimators import vitpose
+from wan_orchestration.preprocess.estimators.base import Estimator, Frame
+from wan_orchestration.preprocess.estimators.light_models import light_models
+from wan_orchestration.preprocess.keypoints import confident
+from wan_orchestration.preprocess.tracking import numbered
+
+# In the order of `keypoints.Pose.body`; the neck is the middle of the shoulders, the toes are COCO-WholeBody's.
+SIGMAS = np.array([
+    .026, .079, .079, .072, .062, .079, .072, .062, .107, .087, .089, .107, .087, .089, .025, .025, .035, .035,
+    .068, .068,
+])  # fmt: skip
+AREA_OF_BOX = 0.53
+"""Part of a person's box that the person fills, by which COCO-style tools replace the area of an outline."""
+
+
+def similarity(wanted: np.ndarray, found: np.ndarray | None) -> float | None:
+    """OKS in 0..1 of the found body joints (20, 3) for the wanted ones, both x, y in px and confidence.
+
+    Joints that are wanted but were not found count as 0. None where nothing is wanted.
+    """
+    asked = confident(wanted)
+    if asked.sum() < 2:
+        return None
+    if found is None:
+        return 0.0
+    sides = wanted[asked, :2].max(axis=0) - wanted[asked, :2].min(axis=0)
+    area = max(float(sides[0] * sides[1]), 1.0) * AREA_OF_BOX
+    squared = ((wanted[:, :2] - found[:, :2]) ** 2).sum(axis=1)
+    terms = np.exp(-squared / (2 * area * (2 * SIGMAS) ** 2))
+    return float(np.where(confident(found), np.nan_to_num(terms), 0.0)[asked].mean())
+
+
+def followed(samples: Mapping[int, np.ndarray], wanted: np.ndarray, estimator: Estimator) -> float | None:
+    """Mean OKS of frames (H, W, 3) uint8 RGB, by their place in the video, for the joints (T, 20, 3) that drove it."""
+    found = []
+    for index, pixels in samples.items():
+        frame = Frame(index, 0.0, pixels)
+        people = numbered(estimator.detect([frame])[0])
+        pose = estimator.estimate([frame], people[:1])[0] if people else None
+        found.append(similarity(wanted[index], pose and pose.body))
+    known = [one for one in found if one is not None]
+    return round(float(np.mean(known)), 4) if known else None
+
+
+def estimator_at_hand(snapshot: Path, models_root: Path) -> Estimator:
+    """One that needs no download, and leaves the GPU to the generation. BadInput: there is none."""
+    if vitpose.available(snapshot):
+        return vitpose.VitPose(snapshot, "published", "cpu")
+    from wan_orchestration.preprocess.estimators.light import Light  # noqa: PLC0415 (LiteRT)
+
+    return Light(light_models(models_root / "light", models_root, lambda line: None))

@@ -1,0 +1,46 @@
+"""A small animated picture of a result: reference, pose and result side by side."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from wan_orchestration.files import replacing
+
+MOST_BYTES = 37_000
+"""As base64, which is how it goes into Dagster's database, this makes less than 50 KB."""
+FRAMES = 24
+HEIGHT = 160
+_TRIES = ((1.0, 60), (1.0, 35), (0.8, 30), (0.6, 30), (0.45, 25), (0.3, 20))
+"""Scale and quality, one after the other until it is small enough."""
+
+
+def strip(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 RGB side by side, each `HEIGHT` px high."""
+    return np.hstack([_at_height(picture, HEIGHT) for picture in pictures])
+
+
+def write_preview(path: Path, strips: Sequence[np.ndarray], seconds: float) -> None:
+    """An animated WebP of at most `MOST_BYTES` that lasts as long as the video, `seconds`; every frame is a strip."""
+    frames, webp = list(strips), BytesIO()
+    for scale, quality in _TRIES:
+        webp, height = BytesIO(), max(16, round(HEIGHT * scale))
+        images = [Image.fromarray(frame if scale == 1 else _at_height(frame, height)) for frame in frames]
+        shown = max(20, round(1000 * seconds / len(images)))
+        images[0].save(
+            webp, "WEBP", save_all=True, append_images=images[1:], duration=shown, loop=0, quality=quality, method=4
+        )
+        if webp.tell() <= MOST_BYTES:
+            break
+        if scale < 1:
+            frames = frames[:: 2 if len(frames) > 8 else 1]
+    with replacing(path) as part:
+        part.write_bytes(webp.getvalue())
+
+
+def _at_height(picture: np.ndarray, height: int) -> np.ndarray:
+    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)

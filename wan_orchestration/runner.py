@@ -98,27 +98,29 @@ class Runner:
                 path=self.snapshot.path, layout=self.snapshot.layout, revision=self.snapshot.revision
             ),
         )
-        try:
-            self._generate(task, result)
-            result.status = "succeeded"
-        except BadInput as error:
-            result.error, result.bad_input = str(error), True
-        except RankFailed as error:
-            result.error = str(error)
-        except Exception as error:
-            if ran_out_of_memory(error):
-                result.error = f"out of memory: {error}"
-            else:
-                self.reporter.log(traceback.format_exc())
-                result.error = f"{type(error).__name__}: {error}"
-        result.finished_at = datetime.now(UTC)
-        if result.status == "succeeded":
-            with replacing(task.output / "result.json") as part:
-                part.write_text(result.model_dump_json(indent=2))
-        self.reporter.finished(result)
+        with ExitStack() as stack:
+            try:
+                self._generate(task, result, stack)
+                result.status = "succeeded"
+            except BadInput as error:
+                result.error, result.bad_input = str(error), True
+            except RankFailed as error:
+                result.error = str(error)
+            except Exception as error:
+                if ran_out_of_memory(error):
+                    result.error = f"out of memory: {error}"
+                else:
+                    self.reporter.log(traceback.format_exc())
+                    result.error = f"{type(error).__name__}: {error}"
+            result.finished_at = datetime.now(UTC)
+            if result.status == "succeeded":
+                with replacing(task.output / "result.json") as part:
+                    part.write_text(result.model_dump_json(indent=2))
+            self.reporter.finished(result)
         return result
 
-    def _generate(self, task: Task, result: Result) -> None:
+    def _generate(self, task: Task, result: Result, stack: ExitStack) -> None:
+        """Make the video. Its clips are given up as the stack is left: until then they are there for another try."""
         started = time.perf_counter()
         settings = task.settings
         loras = self._loras(settings)
@@ -129,24 +131,23 @@ class Runner:
             torch.cuda.reset_peak_memory_stats(device)
 
         count = clip_count(clips.pose.frames, settings)
-        with ExitStack() as stack:
-            work = stack.enter_context(Work(task.output, self._identity(task, clips, loras, dtype)))
-            result.resumed_clips = len(work.clips)
-            if work.clips:
-                self.reporter.log(f"{task.job_id}: goes on after clip {len(work.clips)} of {count}")
-            if len(work.clips) < count:
-                plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count)
-                loaded = self.maker.load_seconds
-                self._make_clips(plan, work)
-                result.seconds.load = self.maker.load_seconds - loaded
-                if engine := self.maker.engine:
-                    result.attention, result.compiled = engine.attention, engine.compiled
-                    result.placement = engine.placement
-                if result.seconds.load:
-                    self.reporter.log(f"{task.job_id}: loading the weights took {result.seconds.load:.1f} s of it")
-            self._assemble(task, clips, work, result)
-            self._measure(task, clips, work, result)
-            work.discard()
+        work = stack.enter_context(Work(task.output, self._identity(task, clips, loras, dtype)))
+        result.resumed_clips = len(work.clips)
+        if work.clips:
+            self.reporter.log(f"{task.job_id}: goes on after clip {len(work.clips)} of {count}")
+        if len(work.clips) < count:
+            plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count)
+            loaded = self.maker.load_seconds
+            self._make_clips(plan, work)
+            result.seconds.load = self.maker.load_seconds - loaded
+            if engine := self.maker.engine:
+                result.attention, result.compiled = engine.attention, engine.compiled
+                result.placement = engine.placement
+            if result.seconds.load:
+                self.reporter.log(f"{task.job_id}: loading the weights took {result.seconds.load:.1f} s of it")
+        self._assemble(task, clips, work, result)
+        self._measure(task, clips, work, result)
+        stack.callback(work.discard)
         for record in work.clips:
             for phase, seconds in record.seconds.items():
                 setattr(result.seconds, phase, getattr(result.seconds, phase) + seconds)

@@ -135,7 +135,7 @@ def test_the_end_of_the_step(project, unbroken, number, whom):
         processes[whom].send_signal(number)
         wait_until(lambda: nothing_left(processes), GONE_SECONDS)
         assert process.wait() != 0
-    assert is_free(project)
+    wait_until(lambda: is_free(project), GONE_SECONDS)
     assert 1 <= clips_finished(project) < CLIPS
     with step(project) as process:
         assert process.wait() == 0, (project / "log").read_text()
@@ -153,7 +153,7 @@ def test_the_end_of_what_the_step_launched(project, unbroken, whom):
         wait_until(lambda: nothing_left(processes[AGENT:]), GONE_SECONDS)
         assert process.wait() == 0, (project / "log").read_text()
     assert "Another try goes on after what is finished" in (project / "log").read_text()
-    assert is_free(project)
+    wait_until(lambda: is_free(project), GONE_SECONDS)
     made, resumed = video(project)
     assert made == unbroken and resumed >= 1
 
@@ -168,7 +168,7 @@ def test_a_rank_that_hangs(project, unbroken, monkeypatch):
         wait_until(lambda: nothing_left(processes[AGENT:]), STALL_SECONDS + GONE_SECONDS)
         assert process.wait() != 0
     assert f"The worker hung: dance made no progress for {STALL_SECONDS} s" in (project / "log").read_text()
-    assert is_free(project)
+    wait_until(lambda: is_free(project), GONE_SECONDS)
     with step(project) as process:
         assert process.wait() == 0, (project / "log").read_text()
     made, resumed = video(project)
@@ -184,7 +184,7 @@ def test_a_rank_without_memory(project, unbroken):
         assert process.wait() != 0
     assert "out of memory" in (project / "log").read_text()
     assert nothing_left(processes)
-    assert is_free(project)
+    wait_until(lambda: is_free(project), GONE_SECONDS)
     with step(project) as process:
         assert process.wait() == 0, (project / "log").read_text()
     made, resumed = video(project)
@@ -251,7 +251,7 @@ def test_cancel_in_the_ui(project, unbroken):
         ask(TERMINATE, run=run)
         wait_until(lambda: nothing_left(working), GONE_SECONDS)
         wait_until(lambda: instance.get_run_by_id(run).status == dg.DagsterRunStatus.CANCELED, 60)
-    assert is_free(project)
+    wait_until(lambda: is_free(project), GONE_SECONDS)
     with step(project) as process:
         assert process.wait() == 0, (project / "log").read_text()
     made, resumed = video(project)

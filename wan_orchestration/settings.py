@@ -183,6 +183,18 @@ class BatchSettings(BaseSettings):
     max_jobs_per_run: int = Field(32, ge=1, description="Jobs in one launch, which loads the weights once.")
 
 
+class FailureWebhookSettings(BaseSettings):
+    """Who is told of runs that fail, from `WAN_FAILURE_WEBHOOK_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_FAILURE_WEBHOOK_")
+
+    url: SecretStr | None = Field(
+        None, description="Where JSON about each failed run is posted to; none: nowhere. May hold a secret."
+    )
+    tries: int = Field(4, ge=1, le=8, description="How often it is tried; the pause doubles from one second on.")
+    timeout_seconds: float = Field(10.0, gt=0, description="How long an answer may take.")
+
+
 class CheckSettings(BaseSettings):
     """What Dagster's checks of clips and videos call good enough, from `WAN_CHECK_*` variables."""
 

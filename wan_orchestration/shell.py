@@ -18,6 +18,7 @@ from typing import Any
 
 import dagster as dg
 
+from wan_orchestration.defs.failures import reason
 from wan_orchestration.defs.partitions import register
 from wan_orchestration.errors import BadInput
 from wan_orchestration.job import Job, check_key
@@ -128,7 +129,7 @@ def execute(instance: dg.DagsterInstance, command: Sequence[str], variables: Map
                 if not match["event"] and not any(noise in match["text"] for noise in NOISE):
                     print(f"  {match['text']}", flush=True)
     if process.returncode:
-        raise RunFailed((run_id and _reason(instance, run_id)) or "".join(tail))
+        raise RunFailed((run_id and reason(instance, run_id)) or "".join(tail))
 
 
 def open_instance() -> dg.DagsterInstance:
@@ -139,17 +140,6 @@ def open_instance() -> dg.DagsterInstance:
             f"{home / 'dagster.yaml'}: no such file; run this in the project's root folder, or set DAGSTER_HOME"
         )
     return dg.DagsterInstance.from_config(str(home))
-
-
-def _reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
-    """Why a run's steps failed, in the words of their failures."""
-    reasons = []
-    for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
-        if event.dagster_event:
-            failure = event.dagster_event.step_failure_data
-            said = failure.user_failure_data.description if failure.user_failure_data else None
-            reasons.append(f"{event.step_key}: {said or (failure.error and failure.error.message.strip())}")
-    return "\n".join(reasons) or None
 
 
 def shown(variables: Mapping[str, str], command: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ def test_the_code_location_is_light():
 def test_every_asset_says_what_it_is(repository: dg.RepositoryDefinition):
     nodes = {node.key.to_user_string(): node for node in repository.asset_graph.asset_nodes}
     per_job = {"job_inputs", "job_settings", "preprocessed_clips", "generated_video"}
-    assert set(nodes) == per_job | {"weight_snapshot", "rejected_folders"}
+    assert set(nodes) == per_job | {"weight_snapshot", "rejected_folders", "job_catalog"}
     for name, node in nodes.items():
         assert node.description and node.kinds and node.owners and node.group_name != "default", name
         assert node.code_version or node.is_external, name

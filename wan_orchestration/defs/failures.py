@@ -25,3 +25,14 @@ def failures_in_words(context: dg.AssetExecutionContext, *may_pass: type[Excepti
         if context.retry_number < RETRIES:
             raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=WAIT_SECONDS) from error
         raise dg.Failure(str(error), allow_retries=False) from error
+
+
+def reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
+    """Why a run's steps failed, in the words of their failures."""
+    reasons = []
+    for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
+        if event.dagster_event:
+            failure = event.dagster_event.step_failure_data
+            said = failure.user_failure_data.description if failure.user_failure_data else None
+            reasons.append(f"{event.step_key}: {said or (failure.error and failure.error.message.strip())}")
+    return "\n".join(reasons) or None

@@ -6,7 +6,8 @@
 Each measurement is a process of its own, so that its peak memory is its own, and the sides take turns. A side is
 `stock`, or settings of this engine: "" for the defaults, or for instance "step_cache=taylorseer,compile=off". The time
 is that from clips on the disk to the mp4 on the disk, without loading. "CPU s" is what all of the process's threads
-took, loading included; it depends less than the other times on what else the machine does (OMP_NUM_THREADS=1).
+took, loading included; it depends less than the other times on what else the machine does (OMP_NUM_THREADS=1). With
+several sides of this engine, PSNR is that of their frames against the first one's.
 
 Without --checkpoint-dir a small random snapshot is used. `--model 14b` makes random weights of the real sizes on the
 device; their videos are noise. On CUDA the share of the card's bfloat16 peak is shown, which a matrix product measures.
@@ -16,6 +17,7 @@ The stock pipeline reads the Diffusers layout only: an original snapshot is conv
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -26,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from long_video import draw_job, random_snapshot
 
 SELF = Path(__file__).resolve()
@@ -64,8 +67,11 @@ def main() -> None:
                     for _ in range(arguments.repeat)
                     for side in arguments.sides
                 ]
+                references = [side for side in arguments.sides if side != "stock"]
                 for side in arguments.sides:
                     row = median([turn for turn in turns if turn["side"] == side])
+                    if side in references[1:]:
+                        row["psnr"] = psnr(exact_frames(job, side), exact_frames(job, references[0]))
                     rows.append({"size": size, "frames": frames, **row})
                     show(rows[-1])
     for row in rows:
@@ -80,6 +86,7 @@ def vars_of(arguments: argparse.Namespace) -> dict:
         "clip_len": arguments.clip_len,
         "steps": arguments.steps,
         "vram": arguments.vram,
+        "exact": len([side for side in arguments.sides if side != "stock"]) > 1,
     } | {"cache": arguments.cache and str(arguments.cache.absolute())}
 
 
@@ -135,10 +142,26 @@ def compare(row: dict, rows: list[dict]) -> None:
     if stock and stock is not row:
         line += f" {stock['total'] / row['total']:.2f} times as fast as stock"
         line += f" ({stock['cpu_seconds'] / row['cpu_seconds']:.2f} times less CPU time, with loading);"
+    if "psnr" in row:
+        line += f" PSNR {row['psnr']:.1f} dB;"
     if first is not row:
         line += f" peak memory {memory(row) / memory(first):.2f} times that at {first['frames']} frames"
+    if "tflops" in row:
+        line += f" {row['tflops']:.0f} TFLOP/s in the steps, {row['share_of_peak']:.0%} of the measured peak"
     if not line.endswith(":"):
         print(line)
+
+
+def exact_frames(job: Path, side: str) -> Path:
+    """Where a side's unquantised frames are written."""
+    return job / f"{side or 'defaults'}.npz"
+
+
+def psnr(frames: Path, reference: Path) -> float:
+    """Of frames in [-1, 1], in dB; infinite where they are equal."""
+    with np.load(frames) as ours, np.load(reference) as theirs:
+        error = float(np.mean((ours["frames"].astype(np.float64) - theirs["frames"]) ** 2))
+    return 10 * math.log10(4 / error) if error else math.inf
 
 
 def memory(row: dict) -> int:
@@ -278,8 +301,26 @@ def measure(work: dict) -> None:
     row = measure_stock(work, device) if work["side"] == "stock" else measure_engine(work, device)
     row["conditioning"] = row["total"] - row["denoise"] - row["decode"]
     row["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    if device.type == "cuda" and row["steps"]:
+        row |= utilisation(work, row, device)
     row["vram_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     Path(work["output"]).write_text(json.dumps(row))
+
+
+def utilisation(work: dict, row: dict, device) -> dict:
+    """TFLOP/s of the steps, and their share of what a matrix product reaches on this card right after them."""
+    import torch
+
+    from wan_orchestration.animate.cost import forward_flops, measured_tflops
+    from wan_orchestration.animate.placement import ClipShape
+    from wan_orchestration.plan import snapshot_sizes
+    from wan_orchestration.video import probe
+
+    info = probe(Path(work["job"]) / "src_pose.mp4")
+    sizes = snapshot_sizes(Path(work["snapshot"]) if work["model"] == "snapshot" else None)
+    flops = forward_flops(sizes, ClipShape(info.height, info.width, work["clip_len"])) * row["steps"]
+    tflops, peak = flops / row["denoise"] / 1e12, measured_tflops(device, torch.bfloat16)
+    return {"tflops": tflops, "share_of_peak": tflops / peak}
 
 
 def measure_stock(work: dict, device) -> dict:
@@ -338,7 +379,8 @@ def measure_stock(work: dict, device) -> dict:
             output_type="np",
         ).frames[0]
     write_segment(job / "stock.mp4", ((frame * 255).round().astype("uint8") for frame in frames), fps)
-    return seconds | {"total": time.perf_counter() - started}
+    clip_count = max(1, math.ceil((len(clips["pose"]) - 1) / (work["clip_len"] - 1)))
+    return seconds | {"total": time.perf_counter() - started, "steps": work["steps"] * clip_count}
 
 
 def measure_engine(work: dict, device) -> dict:
@@ -358,7 +400,12 @@ def measure_engine(work: dict, device) -> dict:
     job = Path(work["job"])
     with tempfile.TemporaryDirectory() as output:
         task = Task(
-            job_id="job", clips=job, output=Path(output) / "out", settings=settings, created_at=datetime.now(UTC)
+            job_id="job",
+            clips=job,
+            output=Path(output) / "out",
+            settings=settings,
+            created_at=datetime.now(UTC),
+            save_frames=exact_frames(job, work["side"]) if work["exact"] else None,
         )
         request = Request(snapshot=work["snapshot"], tasks=[task])
         (result,) = runner.run(request, Quiet())
@@ -370,6 +417,10 @@ def measure_engine(work: dict, device) -> dict:
         "denoise": took.denoise,
         "decode": took.decode,
         "total": took.total - took.load,
+        "steps": settings.sampling_steps * (result.clips or 0),
+        "attention": result.attention,
+        "compiled": result.compiled,
+        "placement": result.placement,
     }
 
 

@@ -197,6 +197,7 @@ class Runner:
                     ClipRecord(frames=video.shape[1], seconds=clip.seconds, finite=bool(np.isfinite(video).all())),
                     video if task.save_frames else None,
                 )
+                del clip, video  # not needed while the next clip is made
             if writing:
                 writing.result()
 

@@ -36,3 +36,22 @@ def test_a_pixel_of_zeros_stays_zero():
     lighten(vae)
     norm = next(module for module in vae.modules() if isinstance(module, ChannelNorm))
     assert torch.equal(norm(torch.zeros(1, 4, 1, 2, 2)), torch.zeros(1, 4, 1, 2, 2))
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 2**30], ids=["1", "all"])
+@pytest.mark.parametrize("still_from", [0, 1, 5])
+def test_a_video_that_stands_still_takes_less_work(monkeypatch, chunk_bytes, still_from):
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
+    torch.manual_seed(0)
+    vae = AnimateVae(base_dim=4).eval()
+    lighten(vae)
+    video = torch.zeros(1, 3, 61, 32, 32)
+    video[:, :, :still_from] = torch.rand(1, 3, still_from, 32, 32) * 2 - 1
+    frames = []
+    vae.encoder.conv_in.register_forward_hook(lambda _, inputs, __: frames.append(inputs[0].shape[2]))
+    plain = vae.encode_video(video)
+    assert sum(frames) == 61
+    frames.clear()
+    assert torch.allclose(vae.encode_video(video, still_from), plain, atol=5e-5)
+    assert sum(frames) < 45
+    assert torch.allclose(vae.encode_video(video), plain, atol=5e-5)

@@ -209,20 +209,21 @@ class Animator:
         if guide is not None:
             video[0, :, : guide.shape[1]] = guide
             known[: guide.shape[1]] = 1
-        latents = self._encode_known(video, blank=clip.background is None and guide is None)
+        latents = self._encode_known(video, guide) if clip.background is None else self.vae.encode_video(video)
         latents = torch.cat([self.reference_latents, latents], dim=2)
         mask = cond.known_pixels(known).to(latents)
         mask = torch.cat([torch.ones_like(mask[:, :, :1]), mask], dim=2)
         return torch.cat([mask, latents], dim=1)
 
-    def _encode_known(self, video: Tensor, blank: bool) -> Tensor:
-        def encode() -> Tensor:
-            return self.vae.encode_video(video)
-
-        if not blank:
-            return encode()
+    def _encode_known(self, video: Tensor, guide: Tensor | None) -> Tensor:
+        """Latents of a video that is all zeros after the guide."""
+        if guide is not None:
+            return self.vae.encode_video(video, still_from=guide.shape[1])
         shape = "x".join(map(str, video.shape[2:]))
-        return self.models.cache.get(f"blank {self.models.device.type} {shape}", encode).to(self.models.device)
+        latents = self.models.cache.get(
+            f"blank {self.models.device.type} {shape}", lambda: self.vae.encode_video(video, still_from=0)
+        )
+        return latents.to(self.models.device)
 
     def _draw_noise(self, frames: int) -> Tensor:
         """Noise of one clip, (1, 16, T_lat + 1, h, w). On the CPU: the same whatever device generates."""

@@ -125,6 +125,7 @@ class ClipMaker:
                     guide=guiding,
                     seconds={phase: now - before[phase] for phase, now in animator.timer.seconds.items()},
                 )
+                del video  # else it would lie on the device until the next is decoded
 
     def recover(self, error: Exception) -> None:
         """After a failed task: drop the models if there was no memory, or if they hold connections that are gone."""

@@ -1,6 +1,7 @@
 """The causal video VAE, run over as many frames at a time as a memory budget allows, and over ranks by rows."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -9,8 +10,11 @@ from torch import Tensor
 
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.rows import SplitRows
+from wan_orchestration.animate.vae_layers import Encoder
 
 CHUNK_BYTES = 64 * 2**20
+STILL_CHUNK = 8
+"""Frames of a chunk of a still video: few, so that few are computed before the first stages have come to rest."""
 STRIDE = 8
 """Rows and columns of pixels in one of latents."""
 
@@ -32,10 +36,15 @@ class AnimateVae(AutoencoderKLWan):
             self.rows = SplitRows(self, ranks)
 
     @torch.no_grad()
-    def encode_video(self, video: Tensor) -> Tensor:
-        """Video (1, 3, T, H, W) in [-1, 1] as normalised latents (1, 16, (T - 1) / 4 + 1, H / 8, W / 8)."""
+    def encode_video(self, video: Tensor, still_from: int | None = None) -> Tensor:
+        """Video (1, 3, T, H, W) in [-1, 1] as normalised latents (1, 16, (T - 1) / 4 + 1, H / 8, W / 8).
+
+        All frames from `still_from` on are the same, if it is given: less work, the same result.
+        """
         mean, std = self._statistics()
-        latents = self._shared(self._encode, video, STRIDE, 1)[:, : self.config["z_dim"]]
+        latents = self._shared(partial(self._encode, still_from=still_from), video, STRIDE, 1)[
+            :, : self.config["z_dim"]
+        ]
         return (latents - mean) / std
 
     @torch.no_grad()
@@ -54,17 +63,23 @@ class AnimateVae(AutoencoderKLWan):
         finally:
             rows.end()
 
-    def _encode(self, x: Tensor) -> Tensor:
+    def _encode(self, x: Tensor, still_from: int | None = None) -> Tensor:
         """Mean and log variance, (1, 32, T_lat, h, w), of a video."""
         self.clear_cache()
         step = 4 * self._latent_frames_at_once(*x.shape[-2:])
+        encoder, seen_still = self.encoder, x.shape[2]
+        if still_from is not None and isinstance(encoder, Encoder):
+            step, seen_still = min(step, STILL_CHUNK), still_from + encoder.reach
         starts = [0, *range(1, x.shape[2], step)]
         parts = []
-        for start, end in zip(starts, [*starts[1:], x.shape[2]], strict=True):
+        for before, start, end in zip([0, *starts], starts, [*starts[1:], x.shape[2]], strict=False):
             self._enc_conv_idx = [0]
-            chunk = x[:, :, start:end]
-            parts.append(self.encoder(chunk, feat_cache=self._enc_feat_map, feat_idx=self._enc_conv_idx))
+            if isinstance(encoder, Encoder):
+                encoder.still = before >= seen_still
+            parts.append(encoder(x[:, :, start:end], feat_cache=self._enc_feat_map, feat_idx=self._enc_conv_idx))
         self.clear_cache()
+        if isinstance(encoder, Encoder):
+            encoder.forget()
         return self.quant_conv(torch.cat(parts, dim=2))
 
     def _decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanEncoder3d, WanRMS_norm
 from torch import Tensor, nn
 
 SMALLEST_NORM = 1e-12
@@ -36,6 +36,65 @@ class CausalConv(WanCausalConv3d):
         return F.conv3d(x, self.weight, self.bias, self.stride, (0, rows, columns))
 
 
+class Encoder(WanEncoder3d):
+    """Can leave out layers of the first stages while a video stands still.
+
+    They are causal, so that some frames after the last change their output no longer changes either. They make up most
+    of the encoder's work, because they see the picture at its full size and all of its frames.
+    """
+
+    still = False
+    """Set for a chunk of a still video whose predecessor's first stages saw nothing but the same picture."""
+    _last: tuple[Tensor, int] | None = None
+
+    @property
+    def early(self) -> int:
+        """Layers of `down_blocks` before and with the first that halves the number of frames."""
+        modes = [getattr(layer, "mode", None) for layer in self.down_blocks]
+        return modes.index("downsample3d") + 1
+
+    @property
+    def reach(self) -> int:
+        """Frames before its own that the first stages' output depends on: two for each causal convolution."""
+        layers = (self.conv_in, *self.down_blocks[: self.early])
+        convs = [module for layer in layers for module in layer.modules() if isinstance(module, WanCausalConv3d)]
+        return sum(2 for conv in convs if conv.kernel_size[0] == 3)
+
+    def forward(self, x: Tensor, feat_cache: list[Any] | None = None, feat_idx: list[int] | None = None) -> Tensor:
+        """A chunk (1, 3, T, H, W) of a video; the last frames of each layer are carried over in `feat_cache`."""
+        assert feat_cache is not None
+        assert feat_idx is not None
+        if self.still:
+            assert self._last is not None
+            last, feat_idx[0] = self._last
+            x = last[:, :, -1:].expand(-1, -1, x.shape[2] // 2, -1, -1)
+        else:
+            x = _carried(self.conv_in, x, feat_cache, feat_idx)
+            for layer in self.down_blocks[: self.early]:
+                x = layer(x, feat_cache=feat_cache, feat_idx=feat_idx)
+            self._last = x, feat_idx[0]
+        for layer in self.down_blocks[self.early :]:
+            x = layer(x, feat_cache=feat_cache, feat_idx=feat_idx)
+        x = self.mid_block(x, feat_cache=feat_cache, feat_idx=feat_idx)
+        return _carried(self.conv_out, self.nonlinearity(self.norm_out(x)), feat_cache, feat_idx)
+
+    def forget(self) -> None:
+        """At the end of a video."""
+        self.still, self._last = False, None
+
+
+def _carried(conv: nn.Module, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+    """Run a causal convolution after the frames of the chunk before, and leave its last two for the next."""
+    index = feat_idx[0]
+    before, last = feat_cache[index], x[:, :, -2:].clone()
+    if last.shape[2] < 2 and before is not None:
+        last = torch.cat([before[:, :, -1:], last], dim=2)
+    x = conv(x, before)
+    feat_cache[index] = last
+    feat_idx[0] += 1
+    return x
+
+
 def lighten(vae: nn.Module) -> None:
     """Have a VAE's layers work as those above, and keep its weights as convolutions read them fastest."""
     for module in vae.modules():
@@ -43,6 +102,8 @@ def lighten(vae: nn.Module) -> None:
             module.__class__ = ChannelNorm
         elif type(module) is WanCausalConv3d:
             module.__class__ = CausalConv
+        elif type(module) is WanEncoder3d:
+            module.__class__ = Encoder
         elif isinstance(module, nn.SiLU):
             module.inplace = True  # its input is always a norm's output
         if isinstance(module, nn.Conv2d | nn.Conv3d):

@@ -1,4 +1,4 @@
-"""The page in a real browser, from the files to the video's end. With WAN_SCREENSHOTS=DIR it leaves pictures of it."""
+"""The page in a real browser, from the files to the video's end. With PAGE_SCREENSHOTS=DIR it leaves pictures of it."""
 
 import os
 import shutil
@@ -61,7 +61,7 @@ def files(shared, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def shot(page, name: str) -> None:
-    if folder := os.environ.get("WAN_SCREENSHOTS"):
+    if folder := os.environ.get("PAGE_SCREENSHOTS"):
         page.screenshot(path=str(Path(folder) / f"page-{name}.png"), full_page=True)
 
 

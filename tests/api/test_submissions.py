@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def test_the_same_again_is_the_same_job(post, add_job, runs, happen):
     happen(key, dg.DagsterEventType.RUN_CANCELED)
     assert post(key, seed=2).json()["run_id"] != first.json()["run_id"]
     assert len(runs(key)) == 2
+
+
+def test_a_run_that_others_have_started_is_the_same_job(post, add_job, runs, instance):
+    key = add_job("dropped")
+    Queue(instance, environment()).create(key, run_id := str(uuid.uuid4()), {}, {})
+    assert post(key).json()["run_id"] == run_id
+    assert post(key, seed=2).status_code == 409
+    assert len(runs(key)) == 1
 
 
 def test_an_idempotency_key_is_for_one_request(post, add_job, runs, happen):

@@ -77,13 +77,14 @@ class Submissions:
         if "mode" in generate:
             preprocess["mode"] = generate["mode"]
         self._check_contents(folder, generate, preprocess)
-        configs = {"generated_video": generate, "preprocessed_clips": preprocess}
+        given = {"generated_video": generate, "preprocessed_clips": preprocess}
+        ops = {op: {"config": config} for op, config in given.items() if config}
         order = Order(
             key=key,
             settings=submission,
             tags=run_tags([Ask.of(folder)]),
             digest=_digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
-            config={"ops": {op: {"config": config} for op, config in configs.items() if config}},
+            config={"ops": ops} if ops else {},
             priority=folder.file.priority if submission.priority is None else submission.priority,
             idempotency_key=idempotency_key,
         )
@@ -147,7 +148,10 @@ class Submissions:
             return False
         if record.dagster_run.is_finished and not record.dagster_run.is_complete_and_waiting_to_retry:
             return False
-        if record.dagster_run.tags.get(REQUEST) not in (order.digest, None):
+        known = record.dagster_run.tags.get(REQUEST)
+        # A run that a sensor or a person has started goes by the job's own settings.
+        plain = not order.config and not order.settings.webhook_url
+        if known != order.digest and not (known is None and plain):
             raise Problem(
                 409, f"job {order.key} has not ended yet, and was asked for with other settings; cancel it first"
             )

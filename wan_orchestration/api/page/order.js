@@ -3,9 +3,9 @@
 import { send } from "./server.js";
 
 const QUALITY = {
-  draft: { sampling_steps: 8, preprocess: { resolution_area: 480 * 832 } },
+  draft: { preset: "draft", preprocess: { resolution_area: 480 * 832 } },
+  balanced: { preset: "balanced" },
   standard: {},
-  fine: { sampling_steps: 40 },
 };
 
 export function orders(form, taken) {

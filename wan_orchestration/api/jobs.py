@@ -14,7 +14,7 @@ from dagster._core.storage.dagster_run import RunRecord
 from pydantic import ValidationError
 
 from wan_orchestration import progress
-from wan_orchestration.api.confine import without_paths
+from wan_orchestration.api import run_words
 from wan_orchestration.api.models import Job, JobList, Links, Progress, Status, Video
 from wan_orchestration.api.playable import playable
 from wan_orchestration.api.problems import Problem
@@ -144,7 +144,7 @@ class Jobs:
         record = self.record(key)
         if record is None:
             raise Problem(404, f"there is no job {key[:80]!r}")
-        return self._log(record.dagster_run.run_id)
+        return run_words.log(self.instance, record.dagster_run.run_id)
 
     def waiting(self) -> int:
         """Runs in the queue."""
@@ -196,7 +196,7 @@ class Jobs:
             queue_position=self._position(record) if status == "queued" else None,
             priority=_priority(run),
             progress=self._progress(key, record) if status == "running" else None,
-            error=self._error(key, run.run_id) if status == "failed" else None,
+            error=run_words.reason(self.instance, key, run.run_id) if status == "failed" else None,
             settings=_given(folder, run),
             video=self._video(key) if status == "succeeded" else None,
             run_id=run.run_id,
@@ -248,44 +248,10 @@ class Jobs:
             device=result.device,
         )
 
-    def _error(self, key: str, run_id: str) -> str:
-        """Why a run has failed, in the words of its steps, else of Dagster."""
-        reasons, last = [], "the run's process ended; its log says more"
-        kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
-        for event in self.instance.all_logs(run_id, of_type=kinds):
-            happened = event.dagster_event
-            if happened and happened.is_step_failure:
-                failure = happened.step_failure_data
-                said = failure.user_failure_data and failure.user_failure_data.description
-                reasons += (said or (failure.error.message.strip() if failure.error else "")).splitlines()
-            elif happened and happened.message:
-                last = happened.message
-        # A run of several jobs has a line for each that failed.
-        mine = [line for line in reasons if line.startswith(f"{key}: ")]
-        return without_paths("\n".join(mine or reasons) or last)
-
     def _there(self, path: Path, otherwise: str) -> Path:
         if path.is_symlink() or not path.is_file():
             raise Problem(404, otherwise)
         return path
-
-    def _log(self, run_id: str) -> Iterator[str]:
-        cursor = None
-        while True:
-            page = self.instance.get_records_for_run(run_id, cursor=cursor, limit=500)
-            for record in page.records:
-                entry = record.event_log_entry
-                step = f"{entry.step_key}: " if entry.step_key else ""
-                text = entry.message or entry.user_message or (entry.dagster_event_type or "").lower()
-                happened = entry.dagster_event
-                if happened and happened.is_step_failure and (data := happened.step_failure_data):
-                    said = data.user_failure_data and data.user_failure_data.description
-                    text += "\n" + (said or (data.error.to_string() if data.error else ""))
-                time = datetime.fromtimestamp(entry.timestamp, UTC).isoformat(timespec="milliseconds")
-                yield without_paths(f"{time} {step}{text.rstrip()}") + "\n"
-            if not page.has_more:
-                return
-            cursor = page.cursor
 
 
 def _purged(key: str) -> str:

@@ -15,6 +15,7 @@ export function orders(form, taken) {
   const drops = [...form.querySelectorAll(".drop")];
   const files = () => Object.fromEntries(drops.map((drop) => [drop.dataset.name, drop.querySelector("input").files[0]]));
   drops.forEach(dropZone);
+  form.addEventListener("change", () => say(error, ""));
 
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -74,7 +75,7 @@ function dropZone(drop) {
     event.preventDefault();
     if (!event.dataTransfer.files.length) return;
     input.files = event.dataTransfer.files;
-    show(drop);
+    input.dispatchEvent(new Event("change", { bubbles: true }));
   });
 }
 

@@ -218,6 +218,8 @@ class Result(BaseModel):
     error: str | None = None
     bad_input: bool = False
     """True where the error is the input's, so that a retry cannot help."""
+    may_pass: bool = False
+    """True where the processes lost each other, so that a retry may help."""
 
 
 class Reporter(Protocol):

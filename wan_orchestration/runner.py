@@ -113,6 +113,7 @@ class Runner:
                     self.reporter.log(traceback.format_exc())
                     result.error = f"{type(error).__name__}: {error}"
             result.finished_at = datetime.now(UTC)
+            result.may_pass = result.status == "failed" and not (result.bad_input or self.ranks.usable)
             if result.status == "succeeded":
                 with replacing(task.output / "result.json") as part:
                     part.write_text(result.model_dump_json(indent=2))

@@ -120,15 +120,20 @@ def workers(count: int = 0, seconds: float = 60) -> list[psutil.Process]:
     """The processes of the engine, once there are as many as expected."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        found = [process for process in psutil.process_iter(["cmdline"]) if is_worker(process.info["cmdline"] or [])]
+        found = [process for process in psutil.process_iter(["cmdline"]) if is_worker(process)]
         if len(found) == count:
             return found
         time.sleep(0.2)
     raise AssertionError(f"expected {count} workers, found {found}; {squeue()}")
 
 
-def is_worker(command: list[str]) -> bool:
-    return "wan_orchestration.worker" in command and "torch.distributed.run" not in command
+def is_worker(process: psutil.Process) -> bool:
+    command = process.info["cmdline"] or []
+    try:
+        ours = "wan_orchestration.worker" in command and "torch.distributed.run" not in command
+        return ours and "SLURM_JOB_ID" in process.environ()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def denoises(folder: Path, seconds: float = 90) -> None:
@@ -218,10 +223,13 @@ def test_a_lost_node(client, ask, cluster, tmp_path):
     thread = threading.Thread(target=lose)
     thread.start()
     try:
-        text, again = reason(launch(client, ask(LONG))[0])
+        outcome = launch(client, ask(LONG))[0]
     finally:
         thread.join()
         subprocess.run([SCRIPT, "node", cluster, "n2"], check=True)
-    assert "lost a node (n2) before it had a result for dance" in text
-    assert again
+    # The first rank may notice before Slurm does, and says then that another try may help.
+    if outcome != {"dance": "may pass"}:
+        text, again = reason(outcome)
+        assert "lost a node (n2) before it had a result for dance" in text
+        assert again
     assert workers(0) == []

@@ -16,7 +16,7 @@ WAIT_SECONDS = 5
 
 
 def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Request) -> Iterator[Result]:
-    """Each task's result as it comes. After a crash the launch is repeated for what has none yet."""
+    """Each task's result as it comes. After a crash, or where processes lost each other, what has none is repeated."""
     pending = {task.job_id: task for task in request.tasks}
     crashes: Counter[str] = Counter()
     while pending:
@@ -24,8 +24,14 @@ def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Req
             left = request.model_copy(update={"tasks": list(pending.values())})
             with closing(launcher.generate(context, left)) as results:
                 for result in results:
+                    if result.may_pass and _may_try_again(
+                        context, WorkerDied(str(result.error), result.job_id), crashes
+                    ):
+                        continue
                     del pending[result.job_id]
                     yield result
+            if pending:
+                time.sleep(WAIT_SECONDS)
         except WorkerDied as error:
             if _may_try_again(context, error, crashes):
                 time.sleep(WAIT_SECONDS)

@@ -4,9 +4,18 @@ from collections.abc import Mapping
 
 import dagster as dg
 
+OBSERVED = ("job_inputs", "job_settings")
+"""Assets that are observed, not materialized."""
 
-def provenance(version: str, code_version: str, made_of: Mapping[str, str]) -> dict[str, str]:
-    """Tags of a materialization that Dagster compares with what there is now; `made_of` are data versions by asset."""
+
+def provenance(
+    version: str, code_version: str, made_of: Mapping[str, str], pointers: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Tags of a materialization that Dagster compares with what there is now.
+
+    `made_of` are data versions by asset, `pointers` the events that said so: of partitioned assets Dagster compares the
+    version at that event with the latest.
+    """
     tags = {
         "dagster/data_version": version,
         "dagster/data_version_is_user_provided": "true",
@@ -14,8 +23,18 @@ def provenance(version: str, code_version: str, made_of: Mapping[str, str]) -> d
     }
     for name, input_version in made_of.items():
         tags[f"dagster/input_data_version/{name}"] = input_version
-        tags[f"dagster/input_event_pointer/{name}"] = "NULL"
+        tags[f"dagster/input_event_pointer/{name}"] = str((pointers or {}).get(name, "NULL"))
     return tags
+
+
+def pointers(instance: dg.DagsterInstance, key: str, *assets: str) -> dict[str, int]:
+    """The latest event of each asset about a job, for `provenance`."""
+    found = {}
+    for name in assets:
+        record = instance.get_latest_data_version_record(dg.AssetKey(name), name in OBSERVED, key)
+        if record is not None:
+            found[name] = record.storage_id
+    return found
 
 
 def made_of(tags: Mapping[str, str], code_version: str, inputs: str) -> bool:

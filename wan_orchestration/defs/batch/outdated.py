@@ -14,6 +14,8 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.job import Job
 from wan_orchestration.settings import environment
 
+AT_ONCE = 500
+
 
 def outdated(instance: dg.DagsterInstance) -> tuple[list[Ask], dict[str, str]]:
     """Jobs to make videos for, the most urgent first, and those that cannot be used, with the reason.
@@ -51,14 +53,16 @@ def outdated(instance: dg.DagsterInstance) -> tuple[list[Ask], dict[str, str]]:
     return sorted(asks, key=urgency), unusable
 
 
-def _made(instance: dg.DagsterInstance, asset: str) -> Mapping[str, Mapping[str, str]]:
-    """By partition, the tags of the latest materialization that say what was made of what."""
-    names = provenance(
-        "", "", dict.fromkeys(("job_inputs", "job_settings", "weight_snapshot", "preprocessed_clips"), "")
-    )
-    return instance.event_log_storage.get_latest_tags_by_partition(
-        dg.AssetKey(asset), dg.DagsterEventType.ASSET_MATERIALIZATION, tag_keys=list(names)
-    )
+def _made(instance: dg.DagsterInstance, asset: str) -> dict[str, Mapping[str, str]]:
+    """By partition, the tags of the latest materialization, which say what was made of what."""
+    key, tags = dg.AssetKey(asset), {}
+    latest = list(instance.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION).values())
+    for start in range(0, len(latest), AT_ONCE):
+        records = dg.AssetRecordsFilter(asset_key=key, storage_ids=latest[start : start + AT_ONCE])
+        for record in instance.fetch_materializations(records, limit=AT_ONCE).records:
+            if record.partition_key and record.asset_materialization:
+                tags[record.partition_key] = record.asset_materialization.tags or {}
+    return tags
 
 
 def _agree(tags: Mapping[str, str], expected: Mapping[str, str]) -> bool:

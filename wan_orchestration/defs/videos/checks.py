@@ -52,7 +52,7 @@ def evaluations(key: str) -> Iterator[dg.AssetCheckEvaluation]:
 
 @dg.multi_asset_check(name="video_checks", specs=_specs())
 def video_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-    """Looks at a job's finished video."""
+    """Looks at a job's finished video again. A run that makes videos looks at each itself, as it is finished."""
     yield from findings.results(evaluations(context.partition_key))
 
 

@@ -16,6 +16,7 @@ from wan_orchestration.animate.placement import Placement
 from wan_orchestration.messages import Request, Task
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.video import FrameReader, probe
+from wan_orchestration.work import Work
 
 OUTPUTS = ["poster.jpg", "preview.webp", "result.json", "video.mp4"]
 
@@ -286,3 +287,25 @@ def test_other_settings_do_not_resume(tiny_snapshot, make_task, monkeypatch):
 @pytest.mark.parametrize("frames, refert, clips", [(2, 1, 1), (5, 1, 1), (6, 1, 2), (9, 1, 2), (10, 1, 3)])
 def test_clip_count(frames, refert, clips):
     assert runner.clip_count(frames, GenerateSettings(clip_len=5, refert_num=refert)) == clips
+
+
+def test_clips_match_the_first_ones_colours_also_after_a_break(tiny_snapshot, make_task, monkeypatch):
+    whole = make_task("whole", frames=11, settings={"color_match": "lab"})
+    broken = make_task("broken", frames=11, settings={"color_match": "lab"})
+    run(tiny_snapshot, whole)
+    finish, finished = Work.finish_clip, []
+
+    def stop_after_one(self, *arguments):
+        if finished:
+            raise RuntimeError("stopped")
+        finished.append(finish(self, *arguments))
+
+    monkeypatch.setattr(Work, "finish_clip", stop_after_one)
+    run(tiny_snapshot, broken)
+    monkeypatch.undo()
+    [result], _ = run(tiny_snapshot, broken)
+    assert result.resumed_clips == 1
+    plain = make_task("plain", frames=11)
+    run(tiny_snapshot, plain)
+    assert (plain.output / "video.mp4").read_bytes() != (whole.output / "video.mp4").read_bytes()
+    assert (broken.output / "video.mp4").read_bytes() == (whole.output / "video.mp4").read_bytes()

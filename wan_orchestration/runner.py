@@ -137,7 +137,8 @@ class Runner:
         if work.clips:
             self.reporter.log(f"{task.job_id}: goes on after clip {len(work.clips)} of {count}")
         if len(work.clips) < count:
-            plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count)
+            colours = work.clips[0].colours if work.clips else None
+            plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count, colours=colours)
             loaded = self.maker.load_seconds
             self._make_clips(plan, work)
             result.seconds.load = self.maker.load_seconds - loaded
@@ -195,7 +196,12 @@ class Runner:
                     to_frames(torch.from_numpy(np.nan_to_num(video))),
                     plan.clips.pose.fps,
                     clip.guide.numpy(),
-                    ClipRecord(frames=video.shape[1], seconds=clip.seconds, finite=bool(np.isfinite(video).all())),
+                    ClipRecord(
+                        frames=video.shape[1],
+                        seconds=clip.seconds,
+                        finite=bool(np.isfinite(video).all()),
+                        colours=clip.colours,
+                    ),
                     video if task.save_frames else None,
                 )
                 del clip, video  # not needed while the next clip is made

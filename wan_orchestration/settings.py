@@ -289,6 +289,11 @@ class GenerateSettings(BaseSettings):
         "defaults; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: 6 steps "
         "without one, for a first look.",
     )
+    color_match: Literal["off", "lab"] = Field(
+        "off",
+        description="lab: give each clip the first clip's means and spreads of L, a and b, against colours that drift "
+        "over long videos.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."
     )
@@ -298,6 +303,12 @@ class GenerateSettings(BaseSettings):
         """The settings that decide what a video shows, as JSON; how and where it is computed is not among them."""
         exclude = {"device", "offload_model", "cfg_parallel", "compile", "placement", "preset"}
         return self.model_dump(mode="json", exclude=exclude)
+
+    @field_validator("color_match", mode="before")
+    @classmethod
+    def _yaml_switch(cls, value: object) -> object:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
 
     @field_validator("clip_len")
     @classmethod

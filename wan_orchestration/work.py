@@ -24,6 +24,8 @@ class ClipRecord(BaseModel):
     frames: int
     seconds: dict[str, float]
     finite: bool
+    colours: tuple[float, ...] | None = None
+    """What later clips' colours are matched to, where that is asked for."""
 
 
 class _State(BaseModel):

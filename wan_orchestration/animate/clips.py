@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.models import Models, sizes
 from wan_orchestration.animate.parallel import Ranks
@@ -39,6 +40,8 @@ class Plan:
     """Clips that an earlier run has finished."""
     count: int
     """Clips of the whole video."""
+    colours: Colours | None = None
+    """Of the first clip, where an earlier run has finished it and the others are to match it."""
     placement: Name = "resident"
 
 
@@ -61,6 +64,8 @@ class Clip:
     video: Tensor
     guide: Tensor
     seconds: dict[str, float]
+    colours: Colours | None = None
+    """Of the first clip, where the others are to match it."""
 
 
 class ClipMaker:
@@ -94,7 +99,7 @@ class ClipMaker:
         self.engine = Engine(animator.attention, animator.compiled, plan.placement)
         animator.skip(plan.first)
         guiding = self._share_guide(guide, (3, settings.refert_num, height, width)) if plan.first else None
-        stride = settings.clip_len - settings.refert_num
+        stride, colours = settings.clip_len - settings.refert_num, plan.colours
 
         def read(index: int) -> ClipInput:
             length = settings.clip_len
@@ -118,11 +123,15 @@ class ClipMaker:
                 report(0)
                 before = dict(animator.timer.seconds)
                 video = animator.animate(frames, guiding, report)
+                if settings.color_match == "lab":
+                    colours = colours or colours_of(video)
+                    video = matched(video, colours) if index else video
                 guiding = video[:, -settings.refert_num :].cpu()
                 repeated = settings.refert_num if index else 0
                 yield Clip(
                     video=video[:, repeated : clips.pose.frames - index * stride],
                     guide=guiding,
+                    colours=colours,
                     seconds={phase: now - before[phase] for phase, now in animator.timer.seconds.items()},
                 )
                 del video  # else it would lie on the device until the next is decoded

@@ -4,8 +4,11 @@ import av
 import dagster as dg
 import pytest
 from api_server import JOBS
+from dagster._core.events import DagsterEvent, StepMaterializationData
 
 from wan_orchestration import progress
+from wan_orchestration.definitions import definitions
+from wan_orchestration.defs.jobs.runs import partition_tags
 from wan_orchestration.messages import PreprocessProgress, Progress
 
 
@@ -124,6 +127,33 @@ def test_a_queued_job_is_cancelled_and_removed(api, add_job, project):
     assert api.get(f"{JOBS}/tired").status_code == 404
     assert submit(api, "tired")["status"] == "queued"
     api.delete(f"{JOBS}/tired")
+
+
+def test_jobs_of_one_run_have_states_of_their_own(api, add_job, instance, happen):
+    """As the drop folder's sensor puts jobs together that arrive together."""
+    keys = ["shared-a", "shared-b"]
+    instance.add_dynamic_partitions("jobs", [add_job(key) for key in keys])
+    repository = definitions().get_repository_def()
+    run = instance.create_run_for_job(repository.get_job("make_videos"), tags=partition_tags(keys))
+    assert [look(api, key)["status"] for key in keys] == ["queued", "queued"]
+    start = DagsterEvent(dg.DagsterEventType.RUN_START.value, run.job_name)
+    instance.report_dagster_event(start, run.run_id)
+    made = StepMaterializationData(dg.AssetMaterialization("generated_video", partition="shared-a"))
+    event = DagsterEvent(
+        dg.DagsterEventType.ASSET_MATERIALIZATION.value,
+        run.job_name,
+        event_specific_data=made,
+        step_key="generated_video",
+    )
+    instance.report_dagster_event(event, run.run_id)
+    assert [look(api, key)["status"] for key in keys] == ["succeeded", "running"]
+    refused = api.delete(f"{JOBS}/shared-b")
+    assert refused.status_code == 409 and run.run_id in refused.json()["detail"]
+    instance.report_run_failed(run)
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
+    assert [look(api, key)["status"] for key in keys] == ["succeeded", "failed"]
+    assert api.delete(f"{JOBS}/shared-b").json()["status"] == "failed"
+    assert {job["job_id"] for job in api.get(JOBS, params={"limit": 2}).json()["jobs"]} == set(keys)
 
 
 @pytest.mark.parametrize("path", ["", "/media", "/poster", "/preview", "/log", "/events", "/inputs/driving"])

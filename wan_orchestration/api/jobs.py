@@ -90,11 +90,14 @@ class Jobs:
         return JobList(jobs=jobs, next=f"{PATH}?limit={limit}&before={further}{query}" if further else None)
 
     def cancel(self, key: str) -> Job:
-        """Have the job's run stop; a job that has ended stays as it is. Problem 404."""
+        """Have the job's run stop; a job that has ended stays as it is. Problem 404; 409: others would stop too."""
         record = self.record(key)
         if record is None:
             raise Problem(404, f"there is no job {key[:80]!r}")
         run = record.dagster_run
+        if run.tags.get("dagster/partition") != key and self._status(key, record) in ("queued", "running"):
+            detail = f"job {key} shares run {run.run_id} with other jobs, which would stop too"
+            raise Problem(409, f"{detail}; it can be cancelled in Dagster's UI")
         if run.is_complete_and_waiting_to_retry:
             self.instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
         elif run.status is dg.DagsterRunStatus.NOT_STARTED:

@@ -21,6 +21,8 @@ READING_SECONDS = 1.0
 """Contents are read for about so long at each look; what is left waits for the next."""
 OBSERVED_AT_ONCE = 50
 """Changed jobs noted at each look, for Dagster takes milliseconds for each of these events."""
+CONSIDERED = 500
+"""Jobs that are thought about at each look."""
 LISTED = 20
 """Folders named in the sensor's tick."""
 
@@ -59,6 +61,8 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
     new = [ask.key for ask in usable if ask.key not in set(registered)]
     gone = without_output(instance, [key for key in registered if key not in folders])
     waiting = [ask for ask in usable if not memory.folders[ask.key].taken and ask.key in reading.still]
+    # The most urgent of them; there may be thousands, which then go on at the next look.
+    waiting = waiting[:CONSIDERED]
     for key in already_run(instance, waiting):
         memory.folders[key].taken = True
     waiting = [ask for ask in waiting if not memory.folders[ask.key].taken]

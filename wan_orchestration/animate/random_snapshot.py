@@ -42,6 +42,8 @@ class Widths:
     text_heads: int = 4
     clip: int = 160
     clip_layers: int = 3
+    clip_patch: int = 14
+    clip_side: int = 16
     lora_rank: int = 8
 
 
@@ -251,9 +253,9 @@ def clip_shapes(w: Widths) -> Shapes:
     """Names and shapes of the original CLIP file, of its text tower only the temperature."""
     yield "log_scale", ()
     yield "visual.cls_embedding", (1, 1, w.clip)
-    yield "visual.pos_embedding", (1, 257, w.clip)
+    yield "visual.pos_embedding", (1, w.clip_side**2 + 1, w.clip)
     yield "visual.head", (w.clip, w.text)
-    yield "visual.patch_embedding.weight", (w.clip, 3, 14, 14)
+    yield "visual.patch_embedding.weight", (w.clip, 3, w.clip_patch, w.clip_patch)
     yield from _norm("visual.pre_norm", w.clip)
     for index in range(w.clip_layers):
         layer = f"visual.transformer.{index}"

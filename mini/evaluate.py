@@ -1,0 +1,188 @@
+"""Measures a snapshot on characters and motions that were not trained on: `python -m mini.evaluate SNAPSHOT`.
+
+Jobs are written as clips, made by the engine as any job is, and their videos compared with what should be seen. Prints
+a Markdown table; `--sheet` also writes a picture of reference, pose, truth and result.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mini import measure
+from mini.figures import Act, Figure
+from mini.jobs import write_clips
+from mini.samples import CLIP_LEN
+from mini.scene import scene
+from mini.train import HELD_OUT
+from wan_orchestration.files import replacing
+from wan_orchestration.infer import TerminalReporter
+from wan_orchestration.job import Job
+from wan_orchestration.messages import Request, Task
+from wan_orchestration.runner import run
+from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.video import FrameReader
+
+LONG = 4 * CLIP_LEN - 3
+"""Frames of four clips."""
+
+
+class Case:
+    """The jobs of one held-out figure."""
+
+    def __init__(self, number: int, long: bool) -> None:
+        self.long = scene(HELD_OUT + 1 + number, LONG)
+        build, act = self.long.driving.build, self.long.driving.act
+        other = scene(HELD_OUT - 1 - number, 1).character
+        self.short = replace(self.long, driving=Figure(build, _cut(act, CLIP_LEN)))
+        self.other = replace(self.short, character=other)
+        held = _held(act, CLIP_LEN)
+        self.shut, self.open = (
+            replace(self.long, driving=Figure(build, replace(held, mouth=held.mouth * 0 + mouth))) for mouth in (0, 1)
+        )
+        self.animated = self.long if long else self.short
+        self.scenes = {
+            "animated": self.animated,
+            "other": self.other,
+            "shut": self.shut,
+            "open": self.open,
+            "replace": self.short,
+        }
+
+
+def _cut(act: Act, frames: int) -> Act:
+    return replace(act, **{name: value[:frames] for name, value in vars(act).items()})
+
+
+def _held(act: Act, frames: int) -> Act:
+    """The first frame for as long, looking at the camera."""
+    held = {name: np.repeat(value[:1], frames, axis=0) for name, value in vars(act).items()}
+    return replace(act, **held | {"eyes": np.ones(frames), "smile": np.zeros(frames)})
+
+
+def measure_case(case: Case, made: dict[str, np.ndarray]) -> dict[str, float]:
+    """One row of numbers; `made` are the videos of the case's scenes."""
+    truth = {
+        name: np.stack([scene.truth(t, name == "replace") for t in scene.frames]) for name, scene in case.scenes.items()
+    }
+    animated = [name for name in case.scenes if name != "replace"]
+    first = slice(CLIP_LEN)
+    face = measure.face_region(case.open.driving, 0, case.open.size)
+    change = [videos["open"][:, *face] - videos["shut"][:, *face].astype(float) for videos in (made, truth)]
+    outside = np.stack([case.short.mask(t) for t in case.short.frames]) == 0
+
+    def mean(of: Callable[[str], float]) -> float:
+        return float(np.mean([of(name) for name in animated]))
+
+    def repeated(name: str) -> np.ndarray:
+        return np.broadcast_to(case.scenes[name].reference(), truth[name].shape)
+
+    def limbs(name: str) -> float:
+        return measure.limb_errors(made[name][::4], truth[name][::4], case.scenes[name].character).mean()
+
+    def identity(name: str) -> bool:
+        looks = case.short.character, case.other.character
+        own, other = reversed(looks) if name == "other" else looks
+        return measure.wears(made[name][first], truth[name][first], own, other)
+
+    row = {
+        "psnr": mean(lambda name: measure.psnr(made[name], truth[name])),
+        "repeated": mean(lambda name: measure.psnr(repeated(name), truth[name])),
+        "limbs": mean(limbs),
+        "identity": mean(identity),
+        "face": float(measure.agreement(*change) > 0.5),
+        "background": measure.psnr(made["replace"][outside], truth["replace"][outside]),
+        "replaced": measure.psnr(made["replace"], truth["replace"]),
+    }
+    if case.animated is case.long:
+        clips = first, slice(LONG - CLIP_LEN + 1, LONG)
+        start, end = (measure.psnr(made["animated"][clip], truth["animated"][clip]) for clip in clips)
+        row["drift"] = end - start
+    return row
+
+
+def make_videos(folder: Path, snapshot: Path, jobs: dict[str, Path], steps: int) -> dict[str, np.ndarray]:
+    """Frames of each job's video; those that are in the folder are not made again."""
+    tasks = [
+        Task(
+            job_id=name,
+            clips=clips,
+            output=folder / "videos" / name,
+            settings=Job.open(clips).generate_settings(clip_len=CLIP_LEN, sampling_steps=steps),
+            created_at=datetime.now(UTC),
+        )
+        for name, clips in jobs.items()
+        if not (folder / "videos" / name / "video.mp4").is_file()
+    ]
+    opened = open_snapshot(snapshot)
+    for result in run(Request(snapshot=opened.path, revision=opened.revision, tasks=tasks), TerminalReporter()):
+        if result.status != "succeeded":
+            raise SystemExit(f"{result.job_id}: {result.error}")
+    videos = {}
+    for name in jobs:
+        with FrameReader(folder / "videos" / name / "video.mp4") as reader:
+            videos[name] = reader.read(range(reader.info.frames))
+    return videos
+
+
+def sheet(case: Case, made: np.ndarray) -> np.ndarray:
+    """Reference, then pose, truth and result of some frames below each other."""
+    rows = []
+    for t in np.linspace(0, len(made) - 1, 8).astype(int):
+        rows.append(np.concatenate([case.animated.pose(t), case.animated.truth(t), made[t]]))
+    reference = np.full_like(rows[0], 255)
+    reference[: case.short.size[1]] = case.short.reference()
+    return np.concatenate([reference, *rows], axis=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("snapshot", type=Path, nargs="?", default=Path("data/models/wan-animate-mini"))
+    parser.add_argument("--figures", type=int, default=20)
+    parser.add_argument("--long", type=int, default=5, help="so many of them for four clips, the others for one")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("data/mini/evaluation"),
+        help="of jobs and videos; videos that are there are not made again, so take another for another snapshot",
+    )
+    parser.add_argument("--sheet", type=Path, metavar="PNG")
+    arguments = parser.parse_args()
+    cases = [Case(number, long=number < arguments.long) for number in range(arguments.figures)]
+    folder, jobs = arguments.folder, {}
+    for number, case in enumerate(cases):
+        for name, each in case.scenes.items():
+            jobs[f"{number}-{name}"] = clips = folder / "jobs" / f"{number}-{name}"
+            if not clips.is_dir():
+                with replacing(clips) as part:
+                    write_clips(part, each, name == "replace")
+    videos = make_videos(folder, arguments.snapshot, jobs, arguments.steps)
+    made = [{name: videos[f"{number}-{name}"] for name in case.scenes} for number, case in enumerate(cases)]
+    if arguments.sheet:
+        picture = np.concatenate([sheet(case, each["animated"]) for case, each in zip(cases[:4], made)])
+        Image.fromarray(picture).save(arguments.sheet)
+    rows = [measure_case(case, each) for case, each in zip(cases, made)]
+    mean = {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[0]}
+    print(
+        f"| {len(rows)} held-out figures, {len(jobs)} jobs, {arguments.steps} steps | measured | aim |\n|---|---|---|"
+    )
+    for what, measured, aim in (
+        ("PSNR to the drawn truth, animate mode", f"{mean['psnr']:.1f} dB", ">= 20 dB"),
+        ("above repeating the reference picture", f"{mean['psnr'] - mean['repeated']:.1f} dB", ">= 6 dB"),
+        ("limbs found by colour, mean error", f"{100 * mean['limbs']:.1f} % of the height", "<= 4 %"),
+        ("identity: the reference's colours, not another's", f"{100 * mean['identity']:.0f} %", ">= 95 %"),
+        ("expression follows the face clip, pose held", f"{100 * mean['face']:.0f} %", ">= 90 %"),
+        ("replace: background outside the mask, PSNR", f"{mean['background']:.1f} dB", ">= 24 dB"),
+        ("replace: whole picture, PSNR", f"{mean['replaced']:.1f} dB", ""),
+        ("last of 4 clips against the first, PSNR", f"{mean['drift']:+.1f} dB", "within 2 dB"),
+    ):
+        print(f"| {what} | {measured} | {aim} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Writes what was trained as a snapshot in the original layout, in float16."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wan_orchestration.animate.original_layout import convert_transformer, read_pickle, read_safetensors
+from wan_orchestration.files import replacing
+from wan_orchestration.snapshot import TRANSFORMER, VAE
+
+
+def write_snapshot(folder: Path, base: Path, transformer: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:
+    """The base with its transformer and VAE replaced by these weights, which go by the names of the diffusers classes.
+
+    The names of the original layout are those of the base; the loader's own key map leads from them to the others.
+    """
+    with replacing(folder) as part:
+        shutil.copytree(base, part)
+        for shard in sorted(part.glob(f"{TRANSFORMER}*.safetensors")):
+            kept = {}
+            for name, tensor in read_safetensors(shard):
+                blur = name.endswith(".kernel")
+                kept[name] = tensor.clone() if blur else _joined(convert_transformer(name, tensor), transformer, tensor)
+            save_file(kept, shard, metadata={"format": "pt"})
+        kept = {
+            name: _joined(convert_wan_vae_to_diffusers({name: tensor}), vae, tensor)
+            for name, tensor in read_pickle(base / VAE).items()
+        }
+        torch.save(kept, part / VAE)
+
+
+def _joined(names: Mapping[str, Tensor], weights: Mapping[str, Tensor], shaped: Tensor) -> Tensor:
+    """The weights that one tensor of the original layout holds, in its shape; a fused key/value is two."""
+    return torch.cat([weights[name].detach().cpu() for name in names]).reshape(shaped.shape).half()

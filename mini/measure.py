@@ -1,0 +1,82 @@
+"""What a generated video shows, measured against the figure that was to be seen in it."""
+
+import numpy as np
+
+from mini.figures import ARMS, LEGS, MOUTH, PUPIL, WHITE, Figure, Look, shade
+
+PARTS = ("hair", "torso", *ARMS, *LEGS)
+"""The parts of a character that have a colour of their own."""
+LIMBS = (*ARMS, *LEGS)
+MISSED = 0.5
+"""Error, in heights of the picture, of a limb that is nowhere to be found."""
+
+
+DIFFERENT = 60.0
+"""Distance from which two colours are not alike."""
+
+
+def psnr(made: np.ndarray, truth: np.ndarray) -> float:
+    """dB, of uint8 pictures of any shape."""
+    error = np.square(made.astype(np.float64) - truth).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def find_parts(frames: np.ndarray, look: Look) -> np.ndarray:
+    """(T, H, W) index into PARTS of the part that each pixel of (T, H, W, 3) belongs to by its colour, else -1.
+
+    It belongs to what of all that the picture can show has the nearest colour.
+    """
+    others = [look.skin, look.wall, look.floor, WHITE, PUPIL, MOUTH, *(shade(getattr(look, leg), 0.6) for leg in LEGS)]
+    colours = np.array([*(getattr(look, part) for part in PARTS), *others], np.float32)
+    nearest = np.square(frames[..., None, :].astype(np.float32) - colours).sum(-1).argmin(-1)
+    return np.where(nearest < len(PARTS), nearest, -1)
+
+
+def limb_errors(made: np.ndarray, truth: np.ndarray, look: Look) -> np.ndarray:
+    """Distances between limbs found in two videos by their colour, in heights of the picture.
+
+    A limb is where the middle of its pixels is; one that the truth hardly shows is left out.
+    """
+    found, expected = find_parts(made, look), find_parts(truth, look)
+    errors = []
+    for t in range(len(truth)):
+        for limb in LIMBS:
+            there = np.argwhere(expected[t] == PARTS.index(limb))
+            if len(there) < truth.shape[1] * truth.shape[2] / 400:
+                continue
+            here = np.argwhere(found[t] == PARTS.index(limb))
+            missing = len(here) < len(there) / 5
+            errors.append(MISSED if missing else np.hypot(*(here.mean(0) - there.mean(0))) / truth.shape[1])
+    return np.array(errors)
+
+
+def shown(made: np.ndarray, truth: np.ndarray, look: Look) -> dict[str, np.ndarray]:
+    """Mean colour in the made video of each part's pixels in the truth."""
+    expected = find_parts(truth, look)
+    return {part: made[expected == index].mean(0) for index, part in enumerate(PARTS) if (expected == index).any()}
+
+
+def wears(made: np.ndarray, truth: np.ndarray, look: Look, other: Look) -> bool:
+    """Whether each part that differs in the two looks is nearer to the colour of `look` than to that of `other`.
+
+    One of them may fail.
+    """
+    nearer = []
+    for part, colour in shown(made, truth, look).items():
+        own, others = np.array(getattr(look, part)), np.array(getattr(other, part))
+        if np.linalg.norm(own - others) > DIFFERENT:
+            nearer.append(np.linalg.norm(colour - own) < np.linalg.norm(colour - others))
+    return sum(nearer) >= max(len(nearer) - 1, 1)
+
+
+def face_region(figure: Figure, t: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the face."""
+    x0, y0, x1, y1 = figure.face_box(t, size)
+    return slice(y0, y1), slice(x0, x1)
+
+
+def agreement(made: np.ndarray, truth: np.ndarray) -> float:
+    """Correlation of two differences between pictures."""
+    one, two = (each.astype(np.float64).ravel() for each in (made, truth))
+    one, two = one - one.mean(), two - two.mean()
+    return float((one @ two) / max(np.sqrt((one @ one) * (two @ two)), 1e-9))

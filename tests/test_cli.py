@@ -18,6 +18,8 @@ import dagster as dg
 import pytest
 from PIL import Image
 
+from mini.jobs import write_clips
+from mini.scene import scene
 from wan_orchestration import cli, shell
 from wan_orchestration.definitions import definitions
 from wan_orchestration.defs.clips import checks as clips_checks
@@ -25,7 +27,6 @@ from wan_orchestration.defs.jobs.assets import observe
 from wan_orchestration.defs.videos import checks as video_checks
 from wan_orchestration.job import Job
 from wan_orchestration.settings import environment
-from wan_orchestration.video import FrameReader, write_lossless
 
 ROOT = Path(__file__).parents[1]
 FRAMES = 5
@@ -35,13 +36,9 @@ FRAMES = 5
 def project(tmp_path_factory) -> Iterator[Path]:
     """A project folder with a small demo job, as the working directory."""
     folder = tmp_path_factory.mktemp("project")
-    job = folder / "data" / "jobs" / "demo"
-    job.mkdir(parents=True)
-    demo = ROOT / "data" / "jobs" / "demo"
-    for name, side in (("src_pose.mp4", 64), ("src_face.mp4", 512)):
-        with FrameReader(demo / name) as reader:
-            write_lossless(job / name, reader.read(range(FRAMES))[:, :side, :side], reader.info.fps)
-    shutil.copy(demo / "src_ref.png", job)
+    (folder / "data" / "jobs").mkdir(parents=True)
+    write_clips(folder / "data" / "jobs" / "demo", scene(seed=1, frames=FRAMES, size=(64, 64)))
+    shutil.copytree(ROOT / "data" / "models" / shell.DEMO_WEIGHTS, folder / "data" / "models" / shell.DEMO_WEIGHTS)
     (folder / "dagster_home").mkdir()
     shutil.copy(ROOT / "dagster_home" / "dagster.yaml", folder / "dagster_home")
     with pytest.MonkeyPatch.context() as patch:
@@ -120,7 +117,7 @@ def test_demo_makes_the_video_and_says_what_it_did(project, demo_output):
     assert re.search(r"generated_video - demo: clip 1/1, step \d/2", demo_output)
     assert "uv run dagster asset materialize -m wan_orchestration.definitions" in demo_output
     assert re.search(r'DAGSTER_HOME="\$PWD"/dagster_home WAN_CHECKPOINT_DIR=\S+ uv run dagster dev', demo_output)
-    assert "noise" in demo_output and "14B" in demo_output
+    assert "mini" in demo_output and "14B" in demo_output
     names = sorted(path.name for path in (project / "data" / "videos" / "demo").iterdir())
     assert names == ["poster.jpg", "preview.webp", "result.json", "video.mp4"]
 
@@ -178,7 +175,7 @@ def test_a_video_is_stale_once_its_inputs_settings_or_weights_change(instance, p
     look_again()
     assert [status(asset) for asset in assets] == [("FRESH", [])] * 3
 
-    weights = project / "data" / "models" / shell.RANDOM_WEIGHTS
+    weights = project / "data" / "models" / shell.DEMO_WEIGHTS
     monkeypatch.setenv("WAN_CHECKPOINT_DIR", str(weights))
     environment.cache_clear()
     materialize("weight_snapshot", None)
@@ -224,9 +221,9 @@ def test_errors_are_words(project, tmp_path, monkeypatch, capsys, arguments, var
 
 def test_a_failed_run_gives_its_reason(project):
     job = project / "data" / "jobs" / "cut"
-    shutil.copytree(ROOT / "data" / "jobs" / "demo", job)
-    (job / "src_pose.mp4").write_bytes((job / "src_pose.mp4").read_bytes()[:10_000])
-    done = command("run", "cut", WAN_CHECKPOINT_DIR=str(project / "data" / "models" / shell.RANDOM_WEIGHTS))
+    write_clips(job, scene(seed=2, frames=FRAMES))
+    (job / "src_pose.mp4").write_bytes((job / "src_pose.mp4").read_bytes()[:1000])
+    done = command("run", "cut", WAN_CHECKPOINT_DIR=str(project / "data" / "models" / shell.DEMO_WEIGHTS))
     assert done.returncode == 1
     assert done.stderr.startswith("error: preprocessed_clips: ") and "src_pose.mp4" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "demo": ("wan_orchestration.shell", "demo", "make the video of data/jobs/demo with small random weights"),
+    "demo": ("wan_orchestration.shell", "demo", "make the video of data/jobs/demo with the mini weights"),
     "run": ("wan_orchestration.shell", "run", "make the video of one job through Dagster"),
     "batch": ("wan_orchestration.batch", "main", "make all videos that are missing or out of date"),
     "serve": ("wan_orchestration.api.serve", "serve", "serve the HTTP API and its page"),

@@ -365,7 +365,7 @@ class PreprocessSettings(BaseSettings):
     )
     resolution_area: int = Field(
         1280 * 720,
-        ge=256 * 256,
+        ge=64 * 64,
         le=4096 * 4096,
         description="About this many pixels in a frame of the generated video; its sides are multiples of 16 "
         "in the proportions of the picture (animate) or of the driving video (replace).",

@@ -30,6 +30,7 @@ def test_boxes_that_overlap_are_merged_by_score():
     points, score = found[0]
     assert score == pytest.approx(1 / (1 + math.exp(-2)))
     assert np.allclose(points, [[0.32, 0.3], [0.72, 0.7], [0.6, 0.5]])
+    assert decode_boxes(raw, np.full(3, -1.0), anchors, 100) == []
 
 
 def test_a_region_is_cut_and_placed_back():

@@ -93,7 +93,7 @@ def decode_boxes(raw: np.ndarray, logits: np.ndarray, anchors: np.ndarray, side:
     kept = scores >= 0.5
     values, centres, scores = raw.reshape(len(anchors), -1)[kept] / side, anchors[kept], scores[kept]
     middle, half = values[:, :2] + centres, values[:, 2:4] / 2
-    keypoints = values[:, 4:].reshape(len(values), -1, 2) + centres[:, None]
+    keypoints = values[:, 4:].reshape(len(values), values.shape[1] // 2 - 2, 2) + centres[:, None]
     points = np.concatenate([(middle - half)[:, None], (middle + half)[:, None], keypoints], axis=1)
     found = []
     left = np.argsort(-scores)

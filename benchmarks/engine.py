@@ -395,7 +395,7 @@ def measure_engine(work: dict, device) -> dict:
         use_random_weights()
     options = dict(one.split("=", 1) for one in work["side"].split(",") if one)
     settings = GenerateSettings.model_validate(
-        {"clip_len": work["clip_len"], "sampling_steps": work["steps"], **options}
+        {"clip_len": work["clip_len"], **({} if "preset" in options else {"sampling_steps": work["steps"]}), **options}
     )
     job = Path(work["job"])
     with tempfile.TemporaryDirectory() as output:

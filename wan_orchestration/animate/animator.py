@@ -71,9 +71,10 @@ class Animator:
         self.timer = Timer(models.device)
         started, loaded = time.perf_counter(), models.load_seconds
         prompts = [settings.prompt, settings.negative_prompt] if self.guided else [settings.prompt]
-        texts = [self._encode_prompt(prompt) for prompt in prompts]
-        if settings.offload_model:
-            models.free("text_encoder")
+        with models.without_transformer():
+            texts = [self._encode_prompt(prompt) for prompt in prompts]
+            if settings.offload_model:
+                models.free("text_encoder")
         self.mesh = models.ranks.mesh(models.device, branches=2 if self.side_by_side else 1)
         self.transformer = models.transformer(loras)
         self.attention = choose_backend(

@@ -151,7 +151,9 @@ class ClipMaker:
         if device.type == "cpu":
             return [Placement("resident")]
         shape = ClipShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
-        ways = placements(sizes(plan.snapshot, dtype), shape, self.ranks.size, self.fsdp)
+        ways = placements(
+            sizes(plan.snapshot, dtype), shape, self.ranks.size, self.fsdp, keep_text=not settings.offload_model
+        )
         if settings.placement != "auto":
             return [way for way in ways if way.name == settings.placement] or ways[:1]
         return choose(ways, device_memory(device), psutil.virtual_memory().available)

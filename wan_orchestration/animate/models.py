@@ -91,7 +91,7 @@ class Models:
 
     @contextmanager
     def without_transformer(self) -> Iterator[None]:
-        """While the VAE works: the transformer gives way to it where the placement says so."""
+        """While other models work: the transformer gives way to them where the placement says so."""
         if self._parked:
             self._parked.leave()
         try:

@@ -105,10 +105,13 @@ class Placement:
         return f"{self.name} ({WAYS[self.name]}), {memory}"
 
 
-def placements(sizes: Sizes, clip: ClipShape, ranks: int = 1, fsdp: bool = False) -> list[Placement]:
+def placements(
+    sizes: Sizes, clip: ClipShape, ranks: int = 1, fsdp: bool = False, keep_text: bool = False
+) -> list[Placement]:
     """The ways to place models of these sizes, the fastest first, with what each needs on each of the ranks.
 
-    Ranks share tokens and the VAE's rows. With FSDP they also share weights, which then stay on the devices.
+    Ranks share tokens and the VAE's rows. With FSDP they also share weights, which then stay on the devices. With
+    `keep_text` the text encoder stays on the device, but for `offload`.
     """
     shared = ranks if fsdp else 1
     whole = sizes.transformer // shared
@@ -121,10 +124,11 @@ def placements(sizes: Sizes, clip: ClipShape, ranks: int = 1, fsdp: bool = False
     def placement(name: Name, vram: int, ram: int) -> Placement:
         return Placement(name, vram + OVERHEAD, ram + PROCESS)
 
-    resident = placement("resident", max(text, whole + keys + max(sizes.vae + activations, vae)), 0)
+    kept = text if keep_text else 0
+    resident = placement("resident", max(text, kept + whole + keys + max(sizes.vae + activations, vae)), 0)
     if fsdp:
         return [resident]
-    swap = max(text, whole + keys + sizes.vae + activations, vae)
+    swap = max(text, kept + whole + keys + sizes.vae + activations, kept + vae)
     offload = sizes.outside + max(2 * sizes.block + sizes.vae + activations, vae)
     return [
         resident,

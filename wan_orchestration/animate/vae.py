@@ -12,7 +12,7 @@ from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.rows import SplitRows
 from wan_orchestration.animate.vae_layers import Encoder
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = 16 * 2**20
 STILL_CHUNK = 8
 """Frames of a chunk of a still video: few, so that few are computed before the first stages have come to rest."""
 STRIDE = 8

@@ -37,7 +37,7 @@ LOG_LINE = re.compile(
 )
 
 
-NOISE = ("[pipes]", "Traceback (most recent call last)")
+NOISE = ("[pipes]", "Traceback (most recent call last)", "Skipping step")
 
 
 class RunFailed(Exception):

@@ -51,6 +51,8 @@ def test_six_jobs_of_which_one_is_broken(make_job, make_raw_job, instance, run_o
     assert made == ["e", "b", "a", "d", "f"], "by priority, each as it was finished"
     log = [entry.user_message for entry in instance.all_logs(result.run_id)]
     assert len([line for line in log if "loading the weights took" in line]) == 1
+    assert {"wan/devices": "cpu-0"}.items() <= instance.get_run_by_id(result.run_id).tags.items()
+    assert "wan/snapshot" in instance.get_run_by_id(result.run_id).tags
     for key in made:
         assert probe(data_root / "videos" / key / "video.mp4").frames == (6 if key == "f" else 5)
         (record,) = instance.fetch_materializations(

@@ -57,7 +57,7 @@ def generated_video(
         yield from several(context, config, job_folders, launcher)
         return
     with failures_in_words(context):
-        snapshot = hub.resolve(environment(), context.log.info, allow_download=False)
+        snapshot = _snapshot(context)
         job = job_folders.open(context.partition_key)
         job.generate_settings(**config.given())  # a fault in them should show before clips are made
         yield from _up_to_date_clips(context, launcher, job, snapshot)
@@ -80,7 +80,7 @@ def several(
     failed: dict[str, str] = {}
     opened: list[Job] = []
     with failures_in_words(context):
-        snapshot = hub.resolve(environment(), context.log.info, allow_download=False)
+        snapshot = _snapshot(context)
     for key in context.partition_keys:
         try:
             opened.append(job_folders.open(key))
@@ -119,6 +119,14 @@ def several(
             f"{len(failed)} of {len(context.partition_keys)} jobs failed: {', '.join(failed)}\n{reasons}",
             allow_retries=False,
         )
+
+
+def _snapshot(context: dg.AssetExecutionContext) -> Snapshot:
+    """The weights, which must be there; the run is tagged with them. BadInput: they are not."""
+    snapshot = hub.resolve(environment(), context.log.info, allow_download=False)
+    tags = {"wan/snapshot": snapshot.revision or snapshot.fingerprint[:12]}
+    context.instance.add_run_tags(context.run.run_id, tags)
+    return snapshot
 
 
 def _finished(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mini.codec import LATENTS, Codec
 from mini.samples import BRIGHT, FACE_SIDE, Sample
-from wan_orchestration.animate.conditioning import TEXT_TOKENS, encode_prompt, known_pixels
+from wan_orchestration.animate.conditioning import TEXT_TOKENS, encode_prompt, known_pixels, pad_prompt
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.transformer import AnimateTransformer, Branch
 from wan_orchestration.settings import NEGATIVE_PROMPT, PROMPT
@@ -75,7 +75,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | float = 0.
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     one, two = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2].transpose(1, 2).to(x.dtype), sin[..., 1::2].transpose(1, 2).to(x.dtype)
+    cos, sin = cos.transpose(1, 2).to(x.dtype), sin.transpose(1, 2).to(x.dtype)
     return torch.stack([one * cos - two * sin, one * sin + two * cos], -1).flatten(-2)
 
 
@@ -91,7 +91,7 @@ class Trainee(nn.Module):
         self.rope = self.transformer.rope = Rope(self.transformer.rope)
         self.pose: Tensor | None = None
         self.transformer.patch_embedding.register_forward_hook(self._add_pose)
-        self.texts = [_shorten(encode_prompt(text, models.tokenizer(), models.text_encoder()))
+        self.texts = [_shorten(pad_prompt(encode_prompt(text, models.tokenizer(), models.text_encoder())))
                       for text in (PROMPT, NEGATIVE_PROMPT)]  # fmt: skip
         config: Any = models.image_encoder().config
         self.attention = CrossAttention((config.image_size // config.patch_size) ** 2 + 1)
@@ -144,6 +144,8 @@ class Trainee(nn.Module):
         video, background, mask, pose = (each[:, :, places] for each in (video, background, mask, pose))
         figure = figure[:, None, places]
         self.rope.only = only
+        # Kept by the latents' size, which says nothing of the place of a single one.
+        self.transformer._tables = None
 
         slots = 1 if only is None else 0
         reference = reference[:, :, :slots]

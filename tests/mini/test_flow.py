@@ -25,8 +25,10 @@ def spy(transformer) -> list[tuple]:
     seen, stock = [], transformer.denoise
 
     def denoise(*inputs):
-        seen.append((*inputs, stock(*inputs)))
-        return seen[-1][-1]
+        copies = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
+        flow = stock(*inputs)
+        seen.append((*copies, flow.clone()))
+        return flow
 
     transformer.denoise = denoise
     return seen

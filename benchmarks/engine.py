@@ -431,6 +431,9 @@ class Quiet:
     def progress(self, progress) -> None:
         return
 
+    def clip(self, clip) -> None:
+        return
+
     def finished(self, result) -> None:
         return
 

@@ -23,13 +23,16 @@ OUTPUTS = ["poster.jpg", "preview.webp", "result.json", "video.mp4"]
 
 class Recorder:
     def __init__(self):
-        self.lines, self.steps, self.results = [], [], []
+        self.lines, self.steps, self.clips, self.results = [], [], [], []
 
     def log(self, message):
         self.lines.append(message)
 
     def progress(self, progress):
         self.steps.append(progress)
+
+    def clip(self, clip):
+        self.clips.append(clip)
 
     def finished(self, result):
         self.results.append(result)
@@ -76,6 +79,7 @@ def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
     assert json.loads((task.output / "result.json").read_text())["status"] == "succeeded"
     assert [(p.clip, p.step) for p in recorder.steps] == [(c, s) for c in (1, 2, 3) for s in (0, 1, 2)]
     assert recorder.steps[-1].eta_seconds == 0
+    assert [(clip.clip, clip.clips, clip.frames) for clip in recorder.clips] == [(1, 3, 5), (2, 3, 4), (3, 3, 2)]
     exact = np.load(tmp_path / "exact.npz")["frames"]
     assert (exact.shape, exact.dtype) == ((3, 11, 64, 96), np.float32)
     with FrameReader(task.output / "video.mp4") as reader:

@@ -12,7 +12,7 @@ from wan_orchestration import hub
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.flags import Parser, add_settings, given_settings
 from wan_orchestration.job import Job
-from wan_orchestration.messages import Progress, Request, Result, Task
+from wan_orchestration.messages import FinishedClip, Progress, Request, Result, Task
 from wan_orchestration.settings import Environment, GenerateSettings, World
 
 
@@ -36,6 +36,10 @@ class TerminalReporter:
         else:
             return
         self.shown = time.monotonic()
+
+    def clip(self, clip: FinishedClip) -> None:
+        if not self.live:
+            print(clip, file=sys.stderr, flush=True)
 
     def finished(self, result: Result) -> None:
         seconds = f"{result.seconds.total:.1f} s"

@@ -180,6 +180,18 @@ class ClipFacts(BaseModel):
     """Of denoising."""
 
 
+class FinishedClip(ClipFacts):
+    """A clip of a job that has just been made. `clip` counts from 1."""
+
+    kind: Literal["clip"] = "clip"
+    job_id: str
+    clip: int
+    clips: int
+
+    def __str__(self) -> str:
+        return f"{self.job_id}: clip {self.clip} of {self.clips}, {self.frames} frames in {self.seconds:.1f} s"
+
+
 class Result(BaseModel):
     """The content of `result.json`, and what `infer` prints."""
 
@@ -227,4 +239,5 @@ class Reporter(Protocol):
 
     def log(self, message: str) -> None: ...
     def progress(self, progress: Progress) -> None: ...
+    def clip(self, clip: FinishedClip) -> None: ...
     def finished(self, result: Result) -> None: ...

@@ -27,7 +27,7 @@ from wan_orchestration.animate.placement import ClipShape, out_of_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
 from wan_orchestration.job import Clips, check_clips
-from wan_orchestration.messages import ClipFacts, Progress, Reporter, Request, Result, SnapshotInfo, Task
+from wan_orchestration.messages import ClipFacts, FinishedClip, Progress, Reporter, Request, Result, SnapshotInfo, Task
 from wan_orchestration.quality.measure import measure
 from wan_orchestration.quality.pose import estimator_at_hand
 from wan_orchestration.settings import GenerateSettings, World, environment
@@ -187,8 +187,14 @@ class Runner:
         # A clip is encoded while the next is made; leaving the block waits for the last.
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
-            for clip in self.maker.clips(plan, work.guide(), ticker.step):
+            for number, clip in enumerate(self.maker.clips(plan, work.guide(), ticker.step), plan.first + 1):
                 video = clip.video.cpu().numpy()
+                record = ClipRecord(
+                    frames=video.shape[1],
+                    seconds=clip.seconds,
+                    finite=bool(np.isfinite(video).all()),
+                    colours=clip.colours,
+                )
                 if writing:
                     writing.result()
                 writing = writer.submit(
@@ -196,14 +202,11 @@ class Runner:
                     to_frames(torch.from_numpy(np.nan_to_num(video))),
                     plan.clips.pose.fps,
                     clip.guide.numpy(),
-                    ClipRecord(
-                        frames=video.shape[1],
-                        seconds=clip.seconds,
-                        finite=bool(np.isfinite(video).all()),
-                        colours=clip.colours,
-                    ),
+                    record,
                     video if task.save_frames else None,
                 )
+                facts = _facts(record, task.settings).model_dump()
+                self.reporter.clip(FinishedClip(job_id=task.job_id, clip=number, clips=plan.count, **facts))
                 del clip, video  # not needed while the next clip is made
             if writing:
                 writing.result()
@@ -236,15 +239,7 @@ class Runner:
 
     def _measure(self, task: Task, clips: Clips, work: Work, result: Result) -> None:
         """Preview and quality of a video that is there: whatever goes wrong with them is no reason to lose it."""
-        steps = task.settings.sampling_steps
-        result.made_clips = [
-            ClipFacts(
-                frames=record.frames,
-                seconds=sum(record.seconds.values()),
-                seconds_per_step=record.seconds.get("denoise", 0.0) / steps,
-            )
-            for record in work.clips
-        ]
+        result.made_clips = [_facts(record, task.settings) for record in work.clips]
         models, models_root = self.maker.models, environment().models_root
         assert models_root is not None
         assert result.video_path is not None
@@ -320,6 +315,14 @@ class _Ticker:
 def ran_out_of_memory(error: Exception) -> bool:
     """Whether a device, or this machine, had no memory left. PyTorch says so of main memory by a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _facts(record: ClipRecord, settings: GenerateSettings) -> ClipFacts:
+    return ClipFacts(
+        frames=record.frames,
+        seconds=sum(record.seconds.values()),
+        seconds_per_step=record.seconds.get("denoise", 0.0) / settings.sampling_steps,
+    )
 
 
 def clip_count(frames: int, settings: GenerateSettings) -> int:

@@ -22,6 +22,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.leases import hold
 from wan_orchestration.messages import (
     AnyRequest,
+    FinishedClip,
     PreprocessOutcome,
     PreprocessProgress,
     PreprocessRequest,
@@ -46,6 +47,9 @@ class PipesReporter:
 
     def progress(self, progress: Progress) -> None:
         self.pipes.report_custom_message(progress.model_dump(mode="json"))
+
+    def clip(self, clip: FinishedClip) -> None:
+        self.pipes.report_custom_message(clip.model_dump(mode="json"))
 
     def finished(self, result: Result) -> None:
         self.pipes.report_custom_message(result.model_dump(mode="json"))

@@ -25,6 +25,9 @@ class Printer:
     def progress(self, progress):
         pass
 
+    def clip(self, clip):
+        pass
+
     def finished(self, result):
         print(result.model_dump_json(), flush=True)
 

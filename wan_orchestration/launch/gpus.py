@@ -70,10 +70,10 @@ class Gpus(dg.ConfigurableResource):
                 f"{count} processes want as many devices, but there are {len(names)}: {', '.join(names)}; "
                 f"lower WAN_TORCHRUN_PROCESSES, or raise {'WAN_GPUS_DEVICES' if cuda else 'WAN_GPUS_CPU_SLOTS'}"
             )
-        holder = f"run {context.run_id[:8]} ({job})"
+        holder = f"run {context.run.run_id[:8]} ({job})"
         cores = len(os.sched_getaffinity(0))
         with leases.lease(self._folder(), names, count, holder, context.log.info) as lease:
-            context.instance.add_run_tags(context.run_id, {DEVICES_TAG: ", ".join(lease.devices)})
+            context.instance.add_run_tags(context.run.run_id, {DEVICES_TAG: ", ".join(lease.devices)})
             yield Share(lease, bool(cuda), max(1, cores * count // len(names)))
 
     def _folder(self) -> Path:

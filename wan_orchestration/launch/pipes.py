@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from wan_orchestration import progress
 from wan_orchestration.messages import (
+    FinishedClip,
     PreprocessOutcome,
     PreprocessProgress,
     PreprocessRequest,
@@ -25,7 +26,7 @@ PROGRESS_SECONDS = 4.0
 Outcome = Result | PreprocessOutcome
 
 Message = TypeAdapter(
-    Annotated[Progress | Result | PreprocessProgress | PreprocessOutcome, Field(discriminator="kind")]
+    Annotated[Progress | FinishedClip | Result | PreprocessProgress | PreprocessOutcome, Field(discriminator="kind")]
 )
 
 
@@ -65,7 +66,7 @@ def jobs_of(request: Request | PreprocessRequest) -> list[str]:
 
 
 class Listener:
-    """Takes in what rank 0 reports, and logs progress, at most a line every few seconds."""
+    """Takes in what rank 0 reports: progress is logged, at most a line every few seconds, each clip is an event."""
 
     def __init__(self, context: dg.AssetExecutionContext, request: Request | PreprocessRequest) -> None:
         self.context = context
@@ -93,6 +94,8 @@ class Listener:
                 outcomes.append(message)
                 self.pending.pop(message.job_id, None)
                 self.at = None
+            elif isinstance(message, FinishedClip):
+                self.context.log_event(_observation(self.context.asset_key, message))
             else:
                 latest = message
                 self.at = message.job_id
@@ -103,3 +106,9 @@ class Listener:
             self.context.log.info(str(latest))
             self._logged = time.monotonic()
         return outcomes
+
+
+def _observation(asset: dg.AssetKey, clip: FinishedClip) -> dg.AssetObservation:
+    """A finished clip as an event of the run and of the asset, whose numbers Dagster plots."""
+    facts = clip.model_dump(include={"clip", "clips", "frames", "seconds", "seconds_per_step"})
+    return dg.AssetObservation(asset, str(clip), partition=clip.job_id, metadata=facts)

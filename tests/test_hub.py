@@ -84,6 +84,7 @@ def test_download_fetches_what_is_needed(server, env, folder, capfd) -> None:
     log: list[str] = []
     snapshot = download(env, log.append)
     assert (snapshot.path, snapshot.layout, snapshot.revision) == (folder, "original", "master")
+    assert snapshot.source == f"Wan-AI/Wan2.2-Animate-14B of {server.url}"
     assert files_in(folder) == sorted([*NEEDED, MANIFEST])
     assert all((folder / name).read_bytes() == server.files[name] for name in NEEDED)
     assert sorted(name for name, _ in server.requests) == sorted([*NEEDED, "listing"])

@@ -16,7 +16,8 @@ def test_original_layout(tmp_path: Path) -> None:
     snapshot = open_snapshot(write_files(tmp_path / "snapshot", files))
     assert (snapshot.layout, snapshot.revision, snapshot.dtype) == ("original", None, "F32")
     assert snapshot.files == len(NEEDED)
-    assert snapshot.bytes == sum(len(files[name]) for name in NEEDED)
+    assert snapshot.bytes == sum(snapshot.parts.values()) == sum(len(files[name]) for name in NEEDED)
+    assert snapshot.parts[VAE] == len(files[VAE]) and snapshot.source is None
 
 
 def test_optional_parts_may_be_missing(tmp_path: Path) -> None:

@@ -70,9 +70,13 @@ class Snapshot:
     path: Path
     layout: Layout
     revision: str | None
+    source: str | None
+    """Repository and hub of a download."""
     files: int
     """Files that the pipeline reads, optional ones included."""
     bytes: int
+    parts: dict[str, int]
+    """Their bytes by file or folder at the top."""
     dtype: str
     """How most of the transformer is stored, in safetensors' words: BF16, F32, ..."""
     fingerprint: str
@@ -150,9 +154,10 @@ def open_snapshot(path: Path, revision: str | None = None) -> Snapshot:
     shards = _check_original(path) if layout == "original" else _check_diffusers(path)
     manifest = Manifest.read(path)
     files = sorted(_used_files(path, layout))
-    digest = hashlib.sha256()
+    digest, parts = hashlib.sha256(), Counter[str]()
     for file in files:
         stat, name = file.stat(), file.relative_to(path).as_posix()
+        parts[name.partition("/")[0]] += stat.st_size
         entry = manifest.files.get(name) if manifest else None
         content = entry.sha256 if entry and entry.size == stat.st_size else stat.st_mtime_ns
         digest.update(f"{name} {stat.st_size} {content}\n".encode())
@@ -160,8 +165,10 @@ def open_snapshot(path: Path, revision: str | None = None) -> Snapshot:
         path=path,
         layout=layout,
         revision=revision or (manifest.revision if manifest else None),
+        source=f"{manifest.repo} of {manifest.endpoint}" if manifest else None,
         files=len(files),
-        bytes=sum(file.stat().st_size for file in files),
+        bytes=parts.total(),
+        parts=dict(parts),
         dtype=_commonest_dtype(shards),
         fingerprint=digest.hexdigest(),
     )

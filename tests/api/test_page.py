@@ -1,37 +1,25 @@
 """The page in a real browser, from the files to the video's end. With PAGE_SCREENSHOTS=DIR it leaves pictures of it."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from api_server import JOBS, free_port, serving
+from browser import browser  # noqa: F401
 from PIL import Image
 from test_daemon import daemon, settings  # noqa: F401
 
 from wan_orchestration.video import FrameReader
 
 pytestmark = pytest.mark.heavy
-playwright = pytest.importorskip("playwright.sync_api")
 
 MINUTES = 60_000
 FRAMES = 17
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on the PATH: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def page(browser) -> Iterator:
+def page(browser) -> Iterator:  # noqa: F811
     """A new page that fails the test where anything went wrong in it, be it a refusal of the security policy."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.set_default_timeout(30_000)

@@ -6,6 +6,7 @@ def test_ready_clips_are_placed(make_job, materialize, data_root):
     assert placed == {path.name: path.read_bytes() for path in folder.iterdir()}
     (event,) = result.asset_materializations_for_node("preprocessed_clips")
     assert event.metadata["frames"].value == 5 and event.metadata["size"].value == "96x64"
+    assert 1000 < len(event.metadata["contact_sheet"].value) < 50_000
 
 
 def test_the_data_version_is_what_the_clips_hold(make_job, materialize):

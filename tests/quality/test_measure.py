@@ -10,7 +10,7 @@ from wan_orchestration.job import check_clips
 from wan_orchestration.preprocess.estimators.base import Detection
 from wan_orchestration.quality.measure import Sample, measure
 from wan_orchestration.quality.pose import similarity
-from wan_orchestration.quality.preview import MOST_BYTES, write_preview
+from wan_orchestration.quality.preview import MOST_BYTES, contact_sheet, write_preview
 from wan_orchestration.video import write_segment
 
 
@@ -94,3 +94,9 @@ def test_the_preview_is_small_whatever_it_shows(look, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (24, 160, 600, 3), dtype=np.uint8)
     write_preview(tmp_path / "noise.webp", list(noise), 2.0)
     assert (tmp_path / "noise.webp").stat().st_size <= MOST_BYTES
+
+
+@pytest.mark.parametrize("mode, frames, size", [("animate", 20, (480, 1200)), ("replace", 3, (480, 880))])
+def test_a_contact_sheet_shows_every_clip(make_job, mode, frames, size):
+    folder = make_job(mode=mode, frames=frames)
+    assert contact_sheet(check_clips(folder, mode)).shape == (*size, 3)

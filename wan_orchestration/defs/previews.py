@@ -3,8 +3,12 @@
 import base64
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
+
+if TYPE_CHECKING:
+    import numpy as np
 
 POSTER_WIDTH, POSTER_BYTES = 240, 12_000
 SHEET_WIDTH, SHEET_BYTES = 900, 36_000
@@ -20,15 +24,15 @@ def animation(path: Path) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![preview](data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()})")
 
 
-def picture(path: Path, name: str) -> dg.MarkdownMetadataValue:
-    """A picture with details, behind a click, as a JPEG of at most 50 KB of text."""
-    return _inline(path, name, SHEET_WIDTH, SHEET_BYTES)
+def picture(source: "Path | np.ndarray", name: str) -> dg.MarkdownMetadataValue:
+    """A picture with details, (H, W, 3) uint8 RGB or a file, behind a click, as a JPEG of at most 50 KB of text."""
+    return _inline(source, name, SHEET_WIDTH, SHEET_BYTES)
 
 
-def _inline(path: Path, name: str, width: int, most_bytes: int) -> dg.MarkdownMetadataValue:
+def _inline(source: "Path | np.ndarray", name: str, width: int, most_bytes: int) -> dg.MarkdownMetadataValue:
     from PIL import Image  # noqa: PLC0415 (only a run needs it)
 
-    with Image.open(path) as image:
+    with Image.open(source) if isinstance(source, Path) else Image.fromarray(source) as image:
         image.thumbnail((width, width))
         for quality in (70, 50, 30, 15, 5):
             jpeg = BytesIO()

@@ -1,4 +1,4 @@
-"""A small animated picture of a result: reference, pose and result side by side."""
+"""Small pictures of what is there: of clips a contact sheet, of a result an animation beside what it was made of."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -9,13 +9,34 @@ import numpy as np
 from PIL import Image
 
 from wan_orchestration.files import replacing
+from wan_orchestration.job import Clips
+from wan_orchestration.video import FrameReader
 
 MOST_BYTES = 37_000
 """As base64, which is how it goes into Dagster's database, this makes less than 50 KB."""
 FRAMES = 24
+SHOWN = 8
+"""Frames on a contact sheet."""
+SHEET_WIDTH = 1280
 HEIGHT = 160
 _TRIES = ((1.0, 60), (1.0, 35), (0.8, 30), (0.6, 30), (0.45, 25), (0.3, 20))
 """Scale and quality, one after the other until it is small enough."""
+
+
+def contact_sheet(clips: Clips) -> np.ndarray:
+    """Frames of clips side by side: pose, face and, for replacement, background and mask; (H, W, 3) uint8 RGB.
+
+    BadInput: a clip cannot be decoded.
+    """
+    places = np.linspace(0, clips.pose.frames - 1, min(SHOWN, clips.pose.frames)).round().astype(int)
+    rows = []
+    for info in clips.videos():
+        with FrameReader(info.path) as reader:
+            rows.append(reader.read([min(place, info.frames - 1) for place in places.tolist()]))
+    tiles = [strip(pictures) for pictures in zip(*rows, strict=True)]
+    columns = max(1, SHEET_WIDTH // tiles[0].shape[1])
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(tiles[start : start + columns]) for start in range(0, len(tiles), columns)])
 
 
 def strip(pictures: Sequence[np.ndarray]) -> np.ndarray:

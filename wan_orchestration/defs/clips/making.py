@@ -32,11 +32,14 @@ def make_clips(context: dg.AssetExecutionContext, launcher: Launcher, job: Job, 
         BadInput: the job's inputs or settings cannot be used.
         dg.Failure: anything else that went wrong.
     """
+    from wan_orchestration.quality.preview import contact_sheet  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+
     env = environment()
     folder = env.clips_root / job.key
     if job.kind == "clips":
         clips = place_clips(job, folder, given.get("mode"))
-        return Made(clips, clips_version(folder, clips.mode), facts(clips))
+        sheet = picture(contact_sheet(clips), "contact sheet")
+        return Made(clips, clips_version(folder, clips.mode), {"contact_sheet": sheet, **facts(clips)})
     assert env.models_root is not None
     request = PreprocessRequest(
         job_id=job.key,

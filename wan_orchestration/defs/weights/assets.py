@@ -27,12 +27,15 @@ def weight_snapshot(context: dg.AssetExecutionContext, config: WeightConfig) -> 
     """
     with failures_in_words(context, hub.DownloadError):
         snapshot = hub.resolve(environment(), context.log.info, verify=config.verify)
+    sizes = [dg.TableRecord({"part": part, "megabytes": round(size / 1e6, 2)}) for part, size in snapshot.parts.items()]
     return dg.MaterializeResult(
         data_version=dg.DataVersion(snapshot.fingerprint),
         metadata={
             "layout": snapshot.layout,
             "revision": snapshot.revision or "used as it is",
+            "from": snapshot.source or "WAN_CHECKPOINT_DIR",
             "bytes": snapshot.bytes,
+            "sizes": dg.MetadataValue.table(sizes),
             "files": snapshot.files,
             "dtype": snapshot.dtype,
             "path": dg.MetadataValue.path(snapshot.path),

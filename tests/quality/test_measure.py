@@ -15,15 +15,16 @@ from wan_orchestration.video import write_segment
 
 
 class Knows:
-    """An estimator that finds the poses that it was given."""
+    """An estimator that finds the poses that it was given, and in the reference picture a person."""
 
     name, batch, smooth = "knows", 1, 0.0
 
-    def __init__(self, poses):
-        self.poses = poses
+    def __init__(self, poses, reference=(80, 60)):
+        self.poses, self.reference = poses, reference
 
     def detect(self, frames):
-        return [[Detection((0, 0, 1, 1), 1.0)] if self.poses else [] for _ in frames]
+        seen = [bool(self.poses) or frame.pixels.shape[:2] == self.reference for frame in frames]
+        return [[Detection((0, 0, 1, 1), 1.0)] if one else [] for one in seen]
 
     def estimate(self, frames, people):
         return [self.poses[frame.source] for frame in frames]
@@ -77,6 +78,9 @@ def test_what_cannot_be_measured_is_said(look):
     assert quality.pose_similarity is None and quality.identity is None
     assert quality.not_measured["pose_similarity"] == "no estimator is there" and "identity" in quality.not_measured
     assert len(quality.colour_drift) == 2
+    quality = look(Knows([], reference=None))
+    assert quality.pose_similarity is None
+    assert quality.not_measured["pose_similarity"] == "knows does not see a person in the reference picture"
 
 
 def test_the_subject_is_cut_out():

@@ -18,6 +18,7 @@ def likeness(
 ) -> float:
     """Mean cosine of the features of pictures (h, w, 3) uint8 RGB and of a reference picture, averaged over the image.
 
+    Features are counted from those of a grey picture: what all pictures have in common would make all of them alike.
     The encoder works on `device` and is put back to the CPU.
     """
     nn.Module.to(encoder, device)
@@ -26,7 +27,8 @@ def likeness(
         squared = to_tensor(letterbox(picture, SIDE, SIDE)[None]).to(device)
         return encode_reference(squared, encoder).float().mean(dim=1)[0]
 
-    target = features(reference)
-    cosines = [torch.cosine_similarity(features(picture), target, dim=0) for picture in pictures]
+    nothing = features(np.full((SIDE, SIDE, 3), 127, np.uint8))
+    target = features(reference) - nothing
+    cosines = [torch.cosine_similarity(features(picture) - nothing, target, dim=0) for picture in pictures]
     nn.Module.to(encoder, torch.device("cpu"))
     return float(torch.stack(cosines).mean())

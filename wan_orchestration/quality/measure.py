@@ -9,7 +9,7 @@ import numpy as np
 from wan_orchestration.errors import BadInput
 from wan_orchestration.job import JOINTS, Clips
 from wan_orchestration.messages import Quality
-from wan_orchestration.preprocess.estimators.base import Estimator
+from wan_orchestration.preprocess.estimators.base import Estimator, Frame
 from wan_orchestration.quality.frames import FrameMeasures
 from wan_orchestration.quality.pose import followed
 from wan_orchestration.quality.preview import FRAMES, strip, write_preview
@@ -95,8 +95,13 @@ def measure(
         quality.not_measured["pose_similarity"] = "of clips that came ready made the pose is not known in numbers"
         return quality
     try:
-        wanted = np.load(joints)["body"]
-        quality.pose_similarity = followed({sample.index: sample.frame for sample in samples}, wanted, open_estimator())
+        wanted, estimator = np.load(joints)["body"], open_estimator()
+        if estimator.detect([Frame(0, 0.0, reference)])[0]:
+            frames = {sample.index: sample.frame for sample in samples}
+            quality.pose_similarity = followed(frames, wanted, estimator)
+        else:
+            # Of a drawn figure, say: then what it finds in the video tells nothing.
+            quality.not_measured["pose_similarity"] = f"{estimator.name} does not see a person in the reference picture"
     except BadInput as error:
         quality.not_measured["pose_similarity"] = str(error)
     return quality

@@ -199,6 +199,18 @@ def test_jobs_that_come_together_share_runs_the_urgent_first(drop, tick, monkeyp
     assert tick() == [["d"], ["b", "c"]], "a lies between d and b, and was not changed"
 
 
+def test_few_jobs_are_started_at_once(drop, tick, monkeypatch):
+    monkeypatch.setattr(sensors, "STARTED", 3)
+    monkeypatch.setenv("WAN_DROP_MAX_JOBS_PER_RUN", "2")
+    for key in "abcd":
+        drop(key)
+    assert [tick(), tick()] == [[["a", "b"]], [["c", "d"]]]
+    monkeypatch.setenv("WAN_DROP_MAX_JOBS_PER_RUN", "4")
+    for key in "efgh":
+        drop(key)
+    assert tick() == [["e", "f", "g", "h"]], "one run at least"
+
+
 def test_jobs_wait_for_the_weights(drop, tick, instance, monkeypatch):
     monkeypatch.delenv("WAN_CHECKPOINT_DIR")
     environment.cache_clear()

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import dagster as dg
 
@@ -17,12 +18,16 @@ from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.job import Job
 from wan_orchestration.settings import DropSettings, GenerateSettings, PreprocessSettings, environment
 
-READING_SECONDS = 1.0
-"""Contents are read for about so long at each look; what is left waits for the next."""
-OBSERVED_AT_ONCE = 50
-"""Changed jobs noted at each look, for Dagster takes milliseconds for each of these events."""
+# What is done at each look, so that it takes a second or two whatever was dropped; the rest waits for the next. Dagster
+# takes 6 ms to add a partition, about as long to note an event, and 20 ms to plan a job of a run.
+READING_SECONDS = 0.3
+"""Contents are read for about so long."""
+OBSERVED, REGISTERED = 50, 50
+"""Changed jobs whose contents are noted, new jobs that become partitions."""
 CONSIDERED = 500
-"""Jobs that are thought about at each look."""
+"""Jobs that are thought about."""
+STARTED = 8
+"""Jobs whose runs are started, or as many as one run has."""
 LISTED = 20
 """Folders named in the sensor's tick."""
 
@@ -56,9 +61,10 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
     registered = instance.get_dynamic_partitions("jobs")
     folders = {folder.path.name: folder for folder in scan(root)}
     memory, remembered = Memory.read(instance), Memory.read(instance)
-    reading = read(folders, memory, set(registered), settings)
+    has_partition = set(registered)
+    reading = read(folders, memory, has_partition, settings)
     usable = sorted((known.ask for known in memory.folders.values() if known.ask), key=urgency)
-    new = [ask.key for ask in usable if ask.key not in set(registered)]
+    new = [ask.key for ask in usable if ask.key not in has_partition][:REGISTERED]
     gone = without_output(instance, [key for key in registered if key not in folders])
     waiting = [ask for ask in usable if not memory.folders[ask.key].taken and ask.key in reading.still]
     # The most urgent of them; there may be thousands, which then go on at the next look.
@@ -73,7 +79,9 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
     if obstacle is None:
         order = [key for key in registered if key not in gone] + new
         runs = group((ask for ask in waiting if ask.key not in busy), order, settings.max_jobs_per_run)
-        runs = runs[: settings.max_runs_per_tick]
+        sums = accumulate(map(len, runs))
+        few = [run for run, jobs in zip(runs, sums, strict=True) if jobs <= STARTED] or runs[:1]
+        runs = few[: settings.max_runs_per_tick]
     if memory != remembered:
         memory.write(instance)
 
@@ -111,7 +119,7 @@ def read(folders: Mapping[str, FolderState], memory: Memory, registered: set[str
         known = memory.folders.get(name)
         if known and (known.signature, known.defaults) == (folder.signature, defaults):
             continue
-        if time.monotonic() - started > READING_SECONDS or len(reading.observations) >= 2 * OBSERVED_AT_ONCE:
+        if time.monotonic() - started > READING_SECONDS or len(reading.observations) >= 2 * OBSERVED:
             reading.unread += 1
             continue
         memory.folders[name] = found = Known(folder.signature, defaults)

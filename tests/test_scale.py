@@ -39,6 +39,9 @@ def deployment(tmp_path_factory) -> Iterator[Deployment]:
         PYTHONPATH=str(tests),
     )
     deployment.workspace = workspace
+    # Two cores: one for the runs, whose start is all work, one for Dagster.
+    settings = deployment.home / "dagster.yaml"
+    settings.write_text(settings.read_text().replace("max_concurrent_runs: 4", "max_concurrent_runs: 1"))
     try:
         yield deployment
     finally:

@@ -15,7 +15,11 @@ def run(capsys, *flags):
         (["--vram=12"], "832x480", "offload"),
         (["--vram=16"], "832x480", "offload"),
         (["--vram=20", "--gpus=2"], "832x480", "offload"),
+        (["--vram=12"], "1280x720", "tiled"),
+        (["--vram=16"], "1280x720", "tiled"),
+        (["--vram=20", "--gpus=2"], "1280x720", "offload"),
         (["--vram=24"], "1280x720", "offload"),
+        (["--vram=24", "--quantization=fp8"], "832x480", "swap"),
         (["--vram=48"], "1280x720", "swap"),
         (["--vram=48"], "832x480", "resident"),
         (["--vram=80"], "1280x720", "resident"),
@@ -30,8 +34,16 @@ def test_what_fits_common_cards(card, resolution, chosen, capsys):
 
 
 def test_what_does_not_fit_is_said(capsys):
-    _, out, _ = run(capsys, "--vram=8", "--ram=16")
-    assert out.count("does not fit") == 3
+    _, out, _ = run(capsys, "--vram=6", "--ram=16")
+    assert out.count("does not fit") == 4
+
+
+def test_common_cards_are_listed_where_there_is_none(capsys, monkeypatch):
+    monkeypatch.setattr(plan.torch.cuda, "is_available", lambda: False)
+    _, out, _ = run(capsys, "--resolution=1280x720")
+    cards = [line.split() for line in out.splitlines() if " x " in line and " GB " in line]
+    chosen = {(int(words[2]), words[-1]): words[4] for words in cards}
+    assert chosen[12, "off"] == "tiled" and chosen[80, "off"] == "resident" and chosen[48, "fp8"] == "resident"
 
 
 def test_a_snapshot_of_its_own(tiny_snapshot, capsys):

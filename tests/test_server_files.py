@@ -24,8 +24,8 @@ def test_services_start_programs_that_are_there():
     assert sorted(command.split()[0] for command in commands) == sorted(command.split()[0] for command in started)
     for command in (*commands, *started):
         program, *flags = command.split()
-        usage = subprocess.run([PROGRAMS / program, *flags, "--help"], capture_output=True, text=True, check=True).stdout
-        assert "Usage" in usage
+        asked = [PROGRAMS / program, *flags, "--help"]
+        assert "Usage" in subprocess.run(asked, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

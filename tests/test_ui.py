@@ -1,6 +1,6 @@
 """Dagster's UI in a real browser: what somebody sees who opens it. With UI_SCREENSHOTS=DIR it leaves pictures of it.
 
-    UI_SCREENSHOTS=docs uv run pytest -m heavy tests/test_ui.py
+UI_SCREENSHOTS=docs uv run pytest -m heavy tests/test_ui.py
 """
 
 import os

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse(argv)
         width, height = size(arguments.resolution)
         clip = ClipShape(height, width, arguments.clip_len, guided=arguments.guidance)
-        models = snapshot_sizes(arguments.checkpoint_dir)
+        vae_dtype = getattr(torch, arguments.vae_dtype)
+        exact, quantized = (snapshot_sizes(arguments.checkpoint_dir, eight, vae_dtype) for eight in (False, True))
+        models = exact if arguments.quantization == "off" else quantized
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -40,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     described = arguments.vram is not None
     if not described and not torch.cuda.is_available():
         print(f"No CUDA device here. Clips of {arguments.resolution}x{arguments.clip_len} on common cards:\n")
-        print(f"{'GPUs':>9} {'placement':>16} {'GB each':>8} {'host GB':>8} {'s/clip':>7}")
-        for count, gigabytes, tflops in CARDS:
-            print(card_line(models, clip, arguments.steps, count, gigabytes, tflops))
+        print(f"{'GPUs':>10} {'placement':>10} {'GB each':>8} {'host GB':>8} {'s/clip':>7}  quantization")
+        for card in CARDS:
+            print("\n".join(card_lines(exact, quantized, clip, arguments.steps, *card)))
     else:
         device = torch.device("cuda", 0)
         vram = int(arguments.vram * GB) if described else device_memory(device)
@@ -54,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print("\n".join(ways_lines(models, clip, arguments.steps, count, vram, ram, tflops)))
     print(
-        f"\nbfloat16, {arguments.steps} steps. Memory is estimated from shapes, within about 10 %; seconds are a rough "
-        "guess\nfrom the cards' peak. sharded: WAN_ENABLE_FSDP=1. placement: auto makes the same choice at run time."
+        f"\nbfloat16, VAE in {arguments.vae_dtype}, {arguments.steps} steps. Memory is estimated from shapes, within "
+        "about 10 %; seconds\nare a rough guess from the cards' peak. sharded: WAN_ENABLE_FSDP=1. placement: auto makes "
+        "the same choice\nat run time; quantization and vae_dtype are settings."
     )
     return 0
 
@@ -68,6 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--clip-len", type=int, default=77, help="frames generated at once (default: %(default)s)")
     add("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
     add("--guidance", action="store_true", help="guide_scale above 1: two forwards a step")
+    add("--quantization", choices=("off", "fp8"), default="off", help="8-bit weights (default: %(default)s)")
+    add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
     add("--gpus", type=int, metavar="N", help="GPUs for one video (default: those found)")
     add("--vram", type=float, metavar="GB", help="memory of each GPU (default: as found)")
     add("--ram", type=float, metavar="GB", help="host memory (default: as found)")
@@ -84,13 +89,21 @@ def size(resolution: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def snapshot_sizes(folder: Path | None) -> Sizes:
+def snapshot_sizes(folder: Path | None, quantized: bool = False, vae_dtype: torch.dtype = torch.float32) -> Sizes:
     """Sizes in bfloat16 of a snapshot's models, or of the 14B one's. BadInput: it cannot be used."""
     if folder:
-        return sizes(open_snapshot(folder), torch.bfloat16)
+        return sizes(open_snapshot(folder), torch.bfloat16, quantized, vae_dtype)
     with init_empty_weights():
         transformer = AnimateTransformer(added_kv_proj_dim=5120)
-    return Sizes.of(transformer, TEXT_PARAMETERS * 2, VAE_PARAMETERS * 4, VAE_WIDTH, torch.bfloat16.itemsize)
+    return Sizes.of(
+        transformer,
+        text_encoder=TEXT_PARAMETERS * 2,
+        vae=VAE_PARAMETERS * vae_dtype.itemsize,
+        vae_width=VAE_WIDTH,
+        itemsize=torch.bfloat16.itemsize,
+        vae_itemsize=vae_dtype.itemsize,
+        quantized=quantized,
+    )
 
 
 def all_ways(models: Sizes, clip: ClipShape, gpus: int) -> list[tuple[str, bool, Placement]]:
@@ -114,10 +127,20 @@ def ways_lines(models: Sizes, clip: ClipShape, steps: int, gpus: int, vram: int,
     return lines
 
 
-def card_line(models: Sizes, clip: ClipShape, steps: int, gpus: int, gigabytes: int, tflops: float) -> str:
-    """The fastest way that fits so many cards, given host memory enough."""
-    ways = all_ways(models, clip, gpus)
-    name, _, way = next((one for one in ways if one[2].vram <= gigabytes * GB), ways[-1])
-    seconds = clip_seconds(models, clip, steps, way.name, tflops, gpus)
-    note = "" if way.vram <= gigabytes * GB else "  too large: use a smaller --resolution or --clip-len"
-    return f"{gpus:>3} x {gigabytes:2d} GB {name:>16} {way.vram / GB:8.1f} {way.ram / GB:8.0f} {seconds:7.0f}{note}"
+def card_lines(
+    exact: Sizes, quantized: Sizes, clip: ClipShape, steps: int, gpus: int, gigabytes: int, tflops: float
+) -> Iterator[str]:
+    """The fastest exact way that fits so many cards, given host memory enough; and a faster one with 8-bit weights."""
+    found: list[str] = []
+    for name, models in (("off", exact), ("fp8", quantized)):
+        fitting = [one for one in all_ways(models, clip, gpus) if one[2].vram <= gigabytes * GB]
+        # Sharding and 8-bit weights exclude each other.
+        way = next((one for one in fitting if not (one[1] and name == "fp8")), None)
+        if way and way[0] not in found:
+            seconds = clip_seconds(models, clip, steps, way[2].name, tflops, gpus)
+            memory = f"{way[2].vram / GB:8.1f} {way[2].ram / GB:8.0f}"
+            yield f"{gpus:>3} x {gigabytes:2d} GB {way[0]:>10} {memory} {seconds:7.0f}  {name}"
+            found.append(way[0])
+    if not found:
+        smaller = "use a smaller --resolution or --clip-len, or --vae-dtype bfloat16"
+        yield f"{gpus:>3} x {gigabytes:2d} GB  too small: {smaller}"

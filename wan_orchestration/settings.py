@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What `GenerateSettings.preset` fills in."""
 
 Mode = Literal["animate", "replace"]
+Quantization = Literal["off", "fp8", "fp8_matmul"]
 
 
 class Environment(BaseSettings):
@@ -266,10 +267,19 @@ class GenerateSettings(BaseSettings):
         description="Compile the transformer's blocks: faster steps after some seconds once. auto: on CUDA with one "
         "process, unless placement is offload or step_cache is used.",
     )
-    placement: Literal["auto", "resident", "swap", "offload"] = Field(
+    placement: Literal["auto", "resident", "swap", "offload", "tiled"] = Field(
         "auto",
         description="Where the models lie. resident: on the device; swap: the transformer in host memory while the "
-        "VAE works; offload: its blocks brought to the device one by one. auto: the fastest that fits.",
+        "VAE works; offload: its blocks brought to the device one by one; tiled: besides, the VAE works on bands of "
+        "the picture, whose seams are faint but not nothing. auto: the fastest that fits.",
+    )
+    quantization: Quantization = Field(
+        "off",
+        description="fp8: the weights of the transformer's blocks in 8 bits, half the memory; fp8_matmul: their "
+        "products as well, faster on GPUs since Ada and Hopper. Both change the picture and need the extra fp8.",
+    )
+    vae_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of the VAE; bfloat16 takes half the memory and time, and shows a little."
     )
     step_cache: int = Field(
         0,

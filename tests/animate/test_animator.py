@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from wan_orchestration.animate import sliced
 from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.models import Models
 from wan_orchestration.settings import GenerateSettings
@@ -23,13 +24,15 @@ def animate(tiny_snapshot):
     snapshot = open_snapshot(tiny_snapshot)
     kept = {}
 
-    def run(placement="resident", **settings):
-        if placement not in kept:
-            kept[placement] = Models(snapshot, torch.device("cpu"), torch.float32, placement=placement)
+    def run(placement="resident", quantization="off", vae_dtype="float32", **settings):
+        how = placement, quantization, vae_dtype
+        if how not in kept:
+            options = {"placement": placement, "quantization": quantization, "vae_dtype": getattr(torch, vae_dtype)}
+            kept[how] = Models(snapshot, torch.device("cpu"), torch.float32, **options)
         values = {"clip_len": 5, "sampling_steps": 2, "device": "cpu", **settings}
-        animator = Animator(kept[placement], GenerateSettings(**values), REFERENCE, 32, 48, ())
+        animator = Animator(kept[how], GenerateSettings(**values), REFERENCE, 32, 48, ())
         run.transformer = animator.transformer
-        return animator.animate(CLIP, None, lambda done: None)
+        return animator.animate(animator.condition(CLIP, None), lambda done: None)
 
     return run
 
@@ -39,10 +42,30 @@ def plain(animate):
     return animate()
 
 
-@pytest.mark.parametrize("placement", ["swap", "offload"])
-def test_where_the_models_lie_changes_nothing(placement, animate, plain):
+@pytest.mark.parametrize("placement", ["swap", "offload", "tiled"])
+def test_where_the_models_lie_changes_nothing(placement, animate, plain, monkeypatch):
+    """Nor do slices. The picture is too small for more than one band; see test_bands.py for those."""
+    monkeypatch.setattr(sliced, "TOKENS", 5)
     for _ in range(2):
         assert torch.allclose(animate(placement), plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["resident", "swap", "offload"])
+def test_quantised_blocks_come_close(placement, animate, plain):
+    pytest.importorskip("torchao")
+    for _ in range(2):
+        made = animate(placement, quantization="fp8")
+        assert not torch.equal(made, plain)
+        assert (made - plain).abs().mean() < 0.02
+    weight = animate.transformer.blocks[0].attn1.to_q.weight
+    assert weight.qdata.dtype == torch.float8_e4m3fn
+    assert animate.transformer.patch_embedding.weight.dtype == torch.float32
+
+
+def test_a_vae_in_bfloat16_comes_close(animate, plain):
+    made = animate(vae_dtype="bfloat16")
+    assert made.dtype == torch.float32 and not torch.equal(made, plain)
+    assert (made - plain).abs().mean() < 0.02
 
 
 def test_a_step_cache_skips_blocks_and_leaves_nothing_behind(animate, plain):

@@ -41,7 +41,7 @@ class Silent:
     def log(self, message):
         pass
 
-    progress = finished = log
+    progress = clip = finished = log
 
 
 def torchrun(ranks, *command, **environment):

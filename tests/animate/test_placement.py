@@ -1,6 +1,7 @@
 """What memory the engine is expected to take, against what its own code takes."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_iter
 from wan_orchestration.animate import placement
 from wan_orchestration.animate.models import Models, sizes
 from wan_orchestration.animate.placement import ClipShape, Placement, Sizes, choose, placements
+from wan_orchestration.animate.sliced import work_in_slices
 from wan_orchestration.animate.transformer import AnimateTransformer, Branch
 from wan_orchestration.animate.vae import AnimateVae
 from wan_orchestration.animate.vae_layers import lighten
@@ -64,8 +66,17 @@ def test_sizes_are_those_of_the_loaded_models(snapshot):
     assert (found.dim, found.layers, found.vae_width) == (128, 5, 4)
 
 
+def test_quantised_weights_take_a_byte_each(snapshot):
+    whole, quantized = sizes(snapshot, torch.bfloat16), sizes(snapshot, torch.bfloat16, quantized=True)
+    assert quantized.loaded == whole.loaded == whole.transformer and quantized.outside == whole.outside
+    assert quantized.block < 0.6 * whole.block and quantized.block_parameters == whole.block_parameters
+    half = sizes(snapshot, torch.bfloat16, vae_dtype=torch.bfloat16)
+    assert half.vae == whole.vae // 2 and half.vae_itemsize == 2
+
+
+@pytest.mark.parametrize("in_slices", [False, True])
 @pytest.mark.parametrize("height, width, dtype", [(480, 832, torch.bfloat16), (720, 1280, torch.bfloat16)])
-def test_activations_are_those_of_a_step(height, width, dtype):
+def test_activations_are_those_of_a_step(height, width, dtype, in_slices):
     """At the widths of the 14B model, on tensors without data."""
     clip = ClipShape(height, width, 77)
     slots, rows, columns = 21, height // 8, width // 8
@@ -75,6 +86,8 @@ def test_activations_are_those_of_a_step(height, width, dtype):
             model = AnimateTransformer(added_kv_proj_dim=5120, num_layers=1, inject_face_latents_blocks=1)
         finally:
             torch.set_default_dtype(torch.float32)
+        if in_slices:
+            work_in_slices(model.blocks, model.face_adapter)
         model.prepare("native", None)
         pose = torch.empty(1, 5120, slots - 1, rows // 2, columns // 2, dtype=dtype)
         branch = Branch(
@@ -83,37 +96,48 @@ def test_activations_are_those_of_a_step(height, width, dtype):
         latents, y = torch.empty(1, 16, slots, rows, columns), torch.empty(1, 20, slots, rows, columns)
         with Peak(*model.parameters(), *model.buffers()) as memory:
             model.denoise(latents, torch.tensor([500]), y, pose, branch)
-    expected = placement.DENOISE_MAPS * clip.tokens * 5120 * dtype.itemsize
+    maps = placement.SLICED_MAPS if in_slices else placement.DENOISE_MAPS
+    expected = maps * clip.tokens * 5120 * dtype.itemsize
     assert expected == pytest.approx(memory.peak, rel=0.1)
 
 
+@pytest.mark.parametrize("by_frames", [False, True])
 @pytest.mark.parametrize("height, width", [(480, 832), (720, 1280)])
-def test_the_vae_takes_as_much_as_expected(height, width, monkeypatch):
+def test_the_vae_takes_as_much_as_expected(height, width, by_frames, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # its convolution wants data
     with FakeTensorMode(), torch.no_grad():
         vae = AnimateVae()
-        lighten(vae)
+        lighten(vae, by_frames)
         with Peak(*vae.parameters()) as memory:
             vae.decode_video(torch.empty(1, 16, 20, height // 8, width // 8))
         decoding = memory.peak
         with Peak(*vae.parameters()) as memory:
             vae.encode_video(torch.empty(1, 3, 77, height, width))
     assert memory.peak < decoding
-    assert placement.VAE_MAPS * 96 * 4 * height * width * 4 == pytest.approx(decoding, rel=0.1)
+    maps = placement.BY_FRAMES_MAPS if by_frames else placement.VAE_MAPS
+    expected = maps * 96 * 4 * height * width * 4 + ClipShape(height, width, 77).video
+    assert expected == pytest.approx(decoding, rel=0.05)
 
 
 BIG = Sizes(
-    transformer=35 * GB, block=GB, outside=GB, text_encoder=11 * GB, vae=GB // 2, dim=5120, layers=40,
-    vae_width=96, itemsize=2,
+    transformer=35 * GB, loaded=35 * GB, block=GB, block_parameters=GB // 2, outside=GB, text_encoder=11 * GB,
+    vae=GB // 2, dim=5120, layers=40, vae_width=96, itemsize=2, vae_itemsize=4,
 )  # fmt: skip
 
 
 def test_each_way_takes_less_than_the_one_before():
     ways = placements(BIG, ClipShape(480, 832, 77))
-    assert [way.name for way in ways] == ["resident", "swap", "offload"]
-    assert ways[0].vram >= ways[1].vram > ways[2].vram
+    assert [way.name for way in ways] == ["resident", "swap", "offload", "tiled"]
+    assert ways[0].vram >= ways[1].vram > ways[2].vram > ways[3].vram
     assert ways[0].vram > BIG.transformer
     assert ways[2].vram < BIG.transformer < ways[2].ram
+
+
+def test_what_is_to_be_quantised_passes_through_host_memory():
+    small = replace(BIG, transformer=18 * GB)
+    ways = placements(small, ClipShape(480, 832, 77))
+    assert all(way.ram > BIG.loaded for way in ways)
+    assert ways[0].vram == placements(BIG, ClipShape(480, 832, 77))[0].vram - 17 * GB
 
 
 def test_ranks_share_activations_and_with_fsdp_weights():
@@ -127,7 +151,7 @@ def test_ranks_share_activations_and_with_fsdp_weights():
 def test_a_text_encoder_that_stays_is_counted():
     clip = ClipShape(480, 832, 77)
     freed, kept = (placements(BIG, clip, keep_text=keep) for keep in (False, True))
-    assert [after.vram - before.vram for before, after in zip(freed, kept, strict=True)] == [11 * GB, 11 * GB, 0]
+    assert [after.vram - before.vram for before, after in zip(freed, kept, strict=True)] == [11 * GB, 11 * GB, 0, 0]
 
 
 def test_the_first_that_fits_is_chosen():

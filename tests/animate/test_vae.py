@@ -7,14 +7,15 @@ from wan_orchestration.animate.vae import AnimateVae
 from wan_orchestration.animate.vae_layers import ChannelNorm, lighten
 
 
+@pytest.mark.parametrize("by_frames", [False, True], ids=["whole", "by frames"])
 @pytest.mark.parametrize("chunk_bytes", [1, 200_000, 2**30], ids=["1", "3", "all"])
-def test_chunks_of_any_length_give_the_stock_result(monkeypatch, chunk_bytes):
+def test_chunks_of_any_length_give_the_stock_result(monkeypatch, chunk_bytes, by_frames):
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     ours = AnimateVae(base_dim=4).eval()
     stock = AutoencoderKLWan(base_dim=4).eval()
     stock.load_state_dict(ours.state_dict())
-    lighten(ours)
+    lighten(ours, by_frames)
     video = torch.rand(1, 3, 29, 64, 64) * 2 - 1
     with torch.no_grad():
         latents = stock.encode(video).latent_dist.mode()

@@ -80,7 +80,7 @@ class Silent:
     def log(self, message):
         pass
 
-    progress = finished = log
+    progress = clip = finished = log
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def engine_inputs(models: Models, scene: Scene, replace: bool, guide: torch.Tens
     if replace:
         stack["background"] = np.stack([scene.background(t) for t in scene.frames])
         stack["mask"] = np.stack([np.repeat(scene.mask(t)[..., None] * 255, 3, axis=2) for t in scene.frames])
-    animator.animate(ClipInput(**stack), guide, lambda done: None)
+    animator.animate(animator.condition(ClipInput(**stack), guide), lambda done: None)
     del animator.transformer.denoise
     return seen[0]
 

@@ -1,4 +1,4 @@
-"""Identity by the mini weights' CLIP, which knows colours: the check passes for the right figure and fails for others."""
+"""Identity by the mini weights' CLIP, which knows colours: right figures pass the check, others are less alike."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -32,6 +32,18 @@ class ClipInput:
     mask: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What the steps of one clip share."""
+
+    frames: int
+    known: Tensor
+    """Mask and latents of what is known, (1, 20, T_lat + 1, h, w)."""
+    pose: Tensor
+    """From `embed_pose`."""
+    branches: list[Branch]
+
+
 @dataclass
 class Timer:
     """Seconds by phase, added up over the clips of a job."""
@@ -116,8 +128,8 @@ class Animator:
     def _shall_compile(self) -> bool:
         """As the settings say; auto: where it is known to pay and nothing else hooks into the blocks."""
         wanted, alone = self.settings.compile, self.models.ranks.size == 1
-        streamed = self.models.placement == "offload"
-        auto = self.models.device.type == "cuda" and alone and not streamed and not self.settings.step_cache
+        plain = self.models.placement == "resident"
+        auto = self.models.device.type == "cuda" and alone and plain and not self.settings.step_cache
         return auto if wanted == "auto" else wanted == "on"
 
     def skip(self, clips: int) -> None:
@@ -126,27 +138,35 @@ class Animator:
             self._draw_noise(self.settings.clip_len)
 
     @torch.no_grad()
-    def animate(self, clip: ClipInput, guide: Tensor | None, on_step: OnStep) -> Tensor:
-        """Make the next clip.
+    def condition(self, clip: ClipInput, guide: Tensor | None) -> Conditions:
+        """What the next clip is conditioned on, from its input frames.
 
-        Args:
-            clip: its input frames.
-            guide: (3, refert_num, H, W) in [-1, 1], the last decoded frames of the clip before; None for the first.
-            on_step: called after each step with the number of steps done.
-
-        Returns:
-            (3, clip_len, H, W) float32 on the device, in [-1, 1]. The first refert_num frames of a later clip repeat
-            the guide.
+        `guide`, (3, refert_num, H, W) in [-1, 1], are the last decoded frames of the clip before; None for the first.
         """
         started = time.perf_counter()
         with self.models.without_transformer():
-            y = self._known(clip, guide)
+            known = self._known(clip, guide)
             pose_latents = self._encode(clip.pose)
         pose = self.transformer.embed_pose(pose_latents.to(self.models.dtype))
         branches = self._branches(clip)
-        started = self.timer.lap("encode", started)
+        self.timer.lap("encode", started)
+        return Conditions(len(clip.pose), known, pose, branches)
 
-        latents = self._draw_noise(len(clip.pose)).to(self.models.device)
+    @torch.no_grad()
+    def animate(self, conditions: Conditions, on_step: OnStep) -> Tensor:
+        """Make the clip whose conditions were found last.
+
+        Args:
+            conditions: of the clip.
+            on_step: called after each step with the number of steps done.
+
+        Returns:
+            (3, frames, H, W) float32 on the device, in [-1, 1]. The first refert_num frames of a later clip repeat
+            the guide.
+        """
+        started = time.perf_counter()
+        y, pose, branches = conditions.known, conditions.pose, conditions.branches
+        latents = self._draw_noise(conditions.frames).to(self.models.device)
         self.transformer.forget_steps()
         solver = make_solver(self.settings.sample_solver, self.settings.sampling_steps, self.settings.shift)
         for done, timestep in enumerate(solver.timesteps, start=1):
@@ -175,7 +195,7 @@ class Animator:
         """(1, 512, text_dim); the text encoder is loaded only for a prompt that no launch has seen before."""
         models, text = self.models, cond.clean_prompt(prompt)
         states = models.cache.get(
-            f"prompt {models.text_device.type} {models.dtype} {text}",
+            f"prompt {models.weights_device.type} {models.dtype} {text}",
             lambda: cond.encode_prompt(text, models.tokenizer(), models.text_encoder()),
         )
         return cond.pad_prompt(states).to(models.device)
@@ -222,7 +242,8 @@ class Animator:
             return self.vae.encode_video(video, still_from=guide.shape[1])
         shape = "x".join(map(str, video.shape[2:]))
         latents = self.models.cache.get(
-            f"blank {self.models.device.type} {shape}", lambda: self.vae.encode_video(video, still_from=0)
+            f"blank {self.models.device.type} {self.vae.dtype} {self.vae.tiled} {shape}",
+            lambda: self.vae.encode_video(video, still_from=0),
         )
         return latents.to(self.models.device)
 

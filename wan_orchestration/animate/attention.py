@@ -50,21 +50,24 @@ class SelfAttention:
         assert encoder_hidden_states is None
         assert attention_mask is None
         assert rotary_emb is not None
+        return attn.to_out[0](self.attend(*self.project(attn, hidden_states, rotary_emb)))
+
+    def project(self, attn: WanAttention, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each by itself."""
         query, key, value = (
             x.unflatten(2, (attn.heads, -1))
-            for x in (
-                attn.norm_q(attn.to_q(hidden_states)),
-                attn.norm_k(attn.to_k(hidden_states)),
-                attn.to_v(hidden_states),
-            )
+            for x in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))
         )
-        query, key = rotate(query, rotary_emb), rotate(key, rotary_emb)
+        return rotate(query, rotary), rotate(key, rotary), value
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What all tokens together make of them, (1, S, dim)."""
         if self.tokens:
             query, key, value = self.tokens.heads_for_tokens(torch.cat([query, key, value])).unsqueeze(1)
         attended = dispatch_attention_fn(query, key, value, backend=self.backend)
         if self.tokens:
             attended = self.tokens.tokens_for_heads(attended)
-        return attn.to_out[0](attended.flatten(2, 3).type_as(query))
+        return attended.flatten(2, 3).type_as(query)
 
 
 class CrossAttention:

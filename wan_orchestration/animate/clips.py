@@ -1,17 +1,19 @@
 """Makes the clips of one task, on every rank alike; what comes of it is kept by rank 0."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
+from wan_orchestration.animate import quantize
 from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.lora import Lora
@@ -74,6 +76,7 @@ class ClipMaker:
     def __init__(self, ranks: Ranks, fsdp: bool = False, cache_root: Path | None = None) -> None:
         self.ranks, self.fsdp, self.cache_root = ranks, fsdp and ranks.size > 1, cache_root
         self.models: Models | None = None
+        self._models_how: dict[str, Any] = {}
         self.engine: Engine | None = None
         """How the last clips were made."""
 
@@ -90,10 +93,10 @@ class ClipMaker:
             on_step: called with the clip's index and the number of steps done, first with 0.
         """
         settings, clips = plan.task.settings, plan.clips
-        device, dtype = pick_device(settings, self.ranks)
+        device, _ = pick_device(settings, self.ranks)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        models = self._models_for(plan.snapshot, device, dtype, plan.placement)
+        models = self._models_for(plan)
         height, width = clips.pose.height, clips.pose.width
         animator = Animator(models, settings, read_image(clips.reference), height, width, plan.loras)
         self.engine = Engine(animator.attention, animator.compiled, plan.placement)
@@ -116,13 +119,14 @@ class ClipMaker:
             ahead = stack.enter_context(ThreadPoolExecutor(1))  # reads a clip while the one before is made
             coming = ahead.submit(read, plan.first)
             for index in range(plan.first, plan.count):
-                frames = coming.result()
-                if index + 1 < plan.count:
-                    coming = ahead.submit(read, index + 1)
                 report = partial(on_step, index) if on_step else _ignore
                 report(0)
                 before = dict(animator.timer.seconds)
-                video = animator.animate(frames, guiding, report)
+                conditions = animator.condition(coming.result(), guiding)
+                # Only now, so that the inputs of one clip at a time are held.
+                coming = ahead.submit(read, index + 1) if index + 1 < plan.count else Future()
+                video = animator.animate(conditions, report)
+                del conditions
                 if settings.color_match == "lab":
                     colours = colours or colours_of(video)
                     video = matched(video, colours) if index else video
@@ -149,23 +153,33 @@ class ClipMaker:
         settings, pose = plan.task.settings, plan.clips.pose
         device, dtype = pick_device(settings, self.ranks)
         if device.type == "cpu":
-            return [Placement("resident")]
+            return [Placement("resident" if settings.placement == "auto" or self.fsdp else settings.placement)]
         shape = ClipShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
-        ways = placements(
-            sizes(plan.snapshot, dtype), shape, self.ranks.size, self.fsdp, keep_text=not settings.offload_model
-        )
+        found = sizes(plan.snapshot, dtype, settings.quantization != "off", getattr(torch, settings.vae_dtype))
+        ways = placements(found, shape, self.ranks.size, self.fsdp, keep_text=not settings.offload_model)
         if settings.placement != "auto":
             return [way for way in ways if way.name == settings.placement] or ways[:1]
         return choose(ways, device_memory(device), psutil.virtual_memory().available)
 
-    def _models_for(self, snapshot: Snapshot, device: torch.device, dtype: torch.dtype, placement: Name) -> Models:
-        models = self.models
-        if models is None or (models.device, models.dtype, models.placement) != (device, dtype, placement):
-            self.models = models = None
-            self.models = models = Models(
-                snapshot, device, dtype, self.ranks, self.fsdp, placement=placement, cache_root=self.cache_root
+    def _models_for(self, plan: Plan) -> Models:
+        """The models as a task wants them. BadInput: they cannot be had so on this machine."""
+        settings = plan.task.settings
+        device, dtype = pick_device(settings, self.ranks)
+        how = {
+            "device": device,
+            "dtype": dtype,
+            "placement": plan.placement,
+            "quantization": settings.quantization,
+            "vae_dtype": getattr(torch, settings.vae_dtype),
+        }
+        if self.models is None or how != self._models_how:
+            quantize.check(settings.quantization, device, self.fsdp)
+            self.models = None  # makes room before others are loaded
+            self.models = Models(
+                snapshot=plan.snapshot, ranks=self.ranks, fsdp=self.fsdp, cache_root=self.cache_root, **how
             )
-        return models
+            self._models_how = how
+        return self.models
 
 
 def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device, torch.dtype]:

@@ -20,7 +20,7 @@ BUS = 20e9
 def forward_flops(sizes: Sizes, clip: ClipShape) -> float:
     """Floating-point operations of one forward of the transformer; what is computed once per job is left out."""
     tokens, dim, layers = clip.tokens, sizes.dim, sizes.layers
-    linear = 2 * tokens * layers * (sizes.block / sizes.itemsize - 4 * dim**2)
+    linear = 2 * tokens * layers * (sizes.block_parameters - 4 * dim**2)
     attention = 4 * tokens * (tokens + CONTEXT_TOKENS) * dim * layers
     adapters = 2 * tokens * 2 * dim**2 * (layers // 5)
     return linear + attention + adapters
@@ -29,7 +29,7 @@ def forward_flops(sizes: Sizes, clip: ClipShape) -> float:
 def clip_seconds(sizes: Sizes, clip: ClipShape, steps: int, placement: Name, tflops: float, ranks: int = 1) -> float:
     """Seconds that a clip is expected to take on cards with so many dense bfloat16 TFLOP/s each."""
     forward = forward_flops(sizes, clip) / ranks / (EFFICIENCY * tflops * 1e12)
-    if placement == "offload":
+    if placement in ("offload", "tiled"):
         forward = max(forward, sizes.transformer / BUS)
     pixels = clip.height * clip.width * clip.frames
     vae = VAE_FLOPS * pixels * (sizes.vae_width / VAE_WIDTH) ** 2 / ranks / (VAE_EFFICIENCY * tflops * 1e12)

@@ -29,11 +29,14 @@ from wan_orchestration.animate.offload import Parking, stream
 from wan_orchestration.animate.original_layout import Loaded, read_safetensors
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.placement import Name, Sizes
+from wan_orchestration.animate.quantize import quantize
 from wan_orchestration.animate.sharding import kept_in_float32, own_rows, shard_text_encoder, shard_transformer
+from wan_orchestration.animate.sliced import work_in_slices
 from wan_orchestration.animate.transformer import AnimateTransformer
 from wan_orchestration.animate.vae import AnimateVae
 from wan_orchestration.animate.vae_layers import lighten
 from wan_orchestration.errors import BadInput
+from wan_orchestration.settings import Quantization
 from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
 
 M = TypeVar("M", bound=nn.Module)
@@ -45,8 +48,8 @@ P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
 class Models:
     """The models of one snapshot, each loaded when first asked for.
 
-    The transformer and the text encoder run in `dtype`. The VAE and the CLIP tower run in float32: they are small,
-    run once per clip or job, and their rounding is what shows in the picture.
+    The transformer and the text encoder run in `dtype`. The CLIP tower and, unless told otherwise, the VAE run in
+    float32: they are small, run once per clip or job, and their rounding is what shows in the picture.
 
     Ranks share the VAE's work. With `fsdp` they also share the weights of the transformer and the text encoder, and
     must then load, use and drop models together.
@@ -58,6 +61,8 @@ class Models:
     ranks: Ranks = field(default_factory=Ranks)
     fsdp: bool = False
     placement: Name = "resident"
+    quantization: Quantization = "off"
+    vae_dtype: torch.dtype = torch.float32
     cache_root: Path | None = None
     """Where tensors that every launch would compute anew are kept; None: in memory only."""
     cache: TensorCache = field(init=False, repr=False)
@@ -65,6 +70,7 @@ class Models:
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
     _parked: Parking | None = field(default=None, init=False, repr=False)
+    _placed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
@@ -83,11 +89,21 @@ class Models:
                     self.free("transformer")
                     raise
             self._loras = loras
-        if self.placement == "swap" and self._parked is None:
-            self._parked = Parking(transformer, self.device)
-        if self.placement == "offload" and not transformer.trunk.streamed:
-            stream(transformer, self.device)
+        if not self._placed:
+            self._place(transformer)
         return transformer
+
+    def _place(self, transformer: AnimateTransformer) -> None:
+        """Quantise the transformer, and have it take less of the device as the placement says; its LoRAs are in."""
+        if self.quantization != "off":
+            quantize(transformer, self.quantization, self.weights_device)
+        if self.placement != "resident":
+            work_in_slices(transformer.blocks, transformer.face_adapter)
+        if self.placement == "swap":
+            self._parked = Parking(transformer, self.device)
+        if self.streamed:
+            stream(transformer, self.device)
+        self._placed = True
 
     @contextmanager
     def without_transformer(self) -> Iterator[None]:
@@ -119,7 +135,7 @@ class Models:
         for name in names:
             self._loaded.pop(name, None)
         if "transformer" in names:
-            self._loras, self._parked = (), None
+            self._loras, self._parked, self._placed = (), None, False
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -137,9 +153,14 @@ class Models:
         return mesh and mesh["sequence"]
 
     @property
-    def text_device(self) -> torch.device:
-        """Where prompts are encoded: beside streamed blocks the text encoder has no room on the device."""
-        return torch.device("cpu") if self.placement == "offload" else self.device
+    def streamed(self) -> bool:
+        """Whether the transformer's blocks lie in host memory until they run."""
+        return self.placement in ("offload", "tiled")
+
+    @property
+    def weights_device(self) -> torch.device:
+        """Where the transformer's blocks lie, and prompts are encoded: beside streamed blocks there is no room."""
+        return torch.device("cpu") if self.streamed else self.device
 
     def _load_transformer(self) -> AnimateTransformer:
         model = empty_transformer(self.snapshot)
@@ -149,11 +170,14 @@ class Models:
             tensors = original.transformer_tensors(self.snapshot.path)
         if mesh := self._shards:
             shard_transformer(model, mesh)
-        return self._fill(model, tensors, self.dtype, torch.device("cpu") if self.placement == "offload" else None)
+        # To be quantised, blocks come to the device one by one: there may be no room for all of them as they are.
+        device = torch.device("cpu") if self.quantization != "off" else self.weights_device
+        return self._fill(model, tensors, self.dtype, device)
 
     def _load_shared_vae(self) -> AnimateVae:
         vae = self._load_vae()
-        lighten(vae)
+        lighten(vae, by_frames=self.placement != "resident")
+        vae.tiled = self.placement == "tiled"
         vae.split_over(self.ranks)
         return vae
 
@@ -162,20 +186,20 @@ class Models:
             folder = self.snapshot.path / "vae"
             with init_empty_weights():
                 model = _configured(AnimateVae, folder)
-            return self._fill(model, _diffusers_tensors(folder), torch.float32)
+            return self._fill(model, _diffusers_tensors(folder), self.vae_dtype)
         return self._from_pickle(
             VAE,
             original.vae_config,
             lambda config: AnimateVae(**config),
             original.vae_tensors,
-            torch.float32,
+            self.vae_dtype,
         )
 
     def _load_text_encoder(self) -> UMT5EncoderModel:
         mesh = self._shards
         if self.snapshot.layout == "diffusers":
             # To be sharded it is loaded on the CPU: its layers then reach the device one by one, already cut.
-            device = torch.device("cpu") if mesh else self.text_device
+            device = torch.device("cpu") if mesh else self.weights_device
             model = self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype, device)
             if mesh:
                 shard_text_encoder(model, mesh)
@@ -188,7 +212,7 @@ class Models:
             original.text_tensors,
             self.dtype,
             shard_text_encoder,
-            self.text_device,
+            self.weights_device,
         )
 
     def _load_image_encoder(self) -> CLIPVisionModel:
@@ -277,7 +301,9 @@ def empty_transformer(snapshot: Snapshot) -> AnimateTransformer:
         return AnimateTransformer(**original.transformer_config(snapshot.path))
 
 
-def sizes(snapshot: Snapshot, dtype: torch.dtype) -> Sizes:
+def sizes(
+    snapshot: Snapshot, dtype: torch.dtype, quantized: bool = False, vae_dtype: torch.dtype = torch.float32
+) -> Sizes:
     """What a snapshot's models take when the transformer and the text encoder run in `dtype`; no weights are read."""
     if snapshot.layout == "diffusers":
         text = sum(
@@ -294,7 +320,15 @@ def sizes(snapshot: Snapshot, dtype: torch.dtype) -> Sizes:
         text = sum(value.numel() for value in original.read_pickle(snapshot.path / TEXT_ENCODER).values())
         weights = original.read_pickle(snapshot.path / VAE)
         vae, width = sum(value.numel() for value in weights.values()), original.vae_config(weights)["base_dim"]
-    return Sizes.of(empty_transformer(snapshot), text * dtype.itemsize, vae * 4, width, dtype.itemsize)
+    return Sizes.of(
+        empty_transformer(snapshot),
+        text_encoder=text * dtype.itemsize,
+        vae=vae * vae_dtype.itemsize,
+        vae_width=width,
+        itemsize=dtype.itemsize,
+        vae_itemsize=vae_dtype.itemsize,
+        quantized=quantized,
+    )
 
 
 def _configured(cls: type[D], folder: Path) -> D:

@@ -3,6 +3,7 @@
 import torch
 from diffusers.hooks.group_offloading import apply_group_offloading
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from wan_orchestration.animate.transformer import AnimateTransformer
 
@@ -14,7 +15,7 @@ class Parking:
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.device, self.parameters = device, list(model.parameters())
+        self.device, self.parameters = device, [part for one in model.parameters() for part in _parts(one)]
         self.kept: list[Tensor] = []
 
     def leave(self) -> None:
@@ -33,6 +34,14 @@ class Parking:
         """Copy the weights to the device."""
         for parameter, kept in zip(self.parameters, self.kept, strict=True):
             parameter.data = kept.to(self.device, non_blocking=True)
+
+
+def _parts(parameter: Tensor) -> list[Tensor]:
+    """The plain tensors that a parameter consists of: itself, or what a quantised one holds."""
+    if not is_traceable_wrapper_subclass(parameter):
+        return [parameter]
+    names, _ = parameter.__tensor_flatten__()
+    return [getattr(parameter, name) for name in names]
 
 
 def stream(transformer: AnimateTransformer, device: torch.device) -> None:

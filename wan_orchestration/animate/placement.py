@@ -4,26 +4,29 @@ The factors were found by running the engine's own code on tensors without data 
 so again); they hold for every width and size. On top comes what CUDA itself takes, `OVERHEAD`.
 """
 
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
 
+from wan_orchestration.animate.bands import BAND
 from wan_orchestration.animate.sharding import kept_in_float32
 
-Name = Literal["resident", "swap", "offload"]
+Name = Literal["resident", "swap", "offload", "tiled"]
 
 WAYS: dict[Name, str] = {
     "resident": "all models on the device, the text encoder freed after use",
-    "swap": "the transformer in host memory while the VAE works",
+    "swap": "the transformer in host memory while the VAE works; both compute in slices",
     "offload": "the transformer in host memory, each block brought to the device as the last one runs; text on the CPU",
+    "tiled": "as offload, and the VAE works on bands of the picture, which are blended where they meet",
 }
 
-DENOISE_MAPS = 11.1
-"""Feature maps, (tokens, dim) in the transformer's dtype, that live at the worst moment of a block."""
-VAE_MAPS = 12.8
-"""Feature maps of the outermost layer, (base_dim, 4, H, W) float32, that live at the worst moment of decoding."""
+DENOISE_MAPS, SLICED_MAPS = 11.1, 6.1
+"""Feature maps, (tokens, dim) in the transformer's dtype, that live at the worst moment; the latter in slices."""
+VAE_MAPS, BY_FRAMES_MAPS = 12.7, 9.0
+"""Feature maps of the outermost layer, (base_dim, 4, H, W), that live at the worst moment of decoding, without
+the video itself; the latter frame by frame."""
 OVERHEAD = int(1.5e9)
 """CUDA's context and libraries, and memory that fragments."""
 PROCESS = int(4e9)
@@ -36,8 +39,11 @@ class Sizes:
     """Bytes of a snapshot's models in the dtypes they run in, and the widths that activations depend on."""
 
     transformer: int
+    loaded: int
+    """The transformer before it is quantised, if it is."""
     block: int
     """The largest block; the transformer's `blocks` and `face_adapter` are streamed one by one."""
+    block_parameters: int
     outside: int
     """The transformer without `blocks` and `face_adapter`."""
     text_encoder: int
@@ -47,30 +53,47 @@ class Sizes:
     vae_width: int
     itemsize: int
     """Of the transformer's dtype."""
+    vae_itemsize: int
 
     @classmethod
     def of(
-        cls, transformer: WanAnimateTransformer3DModel, text_encoder: int, vae: int, vae_width: int, itemsize: int
+        cls,
+        transformer: WanAnimateTransformer3DModel,
+        *,
+        text_encoder: int,
+        vae: int,
+        vae_width: int,
+        itemsize: int,
+        vae_itemsize: int,
+        quantized: bool,
     ) -> "Sizes":
         """From a transformer, which may be without data; the other models' bytes are given."""
-        streamed: dict[str, int] = defaultdict(int)
-        whole = 0
+        streamed, parameters = Counter[str](), Counter[str]()
+        whole = loaded = 0
         for name, parameter in transformer.named_parameters():
-            size = parameter.numel() * (4 if kept_in_float32(transformer, name) else itemsize)
-            whole += size
+            size = as_loaded = parameter.numel() * (4 if kept_in_float32(transformer, name) else itemsize)
             if name.startswith(("blocks.", "face_adapter.")):
-                streamed[name.rsplit(".", name.count(".") - 1)[0]] += size
+                if quantized and parameter.ndim == 2 and name.endswith(".weight"):
+                    size = parameter.numel() + 4 * parameter.shape[0]
+                module = name.rsplit(".", name.count(".") - 1)[0]
+                streamed[module] += size
+                parameters[module] += parameter.numel()
+            whole += size
+            loaded += as_loaded
         config = transformer.config
         return cls(
             transformer=whole,
+            loaded=loaded,
             block=max(streamed.values()),
-            outside=whole - sum(streamed.values()),
+            block_parameters=max(parameters.values()),
+            outside=whole - streamed.total(),
             text_encoder=text_encoder,
             vae=vae,
             dim=config["num_attention_heads"] * config["attention_head_dim"],
             layers=config["num_layers"],
             vae_width=vae_width,
             itemsize=itemsize,
+            vae_itemsize=vae_itemsize,
         )
 
 
@@ -87,6 +110,11 @@ class ClipShape:
     def tokens(self) -> int:
         """Of one forward: patches of 16 x 16 pixels in each latent frame and in the reference's."""
         return ((self.frames - 1) // 4 + 2) * (self.height // 16) * (self.width // 16)
+
+    @property
+    def video(self) -> int:
+        """Bytes of the clip as the VAE reads or writes it, float32."""
+        return 3 * self.frames * self.height * self.width * 4
 
 
 @dataclass(frozen=True)
@@ -114,26 +142,38 @@ def placements(
     `keep_text` the text encoder stays on the device, but for `offload`.
     """
     shared = ranks if fsdp else 1
-    whole = sizes.transformer // shared
-    activations = int(DENOISE_MAPS * clip.tokens * sizes.dim * sizes.itemsize / ranks)
+    whole, text = sizes.transformer // shared, sizes.text_encoder // shared
     branches = 2 if clip.guided else 1
     keys = branches * sizes.layers * 2 * CONTEXT_TOKENS * sizes.dim * sizes.itemsize
-    vae = sizes.vae + int(VAE_MAPS * sizes.vae_width * 4 * clip.height * clip.width * 4 / ranks)
-    text = sizes.text_encoder // shared
+    kept = text if keep_text else 0
+    rows = clip.height // 8
+
+    def denoising(maps: float) -> int:
+        return sizes.vae + int(maps * clip.tokens * sizes.dim * sizes.itemsize / ranks)
+
+    def coding(maps: float, part: float = 1.0) -> int:
+        of_one = sizes.vae_width * 4 * clip.height * clip.width * sizes.vae_itemsize / ranks
+        return sizes.vae + int(maps * of_one * part) + clip.video
 
     def placement(name: Name, vram: int, ram: int) -> Placement:
-        return Placement(name, vram + OVERHEAD, ram + PROCESS)
+        loading = sizes.loaded if sizes.loaded > sizes.transformer else 0
+        return Placement(name, vram + OVERHEAD, max(ram, loading * ranks) + PROCESS)
 
-    kept = text if keep_text else 0
-    resident = placement("resident", max(text, kept + whole + keys + max(sizes.vae + activations, vae)), 0)
+    resident = max(text, kept + whole + keys + max(denoising(DENOISE_MAPS), coding(VAE_MAPS)))
     if fsdp:
-        return [resident]
-    swap = max(text, kept + whole + keys + sizes.vae + activations, kept + vae)
-    offload = sizes.outside + max(2 * sizes.block + sizes.vae + activations, vae)
+        return [placement("resident", resident, 0)]
+    swap = max(text, kept + whole + keys + denoising(SLICED_MAPS), kept + coding(BY_FRAMES_MAPS))
+    streaming = 2 * sizes.block + denoising(SLICED_MAPS)
+    offload = sizes.outside + max(streaming, coding(BY_FRAMES_MAPS))
+    # Ranks share the picture's rows, and then need no bands.
+    part = min(1.0, BAND / rows) if ranks == 1 else 1.0
+    tiled = sizes.outside + max(streaming, coding(BY_FRAMES_MAPS, part))
+    in_host = max(whole, sizes.text_encoder) * ranks
     return [
-        resident,
+        placement("resident", resident, 0),
         placement("swap", swap, whole * ranks),
-        placement("offload", offload, max(whole, sizes.text_encoder) * ranks),
+        placement("offload", offload, in_host),
+        placement("tiled", tiled, in_host),
     ]
 
 
@@ -149,9 +189,10 @@ def out_of_memory(error: BaseException, tried: Placement, clip: ClipShape) -> st
     advice = [
         "a smaller video (preprocess.resolution_area)",
         f"a smaller clip_len (for instance {smaller.frames})",
+        "vae_dtype: bfloat16 or quantization: fp8",
         "several GPUs (torchrun), with WAN_ENABLE_FSDP=1 to share the weights as well",
     ]
-    if tried.name != "offload":
+    if tried.name not in ("offload", "tiled"):
         advice.insert(0, "placement: offload")
     return (
         f"the device ran out of memory with placement {tried.name} ({WAYS[tried.name]}), for clips of "

@@ -8,6 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
+from wan_orchestration.animate.bands import in_bands
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.rows import SplitRows
 from wan_orchestration.animate.vae_layers import Encoder
@@ -29,6 +30,8 @@ class AnimateVae(AutoencoderKLWan):
     """
 
     rows: SplitRows | None = None
+    tiled = False
+    """Whether one rank alone works on the picture in bands, see `in_bands`."""
 
     def split_over(self, ranks: Ranks) -> None:
         """Share the rows of every picture with other ranks, which then all call the methods below together."""
@@ -45,7 +48,7 @@ class AnimateVae(AutoencoderKLWan):
         latents = self._shared(partial(self._encode, still_from=still_from), video, STRIDE, 1)[
             :, : self.config["z_dim"]
         ]
-        return (latents - mean) / std
+        return (latents.float() - mean) / std
 
     @torch.no_grad()
     def decode_video(self, latents: Tensor) -> Tensor:
@@ -56,6 +59,8 @@ class AnimateVae(AutoencoderKLWan):
     def _shared(self, run: Callable[[Tensor], Tensor], x: Tensor, rows_in: int, rows_out: int) -> Tensor:
         """Run over this rank's rows of x and join the results; `rows_in` and `rows_out` make a row of latents."""
         rows = self.rows
+        if self.tiled and rows is None:
+            return in_bands(run, x, rows_in, rows_out)
         if rows is None or not rows.begin(x.shape[-2] // rows_in):
             return run(x)
         try:
@@ -76,7 +81,8 @@ class AnimateVae(AutoencoderKLWan):
             self._enc_conv_idx = [0]
             if isinstance(encoder, Encoder):
                 encoder.still = before >= seen_still
-            parts.append(encoder(x[:, :, start:end], feat_cache=self._enc_feat_map, feat_idx=self._enc_conv_idx))
+            chunk = x[:, :, start:end].to(self.dtype)
+            parts.append(encoder(chunk, feat_cache=self._enc_feat_map, feat_idx=self._enc_conv_idx))
         self.clear_cache()
         if isinstance(encoder, Encoder):
             encoder.forget()
@@ -89,9 +95,10 @@ class AnimateVae(AutoencoderKLWan):
     def _decode_sample(self, z: Tensor) -> Tensor:
         self.clear_cache()
         step = self._latent_frames_at_once(z.shape[-2] * STRIDE, z.shape[-1] * STRIDE)
-        z = self.post_quant_conv(z)
+        z = self.post_quant_conv(z.to(self.dtype))
         starts = [0, *range(1, z.shape[2], step)]
-        video = z.new_empty(len(z), 3, 4 * z.shape[2] - 3, z.shape[-2] * STRIDE, z.shape[-1] * STRIDE)
+        size = z.shape[-2] * STRIDE, z.shape[-1] * STRIDE
+        video = z.new_empty(len(z), 3, 4 * z.shape[2] - 3, *size, dtype=torch.float32)
         for start, end in zip(starts, [*starts[1:], z.shape[2]], strict=True):
             self._conv_idx = [0]
             chunk = z[:, :, start:end]

@@ -1,10 +1,16 @@
 """Layers of the Wan VAE that pass over memory less often than diffusers' own, with the same weights and results."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanEncoder3d, WanRMS_norm
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanCausalConv3d,
+    WanDecoder3d,
+    WanEncoder3d,
+    WanRMS_norm,
+)
 from torch import Tensor, nn
 
 SMALLEST_NORM = 1e-12
@@ -41,7 +47,7 @@ class CausalConv(WanCausalConv3d):
 
 
 class Encoder(WanEncoder3d):
-    """Can leave out layers of the first stages while a video stands still.
+    """Can leave out layers of the first stages while a video stands still, and pass the outermost ones frame by frame.
 
     They are causal, so that some frames after the last change their output no longer changes either. They make up most
     of the encoder's work, because they see the picture at its full size and all of its frames.
@@ -49,7 +55,14 @@ class Encoder(WanEncoder3d):
 
     still = False
     """Set for a chunk of a still video whose predecessor's first stages saw nothing but the same picture."""
+    by_frames = False
+    """Whether the layers that see the picture at its full size take a frame at a time: less memory, the same result."""
     _last: tuple[Tensor, int] | None = None
+
+    @property
+    def outermost(self) -> int:
+        """Layers of `down_blocks` that see the picture at its full size, and what makes it smaller."""
+        return next(i for i, layer in enumerate(self.down_blocks) if hasattr(layer, "mode")) + 1
 
     @property
     def early(self) -> int:
@@ -73,8 +86,11 @@ class Encoder(WanEncoder3d):
             last, feat_idx[0] = self._last
             x = last[:, :, -1:].expand(-1, -1, x.shape[2] // 2, -1, -1)
         else:
-            x = _carried(self.conv_in, x, feat_cache, feat_idx)
-            for layer in self.down_blocks[: self.early]:
+            if self.by_frames:
+                x = _by_frames(self._full_size, x, feat_cache, feat_idx)
+            else:
+                x = self._full_size(x, feat_cache, feat_idx)
+            for layer in self.down_blocks[self.outermost : self.early]:
                 x = layer(x, feat_cache=feat_cache, feat_idx=feat_idx)
             self._last = x, feat_idx[0]
         for layer in self.down_blocks[self.early :]:
@@ -82,9 +98,65 @@ class Encoder(WanEncoder3d):
         x = self.mid_block(x, feat_cache=feat_cache, feat_idx=feat_idx)
         return _carried(self.conv_out, self.nonlinearity(self.norm_out(x)), feat_cache, feat_idx)
 
+    def _full_size(self, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+        x = _carried(self.conv_in, x, feat_cache, feat_idx)
+        for layer in self.down_blocks[: self.outermost]:
+            x = layer(x, feat_cache=feat_cache, feat_idx=feat_idx)
+        return x
+
     def forget(self) -> None:
         """At the end of a video."""
         self.still, self._last = False, None
+
+
+class Decoder(WanDecoder3d):
+    """Can pass its last stages, which see the picture at its full size, frame by frame."""
+
+    by_frames = False
+    """As `Encoder.by_frames`."""
+
+    @property
+    def outermost(self) -> int:
+        """The first of `up_blocks` after the last that doubles the number of frames."""
+        last = 0
+        for index, block in enumerate(self.up_blocks):
+            if any(getattr(module, "mode", None) == "upsample3d" for module in block.modules()):
+                last = index
+        return last + 1
+
+    def forward(
+        self,
+        x: Tensor,
+        feat_cache: list[Any] | None = None,
+        feat_idx: list[int] | None = None,
+        first_chunk: bool = False,
+    ) -> Tensor:
+        """A chunk (1, 16, T, h, w) of latents; the last frames of each layer are carried over in `feat_cache`."""
+        assert feat_cache is not None
+        assert feat_idx is not None
+        x = _carried(self.conv_in, x, feat_cache, feat_idx)
+        x = self.mid_block(x, feat_cache=feat_cache, feat_idx=feat_idx)
+        for block in self.up_blocks[: self.outermost]:
+            x = block(x, feat_cache=feat_cache, feat_idx=feat_idx, first_chunk=first_chunk)
+        if self.by_frames:
+            return _by_frames(self._full_size, x, feat_cache, feat_idx)
+        return self._full_size(x, feat_cache, feat_idx)
+
+    def _full_size(self, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
+        for block in self.up_blocks[self.outermost :]:
+            x = block(x, feat_cache=feat_cache, feat_idx=feat_idx)
+        return _carried(self.conv_out, self.nonlinearity(self.norm_out(x)), feat_cache, feat_idx)
+
+
+def _by_frames(
+    stages: Callable[[Tensor, list[Any], list[int]], Tensor], x: Tensor, feat_cache: list[Any], feat_idx: list[int]
+) -> Tensor:
+    """Run causal stages on each frame of (n, C, T, H, W) by itself; what they carry over joins the frames."""
+    start, parts = feat_idx[0], []
+    for frame in x.split(1, dim=2):
+        feat_idx[0] = start
+        parts.append(stages(frame, feat_cache, feat_idx))
+    return torch.cat(parts, dim=2)
 
 
 def _carried(conv: nn.Module, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
@@ -99,8 +171,11 @@ def _carried(conv: nn.Module, x: Tensor, feat_cache: list[Any], feat_idx: list[i
     return x
 
 
-def lighten(vae: nn.Module) -> None:
-    """Have a VAE's layers work as those above, and keep its weights as convolutions read them fastest."""
+def lighten(vae: nn.Module, by_frames: bool = False) -> None:
+    """Have a VAE's layers work as those above, and keep its weights as convolutions read them fastest.
+
+    `by_frames` is for devices of little memory, see `Encoder` and `Decoder`.
+    """
     for module in vae.modules():
         if type(module) is WanRMS_norm:
             module.__class__ = ChannelNorm
@@ -108,8 +183,12 @@ def lighten(vae: nn.Module) -> None:
             module.__class__ = CausalConv
         elif type(module) is WanEncoder3d:
             module.__class__ = Encoder
+        elif type(module) is WanDecoder3d:
+            module.__class__ = Decoder
         elif isinstance(module, nn.SiLU):
             module.inplace = True  # its input is always a norm's output
+        if isinstance(module, Encoder | Decoder):
+            module.by_frames = by_frames
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             layout = torch.channels_last if isinstance(module, nn.Conv2d) else torch.channels_last_3d
             module.weight.data = module.weight.data.contiguous(memory_format=layout)

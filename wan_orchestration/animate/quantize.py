@@ -1,0 +1,50 @@
+"""8-bit weights for the transformer's blocks, by torchao."""
+
+import torch
+from torch import nn
+
+from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.errors import BadInput
+from wan_orchestration.settings import Quantization
+
+MATMUL_CAPABILITY = (8, 9)
+"""Least compute capability of CUDA devices that multiply 8-bit floats."""
+
+
+def check(how: Quantization, device: torch.device, fsdp: bool) -> None:
+    """BadInput: torchao is not installed, or this device or launch cannot do it."""
+    if how == "off":
+        return
+    try:
+        import torchao  # noqa: F401, PLC0415 (an extra)
+    except ImportError:
+        raise BadInput(f"quantization: {how} needs torchao; install it by: uv sync --extra fp8") from None
+    if fsdp:
+        raise BadInput(f"quantization: {how} and WAN_ENABLE_FSDP exclude each other; turn one of them off")
+    if how == "fp8_matmul" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < MATMUL_CAPABILITY):
+        raise BadInput(
+            "quantization: fp8_matmul needs an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell); "
+            "fp8 saves the same memory anywhere"
+        )
+
+
+def quantize(transformer: AnimateTransformer, how: Quantization, device: torch.device) -> None:
+    """Turn the matrices of blocks and face adapters into float8 with a scale for each row, one block after the other.
+
+    Each block is brought to `device` for that, and stays there, so that the device never holds more than one as it was.
+    """
+    from torchao.quantization import (  # noqa: PLC0415 (an extra; takes seconds)
+        Float8DynamicActivationFloat8WeightConfig,
+        Float8WeightOnlyConfig,
+        PerRow,
+        quantize_,
+    )
+
+    if how == "fp8_matmul":
+        config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+    else:
+        config = Float8WeightOnlyConfig(set_inductor_config=False)
+    for module in (*transformer.blocks, *transformer.face_adapter):
+        nn.Module.to(module, device)
+        quantize_(module, config)
+    nn.Module.to(transformer, device)

@@ -205,19 +205,23 @@ def convert(source: Path, target: Path) -> None:
 
 
 def random_weights(build: Callable[[], Any], device, dtype) -> Any:
-    """A model with the values its class draws, made on the device."""
+    """A model with random weights, made on the device one by one; its buffers are the class's own."""
     import torch
+    from accelerate import init_empty_weights
+    from torch import nn
 
     from wan_orchestration.animate.sharding import kept_in_float32
 
-    torch.set_default_dtype(dtype)
-    with torch.device(device):
+    with init_empty_weights():
         model = build()
-    torch.set_default_dtype(torch.float32)
-    for name, parameter in model.named_parameters():
-        if kept_in_float32(model, name):
-            parameter.data = parameter.data.float()
-    return model.eval().requires_grad_(False)
+    for name, parameter in list(model.named_parameters()):
+        wanted = torch.float32 if kept_in_float32(model, name) else dtype
+        value = torch.empty(parameter.shape, device=device, dtype=wanted)
+        scale = name.endswith(("weight", "gamma")) and parameter.squeeze().ndim == 1
+        value = value.fill_(1) if scale else value.uniform_(-0.02, 0.02)
+        module, _, last = name.rpartition(".")
+        model.get_submodule(module)._parameters[last] = nn.Parameter(value, requires_grad=False)
+    return nn.Module.to(model, device).eval()
 
 
 def text_encoder_14b():
@@ -272,15 +276,21 @@ def use_random_weights() -> None:
     """Have the engine make random weights of the 14B model's sizes instead of reading a snapshot's."""
     import torch
 
+    from wan_orchestration.animate import clips
     from wan_orchestration.animate.models import Models
     from wan_orchestration.animate.transformer import AnimateTransformer
     from wan_orchestration.animate.vae import AnimateVae
+    from wan_orchestration.plan import snapshot_sizes
 
-    Models._load_transformer = lambda self: random_weights(
-        lambda: AnimateTransformer(added_kv_proj_dim=5120), self.device, self.dtype
-    )
-    Models._load_vae = lambda self: random_weights(AnimateVae, self.device, torch.float32)
-    Models._load_text_encoder = lambda self: random_weights(text_encoder_14b, self.device, self.dtype)
+    def transformer(self):
+        device = torch.device("cpu") if self.quantization != "off" else self.weights_device
+        return random_weights(lambda: AnimateTransformer(added_kv_proj_dim=5120), device, self.dtype)
+
+    # Placements go by the snapshot's sizes, which is a small one here.
+    clips.sizes = lambda snapshot, dtype, quantized, vae_dtype: snapshot_sizes(None, quantized, vae_dtype)
+    Models._load_transformer = transformer
+    Models._load_vae = lambda self: random_weights(AnimateVae, self.device, self.vae_dtype)
+    Models._load_text_encoder = lambda self: random_weights(text_encoder_14b, self.weights_device, self.dtype)
     Models._load_image_encoder = lambda self: random_weights(image_encoder_14b, self.device, torch.float32)
 
 

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(ways_lines(models, clip, arguments.steps, count, vram, ram, tflops)))
     print(
         f"\nbfloat16, VAE in {arguments.vae_dtype}, {arguments.steps} steps. Memory is estimated from shapes, within "
-        "about 10 %; seconds\nare a rough guess from the cards' peak. sharded: WAN_ENABLE_FSDP=1. placement: auto makes "
-        "the same choice\nat run time; quantization and vae_dtype are settings."
+        "about 10 %; seconds\nare a rough guess from the cards' peak. sharded: WAN_ENABLE_FSDP=1. placement: auto "
+        "makes the same choice\nat run time; quantization and vae_dtype are settings."
     )
     return 0
 

@@ -279,7 +279,7 @@ def use_random_weights() -> None:
     from wan_orchestration.animate import clips
     from wan_orchestration.animate.models import Models
     from wan_orchestration.animate.transformer import AnimateTransformer
-    from wan_orchestration.animate.vae import AnimateVae
+    from wan_orchestration.animate.vae.model import AnimateVae
     from wan_orchestration.plan import snapshot_sizes
 
     def transformer(self):
@@ -321,8 +321,8 @@ def utilisation(work: dict, row: dict, device) -> dict:
     """TFLOP/s of the steps, and their share of what a matrix product reaches on this card right after them."""
     import torch
 
-    from wan_orchestration.animate.cost import forward_flops, measured_tflops
-    from wan_orchestration.animate.placement import ClipShape
+    from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
+    from wan_orchestration.animate.memory.placement import ClipShape
     from wan_orchestration.plan import snapshot_sizes
     from wan_orchestration.video import probe
 

@@ -11,8 +11,8 @@ import pytest
 from wan_orchestration import runner
 from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.clips import ClipMaker, enough_frames
+from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.placement import Placement
 from wan_orchestration.messages import Request, Task
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.video import FrameReader, probe

@@ -22,8 +22,8 @@ from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.likeness import likeness
 from wan_orchestration.animate.lora import Lora
+from wan_orchestration.animate.memory.placement import ClipShape, out_of_memory
 from wan_orchestration.animate.parallel import RankFailed, connect
-from wan_orchestration.animate.placement import ClipShape, out_of_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
 from wan_orchestration.job import Clips, check_clips

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from wan_orchestration.animate import sliced
 from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.memory import sliced
 from wan_orchestration.animate.models import Models
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.snapshot import open_snapshot

@@ -13,13 +13,14 @@ import psutil
 import torch
 from torch import Tensor
 
-from wan_orchestration.animate import quantize
 from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.models import Models, sizes
+from wan_orchestration.animate.memory import quantize
+from wan_orchestration.animate.memory.placement import ClipShape, Name, Placement, choose, placements
+from wan_orchestration.animate.memory.sizes import sizes
+from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel import Ranks
-from wan_orchestration.animate.placement import ClipShape, Name, Placement, choose, placements
 from wan_orchestration.errors import BadInput
 from wan_orchestration.job import Clips
 from wan_orchestration.messages import Task

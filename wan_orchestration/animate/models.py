@@ -25,22 +25,22 @@ from transformers import (
 from wan_orchestration.animate import lora
 from wan_orchestration.animate import original_layout as original
 from wan_orchestration.animate.cache import TensorCache
-from wan_orchestration.animate.offload import Parking, stream
-from wan_orchestration.animate.original_layout import Loaded, read_safetensors
+from wan_orchestration.animate.layouts import configured, diffusers_tensors, empty_transformer
+from wan_orchestration.animate.memory.offload import Parking, stream
+from wan_orchestration.animate.memory.placement import Name
+from wan_orchestration.animate.memory.quantize import quantize
+from wan_orchestration.animate.memory.sliced import work_in_slices
+from wan_orchestration.animate.original_layout import Loaded
 from wan_orchestration.animate.parallel import Ranks
-from wan_orchestration.animate.placement import Name, Sizes
-from wan_orchestration.animate.quantize import quantize
 from wan_orchestration.animate.sharding import kept_in_float32, own_rows, shard_text_encoder, shard_transformer
-from wan_orchestration.animate.sliced import work_in_slices
 from wan_orchestration.animate.transformer import AnimateTransformer
-from wan_orchestration.animate.vae import AnimateVae
-from wan_orchestration.animate.vae_layers import lighten
+from wan_orchestration.animate.vae.layers import lighten
+from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.errors import BadInput
 from wan_orchestration.settings import Quantization
 from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
 
 M = TypeVar("M", bound=nn.Module)
-D = TypeVar("D", AnimateTransformer, AnimateVae)
 P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
 
 
@@ -165,7 +165,7 @@ class Models:
     def _load_transformer(self) -> AnimateTransformer:
         model = empty_transformer(self.snapshot)
         if self.snapshot.layout == "diffusers":
-            tensors = _diffusers_tensors(self.snapshot.path / "transformer")
+            tensors = diffusers_tensors(self.snapshot.path / "transformer")
         else:
             tensors = original.transformer_tensors(self.snapshot.path)
         if mesh := self._shards:
@@ -185,8 +185,8 @@ class Models:
         if self.snapshot.layout == "diffusers":
             folder = self.snapshot.path / "vae"
             with init_empty_weights():
-                model = _configured(AnimateVae, folder)
-            return self._fill(model, _diffusers_tensors(folder), self.vae_dtype)
+                model = configured(AnimateVae, folder)
+            return self._fill(model, diffusers_tensors(folder), self.vae_dtype)
         return self._from_pickle(
             VAE,
             original.vae_config,
@@ -291,56 +291,6 @@ class Models:
             model.tie_weights()
         nn.Module.to(model, device)
         return model.eval().requires_grad_(False)
-
-
-def empty_transformer(snapshot: Snapshot) -> AnimateTransformer:
-    """The snapshot's transformer without its weights."""
-    with init_empty_weights():
-        if snapshot.layout == "diffusers":
-            return _configured(AnimateTransformer, snapshot.path / "transformer")
-        return AnimateTransformer(**original.transformer_config(snapshot.path))
-
-
-def sizes(
-    snapshot: Snapshot, dtype: torch.dtype, quantized: bool = False, vae_dtype: torch.dtype = torch.float32
-) -> Sizes:
-    """What a snapshot's models take when the transformer and the text encoder run in `dtype`; no weights are read."""
-    if snapshot.layout == "diffusers":
-        text = sum(
-            value.numel()
-            for *_, tensors in _diffusers_tensors(snapshot.path / "text_encoder")
-            for value in tensors.values()
-        )
-        vae = sum(
-            value.numel() for *_, tensors in _diffusers_tensors(snapshot.path / "vae") for value in tensors.values()
-        )
-        config: Any = AnimateVae.load_config(snapshot.path / "vae")
-        width = config["base_dim"]
-    else:
-        text = sum(value.numel() for value in original.read_pickle(snapshot.path / TEXT_ENCODER).values())
-        weights = original.read_pickle(snapshot.path / VAE)
-        vae, width = sum(value.numel() for value in weights.values()), original.vae_config(weights)["base_dim"]
-    return Sizes.of(
-        empty_transformer(snapshot),
-        text_encoder=text * dtype.itemsize,
-        vae=vae * vae_dtype.itemsize,
-        vae_width=width,
-        itemsize=dtype.itemsize,
-        vae_itemsize=vae_dtype.itemsize,
-        quantized=quantized,
-    )
-
-
-def _configured(cls: type[D], folder: Path) -> D:
-    config: Any = cls.load_config(folder)
-    model: Any = cls.from_config(config)
-    return model
-
-
-def _diffusers_tensors(folder: Path) -> Iterator[Loaded]:
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, value in read_safetensors(file):
-            yield Loaded(file, name, {name: value})
 
 
 def _distribute(place: DTensor, rows: Tensor) -> DTensor:

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wan_orchestration.animate import bands
-from wan_orchestration.animate.vae import AnimateVae
-from wan_orchestration.animate.vae_layers import lighten
+from wan_orchestration.animate.vae import bands
+from wan_orchestration.animate.vae.layers import lighten
+from wan_orchestration.animate.vae.model import AnimateVae
 
 
 @pytest.mark.parametrize("rows", [4, 32, 33, 60, 90])

@@ -4,7 +4,8 @@ import time
 
 import torch
 
-from wan_orchestration.animate.placement import CONTEXT_TOKENS, ClipShape, Name, Sizes
+from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, ClipShape, Name
+from wan_orchestration.animate.memory.sizes import Sizes
 
 EFFICIENCY = 0.5
 """Share of a card's dense bfloat16 peak that the transformer is expected to reach."""

@@ -4,14 +4,11 @@ The factors were found by running the engine's own code on tensors without data 
 so again); they hold for every width and size. On top comes what CUDA itself takes, `OVERHEAD`.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
-
-from wan_orchestration.animate.bands import BAND
-from wan_orchestration.animate.sharding import kept_in_float32
+from wan_orchestration.animate.memory.sizes import Sizes
+from wan_orchestration.animate.vae.bands import BAND
 
 Name = Literal["resident", "swap", "offload", "tiled"]
 
@@ -32,69 +29,6 @@ OVERHEAD = int(1.5e9)
 PROCESS = int(4e9)
 """Host memory of the process besides weights: libraries, frames of a clip or two."""
 CONTEXT_TOKENS = 257 + 512
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes of a snapshot's models in the dtypes they run in, and the widths that activations depend on."""
-
-    transformer: int
-    loaded: int
-    """The transformer before it is quantised, if it is."""
-    block: int
-    """The largest block; the transformer's `blocks` and `face_adapter` are streamed one by one."""
-    block_parameters: int
-    outside: int
-    """The transformer without `blocks` and `face_adapter`."""
-    text_encoder: int
-    vae: int
-    dim: int
-    layers: int
-    vae_width: int
-    itemsize: int
-    """Of the transformer's dtype."""
-    vae_itemsize: int
-
-    @classmethod
-    def of(
-        cls,
-        transformer: WanAnimateTransformer3DModel,
-        *,
-        text_encoder: int,
-        vae: int,
-        vae_width: int,
-        itemsize: int,
-        vae_itemsize: int,
-        quantized: bool,
-    ) -> "Sizes":
-        """From a transformer, which may be without data; the other models' bytes are given."""
-        streamed, parameters = Counter[str](), Counter[str]()
-        whole = loaded = 0
-        for name, parameter in transformer.named_parameters():
-            size = as_loaded = parameter.numel() * (4 if kept_in_float32(transformer, name) else itemsize)
-            if name.startswith(("blocks.", "face_adapter.")):
-                if quantized and parameter.ndim == 2 and name.endswith(".weight"):
-                    size = parameter.numel() + 4 * parameter.shape[0]
-                module = name.rsplit(".", name.count(".") - 1)[0]
-                streamed[module] += size
-                parameters[module] += parameter.numel()
-            whole += size
-            loaded += as_loaded
-        config = transformer.config
-        return cls(
-            transformer=whole,
-            loaded=loaded,
-            block=max(streamed.values()),
-            block_parameters=max(parameters.values()),
-            outside=whole - streamed.total(),
-            text_encoder=text_encoder,
-            vae=vae,
-            dim=config["num_attention_heads"] * config["attention_head_dim"],
-            layers=config["num_layers"],
-            vae_width=vae_width,
-            itemsize=itemsize,
-            vae_itemsize=vae_itemsize,
-        )
 
 
 @dataclass(frozen=True)

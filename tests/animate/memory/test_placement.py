@@ -9,13 +9,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from wan_orchestration.animate import placement
-from wan_orchestration.animate.models import Models, sizes
-from wan_orchestration.animate.placement import ClipShape, Placement, Sizes, choose, placements
-from wan_orchestration.animate.sliced import work_in_slices
+from wan_orchestration.animate.memory import placement
+from wan_orchestration.animate.memory.placement import ClipShape, Placement, choose, placements
+from wan_orchestration.animate.memory.sizes import Sizes, sizes
+from wan_orchestration.animate.memory.sliced import work_in_slices
+from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.transformer import AnimateTransformer, Branch
-from wan_orchestration.animate.vae import AnimateVae
-from wan_orchestration.animate.vae_layers import lighten
+from wan_orchestration.animate.vae.layers import lighten
+from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.snapshot import open_snapshot
 
 GB = 10**9

@@ -8,10 +8,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
-from wan_orchestration.animate.bands import in_bands
 from wan_orchestration.animate.parallel import Ranks
-from wan_orchestration.animate.rows import SplitRows
-from wan_orchestration.animate.vae_layers import Encoder
+from wan_orchestration.animate.vae.bands import in_bands
+from wan_orchestration.animate.vae.layers import Encoder
+from wan_orchestration.animate.vae.rows import SplitRows
 
 CHUNK_BYTES = 16 * 2**20
 STILL_CHUNK = 8

@@ -2,9 +2,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from wan_orchestration.animate import vae as module
-from wan_orchestration.animate.vae import AnimateVae
-from wan_orchestration.animate.vae_layers import ChannelNorm, lighten
+from wan_orchestration.animate.vae import model as module
+from wan_orchestration.animate.vae.layers import ChannelNorm, lighten
+from wan_orchestration.animate.vae.model import AnimateVae
 
 
 @pytest.mark.parametrize("by_frames", [False, True], ids=["whole", "by frames"])

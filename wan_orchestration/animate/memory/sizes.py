@@ -1,0 +1,107 @@
+"""How large a snapshot's models are, without reading their weights."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
+
+from wan_orchestration.animate import original_layout as original
+from wan_orchestration.animate.layouts import diffusers_tensors, empty_transformer
+from wan_orchestration.animate.sharding import kept_in_float32
+from wan_orchestration.animate.vae.model import AnimateVae
+from wan_orchestration.snapshot import TEXT_ENCODER, VAE, Snapshot
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of a snapshot's models in the dtypes they run in, and the widths that activations depend on."""
+
+    transformer: int
+    loaded: int
+    """The transformer before it is quantised, if it is."""
+    block: int
+    """The largest block; the transformer's `blocks` and `face_adapter` are streamed one by one."""
+    block_parameters: int
+    outside: int
+    """The transformer without `blocks` and `face_adapter`."""
+    text_encoder: int
+    vae: int
+    dim: int
+    layers: int
+    vae_width: int
+    itemsize: int
+    """Of the transformer's dtype."""
+    vae_itemsize: int
+
+    @classmethod
+    def of(
+        cls,
+        transformer: WanAnimateTransformer3DModel,
+        *,
+        text_encoder: int,
+        vae: int,
+        vae_width: int,
+        itemsize: int,
+        vae_itemsize: int,
+        quantized: bool,
+    ) -> "Sizes":
+        """From a transformer, which may be without data; the other models' bytes are given."""
+        streamed, parameters = Counter[str](), Counter[str]()
+        whole = loaded = 0
+        for name, parameter in transformer.named_parameters():
+            size = as_loaded = parameter.numel() * (4 if kept_in_float32(transformer, name) else itemsize)
+            if name.startswith(("blocks.", "face_adapter.")):
+                if quantized and parameter.ndim == 2 and name.endswith(".weight"):
+                    size = parameter.numel() + 4 * parameter.shape[0]
+                module = name.rsplit(".", name.count(".") - 1)[0]
+                streamed[module] += size
+                parameters[module] += parameter.numel()
+            whole += size
+            loaded += as_loaded
+        config = transformer.config
+        return cls(
+            transformer=whole,
+            loaded=loaded,
+            block=max(streamed.values()),
+            block_parameters=max(parameters.values()),
+            outside=whole - streamed.total(),
+            text_encoder=text_encoder,
+            vae=vae,
+            dim=config["num_attention_heads"] * config["attention_head_dim"],
+            layers=config["num_layers"],
+            vae_width=vae_width,
+            itemsize=itemsize,
+            vae_itemsize=vae_itemsize,
+        )
+
+
+def sizes(
+    snapshot: Snapshot, dtype: torch.dtype, quantized: bool = False, vae_dtype: torch.dtype = torch.float32
+) -> Sizes:
+    """What a snapshot's models take when the transformer and the text encoder run in `dtype`; no weights are read."""
+    if snapshot.layout == "diffusers":
+        text = sum(
+            value.numel()
+            for *_, tensors in diffusers_tensors(snapshot.path / "text_encoder")
+            for value in tensors.values()
+        )
+        vae = sum(
+            value.numel() for *_, tensors in diffusers_tensors(snapshot.path / "vae") for value in tensors.values()
+        )
+        config: Any = AnimateVae.load_config(snapshot.path / "vae")
+        width = config["base_dim"]
+    else:
+        text = sum(value.numel() for value in original.read_pickle(snapshot.path / TEXT_ENCODER).values())
+        weights = original.read_pickle(snapshot.path / VAE)
+        vae, width = sum(value.numel() for value in weights.values()), original.vae_config(weights)["base_dim"]
+    return Sizes.of(
+        empty_transformer(snapshot),
+        text_encoder=text * dtype.itemsize,
+        vae=vae * vae_dtype.itemsize,
+        vae_width=width,
+        itemsize=dtype.itemsize,
+        vae_itemsize=vae_dtype.itemsize,
+        quantized=quantized,
+    )

@@ -1,9 +1,11 @@
 """The page in a real browser, from the files to the video's end. With PAGE_SCREENSHOTS=DIR it leaves pictures of it."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from api_server import JOBS, free_port, serving
 from browser import browser  # noqa: F401
@@ -14,6 +16,8 @@ from wan_orchestration.video import FrameReader
 
 pytestmark = pytest.mark.heavy
 
+ROOT = Path(__file__).parents[2]
+MINI = ROOT / "data" / "models" / "wan-animate-mini"
 MINUTES = 60_000
 FRAMES = 17
 
@@ -92,18 +96,30 @@ def test_from_the_files_to_the_end_of_the_video(project, page, files, monkeypatc
         page.get_by_text("Log", exact=True).click()
         page.locator("pre").get_by_text("generated_video").first.wait_for()
         page.get_by_text("Log", exact=True).click()
-        for name, scheme, width in (("light", "light", 1200), ("dark", "dark", 1200), ("phone", "light", 390)):
-            page.emulate_media(color_scheme=scheme)
-            page.set_viewport_size({"width": width, "height": 900})
-            shot(page, name)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing juts out"
-
         page.reload()
         page.get_by_role("heading", name="dance").wait_for()
         page.once("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="Delete").click()
         page.get_by_text("No jobs yet.").wait_for()
         assert not (project / "data" / "jobs" / "dance").exists()
+
+
+def test_the_demo_on_screens_light_and_dark_large_and_small(project, page, monkeypatch):
+    for name, value in {"CHECKPOINT_DIR": MINI, "DEFAULT_SAMPLING_STEPS": 6, "DEFAULT_CLIP_LEN": 17}.items():
+        monkeypatch.setenv(f"WAN_{name}", str(value))
+    shutil.copytree(ROOT / "data" / "jobs" / "demo", project / "data" / "jobs" / "demo")
+    with daemon(project), serving(project, free_port()) as url:
+        httpx.post(url + JOBS, json={"src_root_path": "data/jobs/demo"}, timeout=60).raise_for_status()
+        page.goto(f"{url}/#demo")
+        page.locator("#job .badge.succeeded").wait_for(timeout=5 * MINUTES)
+        page.get_by_label("Result", exact=True).evaluate("video => { video.currentTime = 1 }")
+        page.get_by_label("Driving video", exact=True).evaluate("video => { video.currentTime = 1 }")
+        page.wait_for_timeout(1000)
+        for name, scheme, width in (("light", "light", 1200), ("dark", "dark", 1200), ("phone", "light", 390)):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            shot(page, name)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing juts out"
 
 
 def test_a_job_is_cancelled_by_keyboard(project, page, files):

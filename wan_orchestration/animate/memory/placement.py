@@ -1,6 +1,6 @@
 """Where the models lie while a clip is made, and how much memory each way takes: an estimate from shapes.
 
-The factors were found by running the engine's own code on tensors without data (`tests/animate/test_placement.py` does
+The factors were found by running the engine's own code on tensors without data (`tests/animate/memory/test_placement.py` does
 so again); they hold for every width and size. On top comes what CUDA itself takes, `OVERHEAD`.
 """
 

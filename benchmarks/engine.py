@@ -4,7 +4,7 @@
     uv run python benchmarks/engine.py --model 14b --size 1280x720 832x480 --frames 77 --sides stock compile=off ""
 
 Each measurement is a process of its own, so that its peak memory is its own, and the sides take turns. A side is
-`stock`, or settings of this engine: "" for the defaults, or for instance "step_cache=taylorseer,compile=off". The time
+`stock`, or settings of this engine: "" for the defaults, or for instance "step_cache=2,compile=off". The time
 is that from clips on the disk to the mp4 on the disk, without loading. "CPU s" is what all of the process's threads
 took, loading included; it depends less than the other times on what else the machine does (OMP_NUM_THREADS=1). With
 several sides of this engine, PSNR is that of their frames against the first one's.

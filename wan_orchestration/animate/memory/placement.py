@@ -1,7 +1,7 @@
 """Where the models lie while a clip is made, and how much memory each way takes: an estimate from shapes.
 
-The factors were found by running the engine's own code on tensors without data (`tests/animate/memory/test_placement.py` does
-so again); they hold for every width and size. On top comes what CUDA itself takes, `OVERHEAD`.
+The factors were found by running the engine's own code on tensors without data, as `tests/animate/memory` does again.
+They hold for every width and size. On top comes what CUDA itself takes, `OVERHEAD`.
 """
 
 from dataclasses import dataclass, replace
@@ -87,7 +87,8 @@ def placements(
 
     def coding(maps: float, part: float = 1.0) -> int:
         of_one = sizes.vae_width * 4 * clip.height * clip.width * sizes.vae_itemsize / ranks
-        return sizes.vae + int(maps * of_one * part) + clip.video
+        band = clip.video if part < 1 else 0
+        return sizes.vae + int((maps * of_one + band) * part) + clip.video
 
     def placement(name: Name, vram: int, ram: int) -> Placement:
         loading = sizes.loaded if sizes.loaded > sizes.transformer else 0

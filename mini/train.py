@@ -97,7 +97,8 @@ def train_vae(work: Work, minutes: float, batch: int) -> None:
         if time.monotonic() - saved > 90:
             save()
             saved = time.monotonic()
-    save()
+    if losses:
+        save()
 
 
 def _decode(vae: AnimateVae, codec: Codec, pictures: Tensor, noise: float) -> tuple[Tensor, Tensor]:
@@ -213,7 +214,8 @@ def train_transformer(work: Work, minutes: float, batch: int, rate: float, singl
         if time.monotonic() - saved > 240:
             save()
             saved = time.monotonic()
-    save()
+    if losses:
+        save()
 
 
 def _read_shard(path: Path) -> samples.Sample:

@@ -104,24 +104,6 @@ def test_from_the_files_to_the_end_of_the_video(project, page, files, monkeypatc
         assert not (project / "data" / "jobs" / "dance").exists()
 
 
-def test_the_demo_on_screens_light_and_dark_large_and_small(project, page, monkeypatch):
-    for name, value in {"CHECKPOINT_DIR": MINI, "DEFAULT_SAMPLING_STEPS": 6, "DEFAULT_CLIP_LEN": 17}.items():
-        monkeypatch.setenv(f"WAN_{name}", str(value))
-    shutil.copytree(ROOT / "data" / "jobs" / "demo", project / "data" / "jobs" / "demo")
-    with daemon(project), serving(project, free_port()) as url:
-        httpx.post(url + JOBS, json={"src_root_path": "data/jobs/demo"}, timeout=60).raise_for_status()
-        page.goto(f"{url}/#demo")
-        page.locator("#job .badge.succeeded").wait_for(timeout=5 * MINUTES)
-        page.get_by_label("Result", exact=True).evaluate("video => { video.currentTime = 1 }")
-        page.get_by_label("Driving video", exact=True).evaluate("video => { video.currentTime = 1 }")
-        page.wait_for_timeout(1000)
-        for name, scheme, width in (("light", "light", 1200), ("dark", "dark", 1200), ("phone", "light", 390)):
-            page.emulate_media(color_scheme=scheme)
-            page.set_viewport_size({"width": width, "height": 900})
-            shot(page, name)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing juts out"
-
-
 def test_a_job_is_cancelled_by_keyboard(project, page, files):
     with serving(project, free_port()) as url:
         page.goto(url)
@@ -162,3 +144,21 @@ def test_signing_in_and_out(project, page):
         page.get_by_role("button", name="Sign out").click()
         page.get_by_role("heading", name="Sign in").wait_for()
         assert page.evaluate(f"fetch('{JOBS}').then(answer => answer.status)") == 401
+
+
+def test_the_demo_on_screens_light_and_dark_large_and_small(project, page, monkeypatch):
+    for name, value in {"CHECKPOINT_DIR": MINI, "DEFAULT_SAMPLING_STEPS": 6, "DEFAULT_CLIP_LEN": 17}.items():
+        monkeypatch.setenv(f"WAN_{name}", str(value))
+    shutil.copytree(ROOT / "data" / "jobs" / "demo", project / "data" / "jobs" / "demo")
+    with daemon(project), serving(project, free_port()) as url:
+        httpx.post(url + JOBS, json={"src_root_path": "data/jobs/demo"}, timeout=60).raise_for_status()
+        page.goto(f"{url}/#demo")
+        page.locator("#job .badge.succeeded").wait_for(timeout=5 * MINUTES)
+        page.get_by_label("Result", exact=True).evaluate("video => { video.currentTime = 1 }")
+        page.get_by_label("Driving video", exact=True).evaluate("video => { video.currentTime = 1 }")
+        page.wait_for_timeout(1000)
+        for name, scheme, width in (("light", "light", 1200), ("dark", "dark", 1200), ("phone", "light", 390)):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            shot(page, name)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing juts out"

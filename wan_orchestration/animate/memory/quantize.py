@@ -16,7 +16,7 @@ def check(how: Quantization, device: torch.device, fsdp: bool) -> None:
     if how == "off":
         return
     try:
-        import torchao  # noqa: F401, PLC0415 (an extra)
+        import torchao  # noqa: F401, PLC0415 (an extra)  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise BadInput(f"quantization: {how} needs torchao; install it by: uv sync --extra fp8") from None
     if fsdp:
@@ -33,7 +33,7 @@ def quantize(transformer: AnimateTransformer, how: Quantization, device: torch.d
 
     Each block is brought to `device` for that, and stays there, so that the device never holds more than one as it was.
     """
-    from torchao.quantization import (  # noqa: PLC0415 (an extra; takes seconds)
+    from torchao.quantization import (  # noqa: PLC0415 (an extra; takes seconds)  # pyright: ignore[reportMissingImports]
         Float8DynamicActivationFloat8WeightConfig,
         Float8WeightOnlyConfig,
         PerRow,

@@ -27,7 +27,7 @@ from wan_orchestration.animate import original_layout as original
 from wan_orchestration.animate.cache import TensorCache
 from wan_orchestration.animate.layouts import configured, diffusers_tensors, empty_transformer
 from wan_orchestration.animate.memory.offload import Parking, stream
-from wan_orchestration.animate.memory.placement import Name
+from wan_orchestration.animate.memory.placement import STREAMED, Name
 from wan_orchestration.animate.memory.quantize import quantize
 from wan_orchestration.animate.memory.sliced import work_in_slices
 from wan_orchestration.animate.original_layout import Loaded
@@ -155,7 +155,7 @@ class Models:
     @property
     def streamed(self) -> bool:
         """Whether the transformer's blocks lie in host memory until they run."""
-        return self.placement in ("offload", "tiled")
+        return self.placement in STREAMED
 
     @property
     def weights_device(self) -> torch.device:

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, ClipShape, Name
+from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, STREAMED, ClipShape, Name
 from wan_orchestration.animate.memory.sizes import Sizes
 
 EFFICIENCY = 0.5
@@ -30,7 +30,7 @@ def forward_flops(sizes: Sizes, clip: ClipShape) -> float:
 def clip_seconds(sizes: Sizes, clip: ClipShape, steps: int, placement: Name, tflops: float, ranks: int = 1) -> float:
     """Seconds that a clip is expected to take on cards with so many dense bfloat16 TFLOP/s each."""
     forward = forward_flops(sizes, clip) / ranks / (EFFICIENCY * tflops * 1e12)
-    if placement in ("offload", "tiled"):
+    if placement in STREAMED:
         forward = max(forward, sizes.transformer / BUS)
     pixels = clip.height * clip.width * clip.frames
     vae = VAE_FLOPS * pixels * (sizes.vae_width / VAE_WIDTH) ** 2 / ranks / (VAE_EFFICIENCY * tflops * 1e12)

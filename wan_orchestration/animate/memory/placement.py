@@ -19,6 +19,9 @@ WAYS: dict[Name, str] = {
     "tiled": "as offload, and the VAE works on bands of the picture, which are blended where they meet",
 }
 
+STREAMED: tuple[Name, ...] = ("offload", "tiled")
+"""Those in which the transformer's blocks lie in host memory until they run."""
+
 DENOISE_MAPS, SLICED_MAPS = 11.1, 6.1
 """Feature maps, (tokens, dim) in the transformer's dtype, that live at the worst moment; the latter in slices."""
 VAE_MAPS, BY_FRAMES_MAPS = 12.7, 9.0
@@ -73,7 +76,7 @@ def placements(
     """The ways to place models of these sizes, the fastest first, with what each needs on each of the ranks.
 
     Ranks share tokens and the VAE's rows. With FSDP they also share weights, which then stay on the devices. With
-    `keep_text` the text encoder stays on the device, but for `offload`.
+    `keep_text` the text encoder stays on the device, but where blocks are streamed.
     """
     shared = ranks if fsdp else 1
     whole, text = sizes.transformer // shared, sizes.text_encoder // shared
@@ -127,7 +130,7 @@ def out_of_memory(error: BaseException, tried: Placement, clip: ClipShape) -> st
         "vae_dtype: bfloat16 or quantization: fp8",
         "several GPUs (torchrun), with WAN_ENABLE_FSDP=1 to share the weights as well",
     ]
-    if tried.name not in ("offload", "tiled"):
+    if tried.name not in STREAMED:
         advice.insert(0, "placement: offload")
     return (
         f"the device ran out of memory with placement {tried.name} ({WAYS[tried.name]}), for clips of "

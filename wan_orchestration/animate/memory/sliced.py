@@ -37,7 +37,7 @@ class SlicedBlock(WanTransformerBlock):
 
         heads = self.attn1.heads
         query, key, value = (x.new_empty(*x.shape[:2], heads, x.shape[2] // heads) for _ in range(3))
-        for part in slices(x.shape[1]):
+        for part in slices(x.shape[1], TOKENS):
             normed = (self.norm1(x[:, part].float()) * (1 + scale) + shift).type_as(x)
             rotary = rotary_emb[0][:, part], rotary_emb[1][:, part]
             query[:, part], key[:, part], value[:, part] = attention.project(self.attn1, normed, rotary)
@@ -45,7 +45,7 @@ class SlicedBlock(WanTransformerBlock):
         del query, key, value
 
         result = torch.empty_like(x)
-        for part in slices(x.shape[1]):
+        for part in slices(x.shape[1], TOKENS):
             y = (x[:, part].float() + self.attn1.to_out[0](attended[:, part]) * gate).type_as(x)
             y = y + self.attn2(self.norm2(y.float()).type_as(y), encoder_hidden_states, None, None)
             normed = (self.norm3(y.float()) * (1 + ffn_scale) + ffn_shift).type_as(y)
@@ -83,7 +83,7 @@ def work_in_slices(blocks: nn.ModuleList, face_adapters: nn.ModuleList) -> None:
         adapter.__class__ = SlicedFaceAdapter
 
 
-def slices(count: int, most: int = TOKENS) -> Iterator[slice]:
+def slices(count: int, most: int) -> Iterator[slice]:
     """Slices of up to `most` that make up `count`."""
     for start in range(0, count, most):
         yield slice(start, min(start + most, count))

@@ -138,7 +138,7 @@ def count_bytes(ranks: int) -> list[int]:
     """A list that grows by the bytes each collective sends from this rank to others."""
     import torch.distributed as dist
 
-    sent, all_to_all, all_gather = [], dist.all_to_all_single, dist.all_gather_single
+    sent, all_to_all, all_gather = [], dist.all_to_all_single, dist.all_gather_into_tensor
 
     def counting_all_to_all(received, x, **options):
         sent.append(x.nbytes * (ranks - 1) // ranks)
@@ -148,7 +148,7 @@ def count_bytes(ranks: int) -> list[int]:
         sent.append(x.nbytes * (ranks - 1))
         return all_gather(whole, x, **options)
 
-    dist.all_to_all_single, dist.all_gather_single = counting_all_to_all, counting_all_gather
+    dist.all_to_all_single, dist.all_gather_into_tensor = counting_all_to_all, counting_all_gather
     return sent
 
 

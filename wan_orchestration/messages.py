@@ -142,6 +142,7 @@ class Seconds(BaseModel):
 
     load: float = 0.0
     encode: float = 0.0
+    compile: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0
     total: float = 0.0
@@ -223,7 +224,11 @@ class Result(BaseModel):
     dtype: str | None = None
     attention: str | None = None
     """Kernel of the self-attention."""
+    tf32: bool | None = None
+    """Whether float32 convolutions were computed in TF32."""
     compiled: bool | None = None
+    compile_error: str | None = None
+    """Why blocks ran uncompiled that were to be compiled."""
     placement: str | None = None
     settings: GenerateSettings | None = None
     snapshot: SnapshotInfo | None = None

@@ -10,9 +10,9 @@ import psutil
 import torch
 from accelerate import init_empty_weights
 
-from wan_orchestration.animate.clips import device_memory
 from wan_orchestration.animate.memory.cost import clip_seconds, measured_tflops
 from wan_orchestration.animate.memory.placement import ClipShape, Placement, choose, placements
+from wan_orchestration.animate.memory.room import device_memory
 from wan_orchestration.animate.memory.sizes import Sizes, sizes
 from wan_orchestration.animate.transformer import AnimateTransformer
 from wan_orchestration.errors import BadInput

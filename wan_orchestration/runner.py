@@ -9,16 +9,15 @@ import traceback
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device
+from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device, wants_tf32
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.likeness import likeness
 from wan_orchestration.animate.lora import Lora
@@ -132,7 +131,7 @@ class Runner:
             torch.cuda.reset_peak_memory_stats(device)
 
         count = clip_count(clips.pose.frames, settings)
-        work = stack.enter_context(Work(task.output, self._identity(task, clips, loras, dtype)))
+        work = stack.enter_context(Work(task.output, self._identity(task, clips, loras, device, dtype)))
         result.resumed_clips = len(work.clips)
         if work.clips:
             self.reporter.log(f"{task.job_id}: goes on after clip {len(work.clips)} of {count}")
@@ -143,8 +142,10 @@ class Runner:
             self._make_clips(plan, work)
             result.seconds.load = self.maker.load_seconds - loaded
             if engine := self.maker.engine:
-                result.attention, result.compiled = engine.attention, engine.compiled
-                result.placement = engine.placement
+                for name, value in asdict(engine).items():
+                    setattr(result, name, value)
+                if engine.compile_error:
+                    self.reporter.log(f"{task.job_id}: its blocks ran uncompiled: {engine.compile_error}")
             if result.seconds.load:
                 self.reporter.log(f"{task.job_id}: loading the weights took {result.seconds.load:.1f} s of it")
         self._assemble(task, clips, work, result)
@@ -188,26 +189,26 @@ class Runner:
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             for number, clip in enumerate(self.maker.clips(plan, work.guide(), ticker.step), plan.first + 1):
-                video = clip.video.cpu().numpy()
                 record = ClipRecord(
-                    frames=video.shape[1],
+                    frames=clip.video.shape[1],
                     seconds=clip.seconds,
-                    finite=bool(np.isfinite(video).all()),
+                    finite=bool(torch.isfinite(clip.video).all()),
                     colours=clip.colours,
                 )
+                exact = clip.video.cpu().numpy() if task.save_frames else None
                 if writing:
                     writing.result()
                 writing = writer.submit(
                     work.finish_clip,
-                    to_frames(torch.from_numpy(np.nan_to_num(video))),
+                    to_frames(clip.video),
                     plan.clips.pose.fps,
                     clip.guide.numpy(),
                     record,
-                    video if task.save_frames else None,
+                    exact,
                 )
                 facts = _facts(record, task.settings).model_dump()
                 self.reporter.clip(FinishedClip(job_id=task.job_id, clip=number, clips=plan.count, **facts))
-                del clip, video  # not needed while the next clip is made
+                del clip, exact  # not needed while the next clip is made
             if writing:
                 writing.result()
 
@@ -264,13 +265,16 @@ class Runner:
             loras.insert(0, Lora(file))
         return tuple(loras)
 
-    def _identity(self, task: Task, clips: Clips, loras: tuple[Lora, ...], dtype: torch.dtype) -> str:
+    def _identity(
+        self, task: Task, clips: Clips, loras: tuple[Lora, ...], device: torch.device, dtype: torch.dtype
+    ) -> str:
         """A hash of everything that decides the frames."""
         files = [clips.reference, *(lora.file for lora in loras)]
         files += [info.path for info in (clips.pose, clips.face, clips.background, clips.mask) if info]
         facts = {
             "settings": task.settings.decisive(),
             "dtype": str(dtype),
+            "tf32": wants_tf32(task.settings, device, dtype),
             "versions": [version(package) for package in ("av", "diffusers", "torch", "transformers")],
             "exact": task.save_frames is not None,
             "files": [_digest(file) for file in files],

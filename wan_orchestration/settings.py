@@ -257,15 +257,15 @@ class GenerateSettings(BaseSettings):
         True,
         description="Free the text encoder once the prompts are encoded, instead of keeping it on the device.",
     )
-    attention: Literal["auto", "native", "cudnn", "flash2", "flash3", "sage"] = Field(
+    attention: Literal["auto", "native", "cudnn", "flash2", "flash3", "flash4", "sage"] = Field(
         "auto",
         description="Attention kernel. auto: the fastest that is installed, by a short trial on this device; "
         "sage computes in 8 bits, which auto never chooses.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Compile the transformer's blocks: faster steps after some seconds once. auto: on CUDA with one "
-        "process, unless placement is offload or step_cache is used.",
+        description="Compile the transformer's blocks: faster steps after up to a minute once. auto: on CUDA, where "
+        "the steps of the whole job are expected to gain more than that.",
     )
     placement: Literal["auto", "resident", "swap", "offload", "tiled"] = Field(
         "auto",
@@ -307,6 +307,11 @@ class GenerateSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."
     )
+    tf32: bool = Field(
+        True,
+        description="Compute float32 convolutions, the VAE's above all, in TF32 on GPUs that have it: faster, rounded to "
+        "about 1e-3, and what the published code does. Never with dtype: float32.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a device.")
 
     def decisive(self) -> dict[str, Any]:
@@ -314,11 +319,11 @@ class GenerateSettings(BaseSettings):
         exclude = {"device", "offload_model", "cfg_parallel", "compile", "placement", "preset"}
         return self.model_dump(mode="json", exclude=exclude)
 
-    @field_validator("color_match", mode="before")
+    @field_validator("color_match", "compile", "quantization", mode="before")
     @classmethod
     def _yaml_switch(cls, value: object) -> object:
-        """YAML reads a bare `off` as false."""
-        return "off" if value is False else value
+        """YAML reads a bare `off` as false, and `on` as true."""
+        return {False: "off", True: "on"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("clip_len")
     @classmethod

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from wan_orchestration.animate import blocks
 from wan_orchestration.animate.animator import Animator, ClipInput
-from wan_orchestration.animate.memory import sliced
 from wan_orchestration.animate.models import Models
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.snapshot import open_snapshot
@@ -45,7 +45,7 @@ def plain(animate):
 @pytest.mark.parametrize("placement", ["swap", "offload", "tiled"])
 def test_where_the_models_lie_changes_nothing(placement, animate, plain, monkeypatch):
     """Nor do slices. The picture is too small for more than one band; see test_bands.py for those."""
-    monkeypatch.setattr(sliced, "TOKENS", 5)
+    monkeypatch.setattr(blocks, "SLICE", 5)
     for _ in range(2):
         assert torch.allclose(animate(placement), plain, atol=1e-5)
 

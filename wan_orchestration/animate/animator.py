@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from wan_orchestration.animate import conditioning as cond
 from wan_orchestration.animate.attention import Keys, choose_backend
-from wan_orchestration.animate.compiled import keep_compiled
+from wan_orchestration.animate.compiled import keep_compiled, pays
 from wan_orchestration.animate.lora import Lora
+from wan_orchestration.animate.memory.placement import ClipShape
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel import gather
 from wan_orchestration.animate.schedule import make_solver
@@ -20,6 +21,7 @@ from wan_orchestration.animate.transformer import Branch
 from wan_orchestration.settings import GenerateSettings
 
 OnStep = Callable[[int], None]
+PHASES = ("encode", "compile", "denoise", "decode")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Timer:
     """Seconds by phase, added up over the clips of a job."""
 
     device: torch.device
-    seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "denoise": 0.0, "decode": 0.0})
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
 
     def lap(self, phase: str, started: float) -> float:
         if self.device.type == "cuda":
@@ -57,6 +59,11 @@ class Timer:
         now = time.perf_counter()
         self.seconds[phase] += now - started
         return now
+
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Count seconds of one phase as another's."""
+        self.seconds[source] -= seconds
+        self.seconds[target] += seconds
 
 
 class Animator:
@@ -68,6 +75,7 @@ class Animator:
         reference: the character, (h, w, 3) uint8 RGB, any size.
         height, width: of the video, multiples of 16.
         loras: to fuse into the transformer.
+        clips: how many are to be made.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class Animator:
         height: int,
         width: int,
         loras: tuple[Lora, ...],
+        clips: int = 1,
     ) -> None:
         self.models, self.settings, self.size = models, settings, (height, width)
         self.timer = Timer(models.device)
@@ -96,11 +105,12 @@ class Animator:
             self.transformer.config["num_attention_heads"],
             self.transformer.config["attention_head_dim"],
         )
-        self.compiled = self._shall_compile()
-        if self.compiled:
-            keep_compiled(models.cache_root)
-        self.transformer.prepare(
-            self.attention, self.mesh and self.mesh.get_group("sequence"), self.compiled, settings.step_cache
+        keep_compiled(models.cache_root)
+        self.compilation = self.transformer.prepare(
+            self.attention,
+            self.mesh and self.mesh.get_group("sequence"),
+            self._shall_compile(clips),
+            settings.step_cache,
         )
         self.vae = models.vae()
         letterboxed = cond.letterbox(reference, height, width)
@@ -125,12 +135,24 @@ class Animator:
         """Whether half of the ranks work on one guidance branch and half on the other."""
         return self.settings.cfg_parallel and self.guided and self.models.ranks.size % 2 == 0
 
-    def _shall_compile(self) -> bool:
-        """As the settings say; auto: where it is known to pay and nothing else hooks into the blocks."""
-        wanted, alone = self.settings.compile, self.models.ranks.size == 1
-        plain = self.models.placement == "resident"
-        auto = self.models.device.type == "cuda" and alone and plain and not self.settings.step_cache
-        return auto if wanted == "auto" else wanted == "on"
+    def _shall_compile(self, clips: int) -> bool:
+        """As the settings say; auto: on CUDA, where so many clips' steps gain more than the compiling takes."""
+        settings, models, config = self.settings, self.models, self.transformer.config
+        if settings.compile != "auto":
+            return settings.compile == "on"
+        if models.device.type != "cuda" or models.fsdp:
+            return False
+        branches = 2 if self.guided and not self.side_by_side else 1
+        sharing = models.ranks.size // (2 if self.side_by_side else 1)
+        dim = config["num_attention_heads"] * config["attention_head_dim"]
+        tokens = ClipShape(*self.size, settings.clip_len).tokens // sharing
+        return pays(
+            clips * settings.sampling_steps * branches,
+            config["num_layers"],
+            tokens * dim * models.dtype.itemsize,
+            models.device,
+            models.cache_root,
+        )
 
     def skip(self, clips: int) -> None:
         """Draw the noise of clips that an earlier run has made, so that the next gets its own."""
@@ -164,7 +186,7 @@ class Animator:
             (3, frames, H, W) float32 on the device, in [-1, 1]. The first refert_num frames of a later clip repeat
             the guide.
         """
-        started = time.perf_counter()
+        started, compiling = time.perf_counter(), self.compilation.seconds
         y, pose, branches = conditions.known, conditions.pose, conditions.branches
         latents = self._draw_noise(conditions.frames).to(self.models.device)
         self.transformer.forget_steps()
@@ -179,6 +201,7 @@ class Animator:
             latents = solver.step(flow, timestep, latents, return_dict=False)[0]
             on_step(done)
         started = self.timer.lap("denoise", started)
+        self.timer.move(self.compilation.seconds - compiling, "denoise", "compile")
 
         with self.models.without_transformer():
             video = self.vae.decode_video(latents[:, :, 1:])

@@ -1,13 +1,16 @@
 """Attention of the transformer's blocks: what diffusers' modules call, and which kernel computes it."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan_animate import WanAttention
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wan_orchestration.animate.conditioning import TEXT_TOKENS
 from wan_orchestration.animate.sequence import Rotary, SplitTokens
@@ -16,58 +19,63 @@ from wan_orchestration.errors import BadInput
 Keys = tuple[Tensor, Tensor, Tensor, Tensor]
 """Keys and values of a block's cross-attention, (1, n, heads, d): those of the text, then those of the image."""
 
-BACKENDS = {
-    "native": AttentionBackendName.NATIVE,
-    "cudnn": AttentionBackendName._NATIVE_CUDNN,
-    "flash2": AttentionBackendName.FLASH,
-    "flash3": AttentionBackendName._FLASH_3,
-    "sage": AttentionBackendName.SAGE,
+
+def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """cuDNN's kernel, on the tensors as they lie in memory; diffusers' way to it copies all three."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        ).transpose(1, 2)
+
+
+def _flash4(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """FlashAttention 4, the package flash-attn-4, which diffusers fetches from a hub only."""
+    from flash_attn.cute import flash_attn_func  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    attended = flash_attn_func(query, key, value)
+    return attended[0] if isinstance(attended, tuple) else attended
+
+
+KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "native": partial(dispatch_attention_fn, backend=AttentionBackendName.NATIVE),
+    "cudnn": _cudnn,
+    "flash2": partial(dispatch_attention_fn, backend=AttentionBackendName.FLASH),
+    "flash3": partial(dispatch_attention_fn, backend=AttentionBackendName._FLASH_3),
+    "flash4": _flash4,
+    "sage": partial(dispatch_attention_fn, backend=AttentionBackendName.SAGE),
 }
-EXACT = ("native", "cudnn", "flash2", "flash3")
+"""What computes attention of queries, keys and values (1, S, heads, d), to (1, S, heads, d), by its name."""
+EXACT = ("native", "cudnn", "flash2", "flash3", "flash4")
 """All but sage, which computes in 8 bits."""
 PROBED_TOKENS = 16384
 
 
 class SelfAttention:
-    """Processor of a block's self-attention, on all tokens or on this rank's."""
+    """Processor of a block's self-attention, on all tokens or on this rank's; see `blocks.Block`, which calls it."""
 
     # diffusers looks for these on any processor; parallelism of its own it must not add.
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, backend: str, tokens: SplitTokens | None) -> None:
-        self.backend, self.tokens = BACKENDS[backend], tokens
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: Rotary | None = None,
-    ) -> Tensor:
-        """(1, S, dim) to (1, S, dim); the rotary tables are those of the same tokens."""
-        assert encoder_hidden_states is None
-        assert attention_mask is None
-        assert rotary_emb is not None
-        return attn.to_out[0](self.attend(*self.project(attn, hidden_states, rotary_emb)))
-
-    def project(self, attn: WanAttention, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each by itself."""
-        query, key, value = (
-            x.unflatten(2, (attn.heads, -1))
-            for x in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))
-        )
-        return rotate(query, rotary), rotate(key, rotary), value
+    def __init__(self, kernel: str, tokens: SplitTokens | None) -> None:
+        self.kernel, self.tokens = KERNELS[kernel], tokens
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What all tokens together make of them, (1, S, dim)."""
+        """What all tokens together make of queries, keys and values (1, S, heads, d): (1, S, dim)."""
         if self.tokens:
             query, key, value = self.tokens.heads_for_tokens(torch.cat([query, key, value])).unsqueeze(1)
-        attended = dispatch_attention_fn(query, key, value, backend=self.backend)
+        attended = self.kernel(query, key, value)
         if self.tokens:
             attended = self.tokens.tokens_for_heads(attended)
         return attended.flatten(2, 3).type_as(query)
+
+
+def project(attn: WanAttention, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each by itself."""
+    query, key, value = (
+        x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))
+    )
+    return rotate(query, rotary), rotate(key, rotary), value
 
 
 class CrossAttention:
@@ -162,7 +170,7 @@ def _seconds(name: str, device: torch.device, dtype: torch.dtype, heads: int, wi
     started = 0.0
     for _ in range(2):
         started = time.perf_counter()
-        dispatch_attention_fn(x, x, x, backend=BACKENDS[name])
+        KERNELS[name](x, x, x)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     return time.perf_counter() - started

@@ -13,6 +13,7 @@ from torch import Tensor
 from wan_orchestration.animate.parallel import Ranks
 
 KEPT_IN_MEMORY = 16
+_VERSIONS = f"{version('torch')} {version('transformers')}"
 
 
 class TensorCache:
@@ -21,15 +22,16 @@ class TensorCache:
     Args:
         folder: of this snapshot's tensors; None to keep them in memory only. Safe to delete at any time.
         ranks: where there are several, they agree whether a tensor is there, because they compute it together.
+        precision: how this launch computes, which is part of every key.
     """
 
-    def __init__(self, folder: Path | None, ranks: Ranks) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path | None, ranks: Ranks, precision: str = "") -> None:
+        self.folder, self.ranks, self.precision = folder, ranks, precision
         self._known: dict[str, Tensor] = {}
 
     def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
         """The tensor of that key on the CPU; computed, and kept, where it is not there yet."""
-        name = hashlib.sha256(f"{key} {version('torch')} {version('transformers')}".encode()).hexdigest()
+        name = hashlib.sha256(f"{key} {self.precision} {_VERSIONS}".encode()).hexdigest()
         if name not in self._known:
             found = self._read(name)
             if self.ranks.sum(torch.tensor(int(found is not None))).item() < self.ranks.size or found is None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory import quantize
 from wan_orchestration.animate.memory.placement import ClipShape, Name, Placement, choose, placements
+from wan_orchestration.animate.memory.room import device_memory
 from wan_orchestration.animate.memory.sizes import sizes
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel import Ranks
@@ -53,8 +54,11 @@ class Engine:
     """What was chosen for a task: the attention kernel, whether blocks are compiled, where the models lie."""
 
     attention: str
-    compiled: bool
     placement: Name
+    tf32: bool
+    compiled: bool = False
+    compile_error: str | None = None
+    """Why blocks run uncompiled that were to be compiled."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,10 @@ class ClipMaker:
             torch.cuda.set_device(device)
         models = self._models_for(plan)
         height, width = clips.pose.height, clips.pose.width
-        animator = Animator(models, settings, read_image(clips.reference), height, width, plan.loras)
-        self.engine = Engine(animator.attention, animator.compiled, plan.placement)
+        animator = Animator(
+            models, settings, read_image(clips.reference), height, width, plan.loras, plan.count - plan.first
+        )
+        engine = self.engine = Engine(animator.attention, plan.placement, models.tf32)
         animator.skip(plan.first)
         guiding = self._share_guide(guide, (3, settings.refert_num, height, width)) if plan.first else None
         stride, colours = settings.clip_len - settings.refert_num, plan.colours
@@ -128,6 +134,8 @@ class ClipMaker:
                 coming = ahead.submit(read, index + 1) if index + 1 < plan.count else Future()
                 video = animator.animate(conditions, report)
                 del conditions
+                compilation = animator.compilation
+                self.engine = replace(engine, compiled=compilation.compiled, compile_error=compilation.error)
                 if settings.color_match == "lab":
                     colours = colours or colours_of(video)
                     video = matched(video, colours) if index else video
@@ -166,12 +174,14 @@ class ClipMaker:
         """The models as a task wants them. BadInput: they cannot be had so on this machine."""
         settings = plan.task.settings
         device, dtype = pick_device(settings, self.ranks)
+        tf32 = use_tf32(settings, device, dtype)
         how = {
             "device": device,
             "dtype": dtype,
             "placement": plan.placement,
             "quantization": settings.quantization,
             "vae_dtype": getattr(torch, settings.vae_dtype),
+            "tf32": tf32,
         }
         if self.models is None or how != self._models_how:
             quantize.check(settings.quantization, device, self.fsdp)
@@ -205,11 +215,16 @@ def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device,
     return torch.device("cuda", index), getattr(torch, dtype)
 
 
-def device_memory(device: torch.device) -> int:
-    """Bytes of a CUDA device that this process may use: free ones and its own."""
-    free, total = torch.cuda.mem_get_info(device)
-    usable = int(total * torch.cuda.get_per_process_memory_fraction(device))
-    return min(free + torch.cuda.memory_reserved(device), usable)
+def wants_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a task's float32 convolutions are to be computed in TF32. The CPU has no such thing."""
+    return device.type == "cuda" and dtype != torch.float32 and settings.tf32
+
+
+def use_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dtype) -> bool:
+    """Have this process compute as `wants_tf32` says. Matrix products in float32 are exact in any case."""
+    wanted = wants_tf32(settings, device, dtype)
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = wanted, False
+    return wanted
 
 
 def enough_frames(wanted: int) -> int:

@@ -24,9 +24,15 @@ def to_tensor(frames: np.ndarray, device: torch.device | None = None) -> Tensor:
 
 
 def to_frames(video: Tensor) -> np.ndarray:
-    """Video (3, T, H, W) in [-1, 1] as (T, H, W, 3) uint8."""
-    levels = ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return rearrange(levels, "c t h w -> t h w c").cpu().numpy()
+    """Video (3, T, H, W) in [-1, 1] as (T, H, W, 3) uint8, what lies beyond cut off and NaN as 0.
+
+    All but one copy is done on the video's device.
+    """
+    levels = video.nan_to_num().clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
+    levels = rearrange(levels, "c t h w -> t h w c").contiguous()
+    if levels.device.type == "cpu":
+        return levels.numpy()
+    return torch.empty(levels.shape, dtype=torch.uint8, pin_memory=True).copy_(levels).numpy()
 
 
 def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:

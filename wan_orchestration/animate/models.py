@@ -29,7 +29,8 @@ from wan_orchestration.animate.layouts import configured, diffusers_tensors, emp
 from wan_orchestration.animate.memory.offload import Parking, stream
 from wan_orchestration.animate.memory.placement import STREAMED, Name
 from wan_orchestration.animate.memory.quantize import quantize
-from wan_orchestration.animate.memory.sliced import work_in_slices
+from wan_orchestration.animate.memory.room import free_memory
+from wan_orchestration.animate.memory.sizes import text_encoder_size
 from wan_orchestration.animate.original_layout import Loaded
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.sharding import kept_in_float32, own_rows, shard_text_encoder, shard_transformer
@@ -63,6 +64,8 @@ class Models:
     placement: Name = "resident"
     quantization: Quantization = "off"
     vae_dtype: torch.dtype = torch.float32
+    tf32: bool = False
+    """Whether this process computes float32 convolutions in TF32, see `clips.use_tf32`."""
     cache_root: Path | None = None
     """Where tensors that every launch would compute anew are kept; None: in memory only."""
     cache: TensorCache = field(init=False, repr=False)
@@ -74,7 +77,7 @@ class Models:
 
     def __post_init__(self) -> None:
         folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
-        self.cache = TensorCache(folder, self.ranks)
+        self.cache = TensorCache(folder, self.ranks, "tf32" if self.tf32 else "")
 
     def transformer(self, loras: tuple[lora.Lora, ...] = ()) -> AnimateTransformer:
         """The transformer with these LoRAs fused; another set than before reloads the weights."""
@@ -98,7 +101,7 @@ class Models:
         if self.quantization != "off":
             quantize(transformer, self.quantization, self.weights_device)
         if self.placement != "resident":
-            work_in_slices(transformer.blocks, transformer.face_adapter)
+            transformer.work_in_slices()
         if self.placement == "swap":
             self._parked = Parking(transformer, self.device)
         if self.streamed:
@@ -120,6 +123,10 @@ class Models:
         return self._once("vae", self._load_shared_vae)
 
     def text_encoder(self) -> UMT5EncoderModel:
+        """The text encoder. Where it does not fit beside the transformer, that is dropped, and loaded anew later."""
+        meets = "transformer" in self._loaded and "text_encoder" not in self._loaded and not self.fsdp
+        if meets and text_encoder_size(self.snapshot, self.dtype) > free_memory(self.weights_device):
+            self.free("transformer")
         return self._once("text_encoder", self._load_text_encoder)
 
     def image_encoder(self) -> CLIPVisionModel:

@@ -219,7 +219,7 @@ def gather(part: Tensor, sizes: list[int], dim: int, group: dist.ProcessGroup | 
     # Equal lengths, because gloo refuses others; joined along the first dimension, because NCCL and gloo do only that.
     padded = lengthen(part.movedim(dim, 0), 0, max(sizes)).contiguous()
     whole = padded.new_empty(len(sizes) * len(padded), *padded.shape[1:])
-    dist.all_gather_single(whole, padded, group=group)
+    dist.all_gather_into_tensor(whole, padded, group=group)
     parts = [one[:size] for one, size in zip(whole.split(len(padded)), sizes, strict=True)]
     return torch.cat(parts).movedim(0, dim).contiguous()
 

@@ -53,7 +53,7 @@ class SplitTokens:
     def gather(self, part: Tensor) -> Tensor:
         """This rank's (1, local, C) as the whole (1, total, C), on every rank."""
         whole = part.new_empty(self.degree * self.local, part.shape[2])
-        dist.all_gather_single(whole, part[0].contiguous(), group=self.group)
+        dist.all_gather_into_tensor(whole, part[0].contiguous(), group=self.group)
         return whole[None, : self.total]
 
     def heads_for_tokens(self, x: Tensor) -> Tensor:

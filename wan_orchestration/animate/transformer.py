@@ -1,7 +1,9 @@
 """The Animate transformer, with what does not change between denoising steps taken out of the step."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,14 @@ import torch.distributed as dist
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 from diffusers.models.transformers.transformer_wan_animate import (
     WanAnimateFaceBlockAttnProcessor,
-    WanAnimateFaceBlockCrossAttention,
     WanAnimateTransformer3DModel,
-    WanTransformerBlock,
 )
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from wan_orchestration.animate.attention import CrossAttention, Keys, SelfAttention, cross_keys
+from wan_orchestration.animate.blocks import Block, FaceAdapter, use_own_blocks
+from wan_orchestration.animate.compiled import Compilation
 from wan_orchestration.animate.conditioning import to_tensor
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.sequence import FaceAttention, Rotary, SplitTokens
@@ -41,11 +43,7 @@ class Branch:
 
 
 class Trunk(nn.Module):
-    """The blocks of a transformer and the face adapters between them: the part that is compiled, cached or streamed.
-
-    A module of its own, because diffusers' offloading brings the next block to the device while one runs, and finds out
-    their order from one module's forward.
-    """
+    """The blocks of a transformer and the face adapters between them: the part that may be streamed."""
 
     def __init__(self, transformer: "AnimateTransformer") -> None:
         super().__init__()
@@ -53,19 +51,27 @@ class Trunk(nn.Module):
         self.blocks, self.face_adapter, self.norm = transformer.blocks, transformer.face_adapter, transformer.norm_out
         self.streamed = False
         """Whether the weights lie in host memory until a block runs."""
-        self.calls: list[Callable[..., Tensor]] = list(self.blocks)
+        self.at_hand: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
+        """Entered for a block or face adapter while it runs."""
 
-    def compile_blocks(self, wanted: bool) -> None:
-        """Run the blocks as one compiled graph, the same for each of them, or as they are."""
-        self.calls = [torch.compile(block) for block in self.blocks] if wanted else list(self.blocks)
+    def order(self) -> list[nn.Module]:
+        """Blocks and face adapters in the order in which they run."""
+        return [
+            one
+            for index, block in enumerate(self.blocks)
+            for one in (block, *([self.face_adapter[index // self.every]] if index % self.every == 0 else []))
+        ]
 
     def forward(self, x: Tensor, branch: Branch, modulation: Tensor, rotary: Rotary) -> Tensor:
         """(1, S, dim) tokens to the normed (1, S, dim) float32 of the last block's."""
-        for index, call in enumerate(self.calls):
+        for index, block in enumerate(self.blocks):
             context = branch.context if isinstance(branch.context, Tensor) else branch.context[index]
-            x = call(x, context, modulation, rotary)
+            with self.at_hand(block):
+                x = block(x, context, modulation, rotary)
             if index % self.every == 0:
-                x = x + self.face_adapter[index // self.every](x, branch.motion)
+                adapter = self.face_adapter[index // self.every]
+                with self.at_hand(adapter):
+                    x = x + adapter(x, branch.motion)
         return self.norm(x.float())
 
 
@@ -80,6 +86,11 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
     _tables: tuple[torch.Size, Rotary] | None = None
     _trunk: tuple[Trunk] | None = None
 
+    @wraps(WanAnimateTransformer3DModel.__init__)  # diffusers reads from it what a configuration may hold
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        use_own_blocks(self.blocks, self.face_adapter)
+
     @property
     def trunk(self) -> Trunk:
         if self._trunk is None:
@@ -88,32 +99,36 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
 
     def prepare(
         self, attention: str, group: dist.ProcessGroup | None, compiled: bool = False, step_cache: int = 0
-    ) -> None:
+    ) -> Compilation:
         """Choose how `denoise` computes.
 
         Args:
-            attention: kernel of the self-attention, one of `attention.BACKENDS`.
+            attention: kernel of the self-attention, one of `attention.KERNELS`.
             group: ranks that share the tokens of each `denoise`, and then all call it; None: do not share.
             compiled: compile the blocks at the first step; the graph is kept for later steps and launches.
             step_cache: compute one in so many steps and extrapolate the others; 0: compute all.
+
+        Returns:
+            What comes of the compiling, known after the first `denoise`.
 
         Raises:
             BadInput: there are more ranks than attention heads.
         """
         tokens = self.tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
         processor: Any  # diffusers' type for these is a list of its own classes
+        compilation = Compilation(compiled)
         for block in self.blocks:
-            assert isinstance(block, WanTransformerBlock)
+            assert isinstance(block, Block)
+            block.compilation = compilation
             processor = SelfAttention(attention, tokens)
             block.attn1.set_processor(processor)
             processor = CrossAttention()
             block.attn2.set_processor(processor)
         for adapter in self.face_adapter:
-            assert isinstance(adapter, WanAnimateFaceBlockCrossAttention)
+            assert isinstance(adapter, FaceAdapter)
             processor = FaceAttention(tokens) if tokens else WanAnimateFaceBlockAttnProcessor()
             adapter.set_processor(processor)
 
-        self.trunk.compile_blocks(compiled)
         if self.is_cache_enabled:
             self.disable_cache()
         if step_cache > 1:
@@ -125,6 +140,13 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
                     use_lite_mode=True,  # extrapolates what leaves the model: no memory for each layer's output
                 )
             )
+        return compilation
+
+    def work_in_slices(self) -> None:
+        """Have blocks and face adapters treat tokens in slices from now on: less memory, the same result."""
+        for one in (*self.blocks, *self.face_adapter):
+            assert isinstance(one, Block | FaceAdapter)
+            one.sliced = True
 
     def forget_steps(self) -> None:
         """Begin a clip: what a step cache has seen of the last one does not count."""
@@ -144,7 +166,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         """
         keys = []
         for block in self.blocks:
-            assert isinstance(block, WanTransformerBlock)
+            assert isinstance(block, Block)
             if isinstance(block, FSDPModule):
                 block.unshard()
             keys.append(cross_keys(block.attn2, context))

@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_iter
 from wan_orchestration.animate.memory import placement
 from wan_orchestration.animate.memory.placement import ClipShape, Placement, choose, placements
 from wan_orchestration.animate.memory.sizes import Sizes, sizes
-from wan_orchestration.animate.memory.sliced import work_in_slices
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.transformer import AnimateTransformer, Branch
 from wan_orchestration.animate.vae.layers import lighten
@@ -88,7 +87,7 @@ def test_activations_are_those_of_a_step(height, width, dtype, in_slices):
         finally:
             torch.set_default_dtype(torch.float32)
         if in_slices:
-            work_in_slices(model.blocks, model.face_adapter)
+            model.work_in_slices()
         model.prepare("native", None)
         pose = torch.empty(1, 5120, slots - 1, rows // 2, columns // 2, dtype=dtype)
         branch = Branch(

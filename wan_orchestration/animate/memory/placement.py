@@ -97,16 +97,17 @@ def placements(
         loading = sizes.loaded if sizes.loaded > sizes.transformer else 0
         return Placement(name, vram + OVERHEAD, max(ram, loading * ranks) + PROCESS)
 
+    # For a later job's new prompt, text encoders that do not fit beside the transformer take its place for a while.
     resident = max(text, kept + whole + keys + max(denoising(DENOISE_MAPS), coding(VAE_MAPS)))
-    if fsdp:
-        return [placement("resident", resident, 0)]
+    if fsdp:  # ranks could not agree on that
+        return [placement("resident", max(resident, text + whole + keys), 0)]
     swap = max(text, kept + whole + keys + denoising(SLICED_MAPS), kept + coding(BY_FRAMES_MAPS))
     streaming = 2 * sizes.block + denoising(SLICED_MAPS)
     offload = sizes.outside + max(streaming, coding(BY_FRAMES_MAPS))
     # Ranks share the picture's rows, and then need no bands.
     part = min(1.0, BAND / rows) if ranks == 1 else 1.0
     tiled = sizes.outside + max(streaming, coding(BY_FRAMES_MAPS, part))
-    in_host = max(whole, sizes.text_encoder) * ranks
+    in_host = (whole + text if keep_text else max(whole, text)) * ranks
     return [
         placement("resident", resident, 0),
         placement("swap", swap, whole * ranks),

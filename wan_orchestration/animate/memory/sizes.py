@@ -77,28 +77,31 @@ class Sizes:
         )
 
 
+def text_encoder_size(snapshot: Snapshot, dtype: torch.dtype) -> int:
+    """Bytes of a snapshot's text encoder in `dtype`; no weights are read."""
+    if snapshot.layout == "diffusers":
+        files = (tensors for *_, tensors in diffusers_tensors(snapshot.path / "text_encoder"))
+    else:
+        files = [original.read_pickle(snapshot.path / TEXT_ENCODER)]
+    return dtype.itemsize * sum(value.numel() for tensors in files for value in tensors.values())
+
+
 def sizes(
     snapshot: Snapshot, dtype: torch.dtype, quantized: bool = False, vae_dtype: torch.dtype = torch.float32
 ) -> Sizes:
     """What a snapshot's models take when the transformer and the text encoder run in `dtype`; no weights are read."""
     if snapshot.layout == "diffusers":
-        text = sum(
-            value.numel()
-            for *_, tensors in diffusers_tensors(snapshot.path / "text_encoder")
-            for value in tensors.values()
-        )
         vae = sum(
             value.numel() for *_, tensors in diffusers_tensors(snapshot.path / "vae") for value in tensors.values()
         )
         config: Any = AnimateVae.load_config(snapshot.path / "vae")
         width = config["base_dim"]
     else:
-        text = sum(value.numel() for value in original.read_pickle(snapshot.path / TEXT_ENCODER).values())
         weights = original.read_pickle(snapshot.path / VAE)
         vae, width = sum(value.numel() for value in weights.values()), original.vae_config(weights)["base_dim"]
     return Sizes.of(
         empty_transformer(snapshot),
-        text_encoder=text * dtype.itemsize,
+        text_encoder=text_encoder_size(snapshot, dtype),
         vae=vae * vae_dtype.itemsize,
         vae_width=width,
         itemsize=dtype.itemsize,

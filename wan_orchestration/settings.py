@@ -309,8 +309,8 @@ class GenerateSettings(BaseSettings):
     )
     tf32: bool = Field(
         True,
-        description="Compute float32 convolutions, the VAE's above all, in TF32 on GPUs that have it: faster, rounded to "
-        "about 1e-3, and what the published code does. Never with dtype: float32.",
+        description="Compute float32 convolutions, above all the VAE's, in TF32 on GPUs that have it: faster, rounded "
+        "to about 1e-3, and what the published code does. Never with dtype: float32.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a device.")
 

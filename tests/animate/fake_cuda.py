@@ -1,0 +1,145 @@
+"""The engine at the 14B model's widths on CUDA tensors without data, on a machine without CUDA."""
+
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from wan_orchestration.animate import animator
+from wan_orchestration.animate.memory import offload
+from wan_orchestration.animate.models import Models
+from wan_orchestration.animate.schedule import make_solver
+from wan_orchestration.animate.sharding import kept_in_float32
+from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.animate.vae.model import AnimateVae
+
+CUDA = torch.device("cuda", 0)
+aten = torch.ops.aten
+PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.convolution)
+ATTENTION = (
+    aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_efficient_attention,
+    aten._scaled_dot_product_cudnn_attention,
+    aten._scaled_dot_product_fused_attention_overrideable,
+    aten.scaled_dot_product_attention,
+)
+
+
+class Watch(TorchDispatchMode):
+    """Looks at every operation: what computes is on the device, and convolutions read what they like."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = Counter()
+        """(operation, dtypes) of what multiplies."""
+        self.elsewhere = Counter()
+        """Products on another device."""
+        self.to_host = 0
+        """Bytes copied from the device."""
+        self.slow_convolutions = []
+        """Input shapes of convolutions that are not channels last, as their weights are."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        output = function(*arguments, **(options or {}))
+        packet = function.overloadpacket
+        tensors = [x for x in tree_leaves((arguments, options)) if isinstance(x, torch.Tensor)]
+        if packet in PRODUCTS + ATTENTION:
+            name = packet.__name__
+            self.products[name, tuple({str(x.dtype).removeprefix("torch.") for x in tensors})] += 1
+            if any(x.device != CUDA for x in tensors):
+                self.elsewhere[name] += 1
+        if packet is aten.convolution and tensors[0].ndim == 5 and not _channels_last(tensors[0]):
+            self.slow_convolutions.append(tuple(tensors[0].shape))
+        if packet is aten._to_copy and tensors[0].device == CUDA and output.device.type == "cpu":
+            self.to_host += output.nbytes
+        return output
+
+
+def _channels_last(x):
+    return x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+class FakeModels(Models):
+    """Models of the real widths, few blocks deep, that nothing is read for."""
+
+    layers = 5
+
+    def _load_transformer(self):
+        return self._made(
+            lambda: AnimateTransformer(added_kv_proj_dim=5120, num_layers=self.layers), self.dtype, self.weights_device
+        )
+
+    def _load_vae(self):
+        return self._made(AnimateVae, self.vae_dtype, self.device)
+
+    def _load_image_encoder(self):
+        config = CLIPVisionConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=3,
+            num_attention_heads=16,
+            patch_size=14,
+            hidden_act="gelu",
+        )
+        return self._made(lambda: CLIPVisionModel(config), torch.float32, self.device)
+
+    @staticmethod
+    def _made(build, dtype, device):
+        with device:
+            model = build()
+        for name, parameter in list(model.named_parameters()):
+            wanted = torch.float32 if kept_in_float32(model, name) else dtype
+            owner, _, last = name.rpartition(".")
+            value = nn.Parameter(parameter.to(wanted), requires_grad=False)
+            model.get_submodule(owner)._parameters[last] = value
+        return model.eval()
+
+
+def _solver(*arguments):
+    with unset_fake_temporarily():  # it computes its noise levels with NumPy
+        return make_solver(*arguments)
+
+
+def _move(module, device):
+    """`nn.Module.to`, which cannot move parameters without data."""
+    for owner in module.modules():
+        for owned in (owner._parameters, owner._buffers):
+            for name, value in owned.items():
+                if value is not None:
+                    moved = value.to(device)
+                    owned[name] = nn.Parameter(moved, requires_grad=False) if owned is owner._parameters else moved
+    return module
+
+
+@contextmanager
+def fake_cuda(monkeypatch):
+    """Tensors without data from here on, with what PyTorch asks of a device answered; yields counts."""
+    counts = SimpleNamespace(pinned=0)
+
+    def host_memory(size):
+        counts.pinned += size
+        return torch.empty(size, dtype=torch.uint8)
+
+    monkeypatch.setattr(offload, "host_memory", host_memory)
+    monkeypatch.setattr(offload, "_pin", lambda owner, memory: None)
+    monkeypatch.setattr(nn.Module, "to", _move)
+    monkeypatch.setattr(animator, "make_solver", _solver)
+    event = SimpleNamespace(record=lambda *_: None)
+    for name, value in {
+        "synchronize": lambda *_: None,
+        "empty_cache": lambda: None,
+        "Stream": lambda *_: SimpleNamespace(wait_event=lambda _: None),
+        "Event": lambda: event,
+        "stream": lambda _: nullcontext(),
+        "current_stream": lambda *_: SimpleNamespace(wait_event=lambda _: None),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: None)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        yield counts

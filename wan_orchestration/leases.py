@@ -62,7 +62,7 @@ def lease(
                 tell(f"Waits for {_among(count, devices)}: {news}")
                 told = news
             time.sleep(POLL_SECONDS)
-        yield Lease(list(files), [folder / device for device in files], list(files.values()))
+        yield Lease(list(files), [_file(folder, device) for device in files], list(files.values()))
 
 
 def hold(files: Sequence[Path]) -> None:
@@ -112,7 +112,7 @@ def _free(folder: Path, devices: Sequence[str], count: int, stack: ExitStack) ->
         files: dict[str, int] = {}
         for device in devices:
             with suppress(BlockingIOError):
-                files[device] = taken.enter_context(_locked(folder / device, wait=False))
+                files[device] = taken.enter_context(_locked(_file(folder, device), wait=False))
                 if len(files) == count:
                     break
         if len(files) < count:
@@ -125,7 +125,12 @@ def _free(folder: Path, devices: Sequence[str], count: int, stack: ExitStack) ->
 
 
 def _holders(folder: Path, devices: Sequence[str]) -> str:
-    return "; ".join(f"{device} is held by {(folder / device).read_text() or 'somebody'}" for device in devices)
+    return "; ".join(f"{device} is held by {_file(folder, device).read_text() or 'somebody'}" for device in devices)
+
+
+def _file(folder: Path, device: str) -> Path:
+    """A part of a GPU may be named MIG-GPU-<uuid>/<instance>/<instance>."""
+    return folder / device.replace("/", "_")
 
 
 def _among(count: int, devices: Sequence[str]) -> str:

@@ -87,11 +87,11 @@ class Gpus(dg.ConfigurableResource):
         if not present:
             return []
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        allowed = list(present.values()) if visible is None else _named(visible, present, "CUDA_VISIBLE_DEVICES")
+        allowed = list(present.values()) if visible is None else _visible(visible, present)
         if self.devices == "all":
             return allowed
-        wanted = _named(self.devices, present, "WAN_GPUS_DEVICES")
-        return [device for device in wanted if device in allowed]
+        wanted = _named(self.devices, present)
+        return wanted if visible is None else [device for device in wanted if device in allowed]
 
 
 def _present() -> dict[str, str]:
@@ -105,13 +105,32 @@ def _present() -> dict[str, str]:
     return dict(csv.reader(listed.stdout.splitlines(), skipinitialspace=True))
 
 
-def _named(text: str, present: dict[str, str], source: str) -> list[str]:
-    """Devices by number or UUID. A part of a GPU (MIG) goes by its UUID, which is taken as it is."""
+def _visible(text: str, present: dict[str, str]) -> list[str]:
+    """Devices of CUDA_VISIBLE_DEVICES. As in CUDA, the first that is unknown, such as -1, hides itself and the rest."""
     found = []
-    for name in (part.strip() for part in text.split(",") if part.strip()):
-        device = present.get(name, name)
-        if device not in present.values() and not device.startswith("MIG-"):
-            there = ", ".join(f"{index} ({uuid})" for index, uuid in present.items()) or "none"
-            raise BadInput(f"{source}: found {name!r}, expected GPUs of this machine; there are: {there}")
+    for name in text.split(","):
+        device = _device(name.strip(), present)
+        if device is None:
+            break
         found.append(device)
     return found
+
+
+def _named(text: str, present: dict[str, str]) -> list[str]:
+    """Devices of WAN_GPUS_DEVICES. BadInput: one of them is unknown."""
+    found = []
+    for name in (part.strip() for part in text.split(",") if part.strip()):
+        device = _device(name, present)
+        if device is None:
+            there = ", ".join(f"{index} ({uuid})" for index, uuid in present.items()) or "none"
+            raise BadInput(f"WAN_GPUS_DEVICES: found {name!r}, expected GPUs of this machine; there are: {there}")
+        found.append(device)
+    return found
+
+
+def _device(name: str, present: dict[str, str]) -> str | None:
+    """UUID of a device by number, UUID or the beginning of one that no other has. A part of a GPU (MIG) as it is."""
+    if name.startswith("MIG-"):
+        return name
+    matches = [uuid for uuid in present.values() if name.startswith("GPU-") and uuid.startswith(name)]
+    return present.get(name) or (matches[0] if len(matches) == 1 else None)

@@ -1,6 +1,9 @@
-"""Layers of the Wan VAE that pass over memory less often than diffusers' own, with the same weights and results."""
+"""Layers of the Wan VAE that pass over memory less often than diffusers' own, with the same weights and results.
 
-from collections.abc import Callable
+Videos are channels last in memory throughout, as the convolutions' weights are: a convolution copies any other first.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,12 +12,24 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     WanCausalConv3d,
     WanDecoder3d,
     WanEncoder3d,
+    WanResample,
     WanRMS_norm,
 )
+from einops import rearrange
 from torch import Tensor, nn
 
 SMALLEST_NORM = 1e-12
 """What `F.normalize`, which diffusers uses here, divides by at least."""
+FIRST = object()
+"""Carried over from the video's first frame where frames are doubled: it is not, and the next do not depend on it."""
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Parts (n, C, T, H, W) of a video joined in time, channels last in memory.
+
+    `torch.cat` alone leaves that order if any part is empty, expanded or so thin that its strides fit other layouts.
+    """
+    return torch.cat([part.movedim(1, -1) for part in parts], 1).movedim(-1, 1)
 
 
 class ChannelNorm(WanRMS_norm):
@@ -36,14 +51,45 @@ class CausalConv(WanCausalConv3d):
         padding: Any = self._padding
         columns, _, rows, _, frames, _ = padding
         if frames:
-            before = x[:, :, :0] if cache_x is None else cache_x
-            zeros = x.new_zeros(*x.shape[:2], frames - before.shape[2], *x.shape[3:])
-            x = torch.cat([zeros, before, x], dim=2)
-        if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            before = [] if cache_x is None else [cache_x]
+            missing = frames - sum(part.shape[2] for part in before)
+            zeros = x.new_zeros(()).expand(*x.shape[:2], missing, *x.shape[3:])
+            x = joined([zeros, *before, x])
+        if x.device.type == "cpu" and _onednn_takes(x.dtype):
             # Where F.conv3d arrives too, but for short chunks of few channels: there it takes a far slower way.
             padding = [0, rows, columns]
             return torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, [1, 1, 1], 1)
         return F.conv3d(x, self.weight, self.bias, self.stride, (0, rows, columns))
+
+
+class Resample(WanResample):
+    """Makes the picture, and with mode "...3d" the frames, twice or half as many, and keeps it channels last.
+
+    Diffusers' own joins frames channels first, and gives a single one strides that do not tell its layout.
+    """
+
+    def forward(self, x: Tensor, feat_cache: list[Any] | None = None, feat_idx: list[int] | None = None) -> Tensor:
+        """A chunk (n, C, T, H, W), whose frames are as many as before where it is the video's first frame."""
+        assert feat_cache is not None
+        assert feat_idx is not None
+        index = feat_idx[0]
+        before = feat_cache[index] if self.mode.endswith("3d") else None
+        if self.mode == "upsample3d":
+            if before is None:
+                feat_cache[index] = FIRST
+                feat_idx[0] += 1
+            else:
+                feat_cache[index] = None if before is FIRST else before
+                pairs = _carried(self.time_conv, x, feat_cache, feat_idx)
+                x = rearrange(pairs, "n (two c) t h w -> n (t two) h w c", two=2).contiguous().movedim(-1, 1)
+        frames = self.resample(x.transpose(1, 2).flatten(0, 1))
+        x = frames.movedim(1, -1).unflatten(0, (len(x), -1)).movedim(-1, 1)
+        if self.mode == "downsample3d":
+            feat_cache[index] = x[:, :, -1:].clone()
+            feat_idx[0] += 1
+            if before is not None:
+                x = self.time_conv(joined([before, x]))
+        return x
 
 
 class Encoder(WanEncoder3d):
@@ -84,7 +130,7 @@ class Encoder(WanEncoder3d):
         if self.still:
             assert self._last is not None
             last, feat_idx[0] = self._last
-            x = last[:, :, -1:].expand(-1, -1, x.shape[2] // 2, -1, -1)
+            x = joined([last[:, :, -1:]] * (x.shape[2] // 2))
         else:
             if self.by_frames:
                 x = _by_frames(self._full_size, x, feat_cache, feat_idx)
@@ -148,6 +194,13 @@ class Decoder(WanDecoder3d):
         return _carried(self.conv_out, self.nonlinearity(self.norm_out(x)), feat_cache, feat_idx)
 
 
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether this CPU has oneDNN's convolution in a precision: that in bfloat16 wants AVX-512 or the like."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _by_frames(
     stages: Callable[[Tensor, list[Any], list[int]], Tensor], x: Tensor, feat_cache: list[Any], feat_idx: list[int]
 ) -> Tensor:
@@ -156,7 +209,7 @@ def _by_frames(
     for frame in x.split(1, dim=2):
         feat_idx[0] = start
         parts.append(stages(frame, feat_cache, feat_idx))
-    return torch.cat(parts, dim=2)
+    return joined(parts)
 
 
 def _carried(conv: nn.Module, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
@@ -164,7 +217,7 @@ def _carried(conv: nn.Module, x: Tensor, feat_cache: list[Any], feat_idx: list[i
     index = feat_idx[0]
     before, last = feat_cache[index], x[:, :, -2:].clone()
     if last.shape[2] < 2 and before is not None:
-        last = torch.cat([before[:, :, -1:], last], dim=2)
+        last = joined([before[:, :, -1:], last])
     x = conv(x, before)
     feat_cache[index] = last
     feat_idx[0] += 1
@@ -181,6 +234,8 @@ def lighten(vae: nn.Module, by_frames: bool = False) -> None:
             module.__class__ = ChannelNorm
         elif type(module) is WanCausalConv3d:
             module.__class__ = CausalConv
+        elif type(module) is WanResample:
+            module.__class__ = Resample
         elif type(module) is WanEncoder3d:
             module.__class__ = Encoder
         elif type(module) is WanDecoder3d:

@@ -81,7 +81,7 @@ class AnimateVae(AutoencoderKLWan):
             self._enc_conv_idx = [0]
             if isinstance(encoder, Encoder):
                 encoder.still = before >= seen_still
-            chunk = x[:, :, start:end].to(self.dtype)
+            chunk = x[:, :, start:end].to(self.dtype, memory_format=torch.channels_last_3d)
             parts.append(encoder(chunk, feat_cache=self._enc_feat_map, feat_idx=self._enc_conv_idx))
         self.clear_cache()
         if isinstance(encoder, Encoder):
@@ -95,7 +95,7 @@ class AnimateVae(AutoencoderKLWan):
     def _decode_sample(self, z: Tensor) -> Tensor:
         self.clear_cache()
         step = self._latent_frames_at_once(z.shape[-2] * STRIDE, z.shape[-1] * STRIDE)
-        z = self.post_quant_conv(z.to(self.dtype))
+        z = self.post_quant_conv(z.to(self.dtype, memory_format=torch.channels_last_3d))
         starts = [0, *range(1, z.shape[2], step)]
         size = z.shape[-2] * STRIDE, z.shape[-1] * STRIDE
         video = z.new_empty(len(z), 3, 4 * z.shape[2] - 3, *size, dtype=torch.float32)

@@ -1,0 +1,48 @@
+"""Which devices runs may use: by CUDA's rules for its own variable, strictly for ours."""
+
+import pytest
+
+from wan_orchestration import leases
+from wan_orchestration.errors import BadInput
+from wan_orchestration.launch import gpus
+from wan_orchestration.launch.gpus import Gpus
+
+FIRST, SECOND = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8a1b0000-d72c-4106-c12f-20bd9faed9f6"
+MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/0"
+
+
+@pytest.fixture(autouse=True)
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(gpus, "_present", lambda: {"0": FIRST, "1": SECOND})
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("", []),
+        ("-1", []),
+        ("1,-1,0", [SECOND]),
+        ("0,7,1", [FIRST]),
+        ("GPU-8932f937", [FIRST]),
+        ("GPU-8", []),
+        (MIG, [MIG]),
+    ],
+)
+def test_the_systems_list_follows_cudas_rules(monkeypatch, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert Gpus()._cuda_devices() == expected
+
+
+def test_our_list_takes_short_uuids_and_refuses_the_unknown(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert Gpus(devices="GPU-8a,0")._cuda_devices() == [SECOND, FIRST]
+    assert Gpus(devices=MIG)._cuda_devices() == [MIG]
+    for unknown in ("7", "-1", "GPU-8"):
+        with pytest.raises(BadInput, match="WAN_GPUS_DEVICES"):
+            Gpus(devices=unknown)._cuda_devices()
+
+
+def test_a_part_of_a_gpu_can_be_leased(tmp_path):
+    with leases.lease(tmp_path, [MIG], 1, "a test", print) as lease:
+        assert lease.devices == [MIG]
+        assert [file.parent for file in lease.files] == [tmp_path]

@@ -5,13 +5,14 @@ from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from wan_orchestration.animate import animator
+from wan_orchestration.animate import animator, lora
 from wan_orchestration.animate.memory import offload
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.schedule import make_solver
@@ -19,6 +20,8 @@ from wan_orchestration.animate.sharding import kept_in_float32
 from wan_orchestration.animate.transformer import AnimateTransformer
 from wan_orchestration.animate.vae.model import AnimateVae
 
+NARROW = 5120
+"""Channels that the VAE's convolutions have fewer of than the transformer's patch embeddings."""
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.convolution)
@@ -41,9 +44,9 @@ class Watch(TorchDispatchMode):
         self.elsewhere = Counter()
         """Products on another device."""
         self.to_host = 0
-        """Bytes copied from the device."""
+        """Bytes of the largest video, (3, T, H, W), that was copied from the device."""
         self.slow_convolutions = []
-        """Input shapes of convolutions that are not channels last, as their weights are."""
+        """Inputs (shape, strides) of the VAE's convolutions over time that are not channels last, as weights are."""
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         output = function(*arguments, **(options or {}))
@@ -54,25 +57,24 @@ class Watch(TorchDispatchMode):
             self.products[name, tuple({str(x.dtype).removeprefix("torch.") for x in tensors})] += 1
             if any(x.device != CUDA for x in tensors):
                 self.elsewhere[name] += 1
-        if packet is aten.convolution and tensors[0].ndim == 5 and not _channels_last(tensors[0]):
-            self.slow_convolutions.append(tuple(tensors[0].shape))
+        if packet is aten.convolution and tensors[1].shape[0] < NARROW and output.ndim > 3:
+            layout = torch.channels_last_3d if output.ndim == 5 else torch.channels_last
+            if output.ndim == 5 and not tensors[0].is_contiguous(memory_format=layout):
+                self.slow_convolutions.append((tuple(tensors[0].shape), tensors[0].stride()))
+            return output.contiguous(memory_format=layout)  # as cuDNN gives it
         if packet is aten._to_copy and tensors[0].device == CUDA and output.device.type == "cpu":
-            self.to_host += output.nbytes
+            self.to_host = max(self.to_host, output.nbytes if output.ndim == 4 else 0)
         return output
-
-
-def _channels_last(x):
-    return x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 class FakeModels(Models):
     """Models of the real widths, few blocks deep, that nothing is read for."""
 
-    layers = 5
-
     def _load_transformer(self):
         return self._made(
-            lambda: AnimateTransformer(added_kv_proj_dim=5120, num_layers=self.layers), self.dtype, self.weights_device
+            lambda: AnimateTransformer(added_kv_proj_dim=5120, num_layers=2, inject_face_latents_blocks=2),
+            self.dtype,
+            self.weights_device,
         )
 
     def _load_vae(self):
@@ -82,7 +84,7 @@ class FakeModels(Models):
         config = CLIPVisionConfig(
             hidden_size=1280,
             intermediate_size=5120,
-            num_hidden_layers=3,
+            num_hidden_layers=2,
             num_attention_heads=16,
             patch_size=14,
             hidden_act="gelu",
@@ -99,6 +101,11 @@ class FakeModels(Models):
             value = nn.Parameter(parameter.to(wanted), requires_grad=False)
             model.get_submodule(owner)._parameters[last] = value
         return model.eval()
+
+
+def _tensors(file):
+    with unset_fake_temporarily():
+        return load_file(file)
 
 
 def _solver(*arguments):
@@ -130,6 +137,7 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(offload, "_pin", lambda owner, memory: None)
     monkeypatch.setattr(nn.Module, "to", _move)
     monkeypatch.setattr(animator, "make_solver", _solver)
+    monkeypatch.setattr(lora, "_tensors", _tensors)
     event = SimpleNamespace(record=lambda *_: None)
     for name, value in {
         "synchronize": lambda *_: None,

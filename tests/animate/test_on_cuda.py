@@ -4,61 +4,100 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import CUDA, FakeModels, Watch, fake_cuda
+from safetensors.torch import save_file
+from torch._dynamo.utils import counters
 
+from wan_orchestration.animate import compiled
 from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.lora import Lora
 from wan_orchestration.settings import GenerateSettings
 
 REFERENCE = np.zeros((600, 500, 3), np.uint8)
-SIZES = [(480, 832), (720, 1280)]
-
-
-def clip_input(height, width, frames, replace=False):
-    def frame(*size):
-        return np.broadcast_to(np.zeros((1, *size, 3), np.uint8), (frames, *size, 3)).copy()
-
-    more = {"background": frame(height, width), "mask": frame(height, width)} if replace else {}
-    return ClipInput(pose=frame(height, width), face=frame(512, 512), **more)
+SMALL, LARGE = (480, 832), (720, 1280)
 
 
 class KnownPrompts:
-    """Stands in for kept embeddings of the prompts, which the tokenizer's text decides."""
+    """Stands in for the kept embeddings of prompts."""
 
     def get(self, key, compute):
         return torch.empty(1, 20, 4096) if key.startswith("prompt") else compute().cpu()
 
 
-def animate(monkeypatch, size, placement="resident", clips=2, compile="off", **settings):
-    """Make clips; returns what was seen."""
-    with fake_cuda(monkeypatch) as counts:
-        vae_dtype = getattr(torch, settings.get("vae_dtype", "float32"))
-        models = FakeModels(None, CUDA, torch.bfloat16, placement=placement, vae_dtype=vae_dtype)
-        models.cache = KnownPrompts()
-        values = {"attention": "native", "compile": compile, "sampling_steps": 1, **settings}
-        settings = GenerateSettings(**values)
-        with Watch() as watch:
-            animator = Animator(models, settings, REFERENCE, *size, (), clips)
-            guide = None
-            for _ in range(clips):
-                given = clip_input(*size, settings.clip_len, settings.mode == "replace")
-                video = animator.animate(animator.condition(given, guide), lambda done: None)
-                guide = video[:, -settings.refert_num :].cpu()
+def make_models(placement="resident", vae_dtype="float32"):
+    models = FakeModels(None, CUDA, torch.bfloat16, placement=placement, vae_dtype=getattr(torch, vae_dtype))
+    models.cache = KnownPrompts()
+    return models
+
+
+def animate(models, size, loras=(), **settings):
+    """Make two clips; returns the animator."""
+    values = {"clip_len": 5, "attention": "native", "compile": "off", "sampling_steps": 1, **settings}
+    settings = GenerateSettings(**values)
+    animator, guide = Animator(models, settings, REFERENCE, *size, loras, clips=2), None
+    pictures, faces = (np.zeros((settings.clip_len, *one, 3), np.uint8) for one in (size, (512, 512)))
+    more = (pictures, pictures) if settings.mode == "replace" else ()
+    for _ in range(2):
+        conditions = animator.condition(ClipInput(pictures, faces, *more), guide)
+        video = animator.animate(conditions, lambda done: None)
         assert (video.device, video.dtype, video.shape) == (CUDA, torch.float32, (3, settings.clip_len, *size))
-        watch.counts, watch.models, watch.compilation = counts, models, animator.compilation
-        return watch
+        guide = video[:, -settings.refert_num :].cpu()
+    return animator
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """Of one layer of the real width."""
+    name, file = "diffusion_model.blocks.0.self_attn.q.lora", tmp_path / "lora.safetensors"
+    save_file({f"{name}_A.weight": torch.ones(4, 5120), f"{name}_B.weight": torch.ones(5120, 4)}, file)
+    return Lora(file)
 
 
 @pytest.mark.parametrize(
     "size, placement, settings",
     [
-        (SIZES[0], "resident", {"guide_scale": 2.0}),
-        (SIZES[1], "resident", {"mode": "replace", "refert_num": 5}),
-        (SIZES[0], "swap", {}),
-        (SIZES[1], "offload", {"vae_dtype": "bfloat16"}),
-        (SIZES[1], "tiled", {}),
+        (SMALL, "resident", {"guide_scale": 2.0}),
+        (LARGE, "resident", {"mode": "replace", "refert_num": 5, "clip_len": 9}),
+        (SMALL, "swap", {}),
+        (LARGE, "offload", {"vae_dtype": "bfloat16"}),
     ],
-    ids=["resident", "replace", "swap", "offload", "tiled"],
+    ids=["guided", "replace", "swap", "offload"],
 )
-def test_all_is_computed_on_the_device(size, placement, settings, monkeypatch):
-    watch = animate(monkeypatch, size, placement, clip_len=9, **settings)
-    assert not watch.elsewhere
-    print(watch.products, watch.slow_convolutions[:5], len(watch.slow_convolutions), watch.to_host, watch.counts)
+def test_all_is_computed_on_the_device(size, placement, settings, lora, monkeypatch):
+    with fake_cuda(monkeypatch) as counts:
+        models = make_models(placement, settings.get("vae_dtype", "float32"))
+        with Watch() as watch:
+            animator = animate(models, size, (lora,) if placement == "resident" else (), **settings)
+        assert not watch.elsewhere
+        assert not watch.slow_convolutions
+        assert all(len(dtypes) == 1 for _, dtypes in watch.products)
+        assert watch.products["addmm", ("bfloat16",)] > 2 * watch.products["addmm", ("float32",)]
+        weights = sum(one.nbytes for module in animator.transformer.trunk.order() for one in module.parameters())
+        if placement == "offload":  # each weight once in pinned memory, but for what aligns them
+            assert weights <= counts.pinned < 1.001 * weights
+            assert all(one.device == CUDA for one in animator.transformer.parameters())
+        elif placement == "swap":
+            whole = sum(one.nbytes for one in animator.transformer.parameters())
+            assert whole - 2**20 < counts.pinned < 1.001 * whole
+        else:
+            assert counts.pinned == 0
+        assert watch.to_host == 4 * 3 * settings.get("refert_num", 1) * size[0] * size[1]  # a guide
+
+
+@pytest.mark.parametrize("placement", ["resident", "swap"])
+def test_blocks_compile_once_for_all_clips_and_sizes(placement, monkeypatch):
+    """As far as graphs go; what Inductor makes of them takes a GPU."""
+    functions = {}
+
+    def compile_once(function):
+        return functions.setdefault(function, torch.compile(function, backend="eager"))
+
+    monkeypatch.setattr(compiled, "_compiled", compile_once)
+    torch._dynamo.reset()
+    counters.clear()
+    with fake_cuda(monkeypatch):
+        models = make_models(placement)
+        for size in (SMALL, LARGE):
+            compilation = animate(models, size, compile="on").compilation
+            assert (compilation.compiled, compilation.error) == (True, None)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == len(functions) == 2

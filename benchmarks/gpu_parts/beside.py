@@ -1,6 +1,7 @@
 """What a clip takes beside its steps: the VAE, and the encoders of text, picture and face."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,14 +91,13 @@ def encoders(work: Work, record: Record) -> None:
         except Exception as error:
             record.cannot(what, error)
 
-    text, tokens = here.text_encoder(), here.tokenizer()
-    measure("prompt (T5)", "once for each prompt", lambda: cond.encode_prompt(PROMPT, tokens, text))
-    del text
+    here.text_encoder()
+    prompt = partial(cond.encode_prompt, PROMPT, here.tokenizer())
+    measure("prompt (T5)", "once for each prompt", lambda: prompt(here.text_encoder()))
     here.free("text_encoder")
     picture = torch.zeros(1, 3, 1, 480, 832, device=device)
-    image = here.image_encoder()
-    measure("picture (CLIP)", "once a job", lambda: cond.encode_reference(picture, image))
-    del image
+    here.image_encoder()
+    measure("picture (CLIP)", "once a job", lambda: cond.encode_reference(picture, here.image_encoder()))
     here.free("image_encoder")
     transformer = face_encoder(work, here, device, dtype)
     side, frames = transformer.config["motion_encoder_size"], shape(work, "480p").frames

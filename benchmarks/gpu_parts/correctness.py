@@ -46,7 +46,7 @@ def parity(work: Work, record: Record) -> None:
         worst = float(np.abs(frames - expected).max())
         figures = {"largest difference": worst, "PSNR, dB": psnr(frames, expected)}
         record.check(f"{case}, float32", worst <= LIMIT, figures, f"<= {LIMIT:g}")
-    case = cases[min(1, len(cases) - 1)]
+    case = cases[0]
     frames, expected = infer(work, case, "bfloat16"), recorded(work.parity, case)
     figures = {"largest difference": float(np.abs(frames - expected).max()), "PSNR, dB": psnr(frames, expected)}
     record.check(f"{case}, bfloat16", figures["PSNR, dB"] >= BFLOAT16_DB, figures, f">= {BFLOAT16_DB:g} dB")
@@ -96,12 +96,19 @@ def agreement(work: Work, record: Record) -> None:
     plain: dict[str, Any] = exactly({"attention": "native", "compile": "off", "placement": "resident"})
     for dtype in ("float32", "bfloat16"):
         fields = plain | {"dtype": dtype}
-        resident, _ = frames_of(work, f"resident-{dtype}", fields)
-        for placement in ("swap", "offload"):
-            found, _ = frames_of(work, f"{placement}-{dtype}", fields | {"placement": placement})
-            worst = float(np.abs(found - resident).max())
-            what = f"{placement} against resident, {dtype}"
-            record.check(what, worst == 0, {"largest difference": worst}, "equal bit for bit")
+        resident, swap, offload = (
+            frames_of(work, f"{placement}-{dtype}", fields | {"placement": placement})[0]
+            for placement in ("resident", "swap", "offload")
+        )
+        same = float(np.abs(offload - swap).max())
+        record.check(f"offload against swap, {dtype}", same == 0, {"largest difference": same}, "equal bit for bit")
+        # Those two compute in slices, for which libraries may choose other kernels, and sum in another order.
+        worst, value = float(np.abs(swap - resident).max()), psnr(swap, resident)
+        exact = dtype == "float32"
+        good = worst <= LIMIT if exact else value >= BFLOAT16_DB
+        aim = f"<= {LIMIT:g}" if exact else f">= {BFLOAT16_DB:g} dB"
+        figures = {"largest difference": worst, "PSNR, dB": value}
+        record.check(f"swap against resident, {dtype}", good, figures, aim)
     tiled(work, record, plain | {"dtype": "float32"})
     compiled(work, record, plain | {"dtype": "float32"})
 

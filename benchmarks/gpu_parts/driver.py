@@ -94,7 +94,8 @@ def _run_together(group: list[Part], work: Work, scratch: Path, deadline: float)
         for part in group:
             running.append(_start(part, work, scratch, deadline))
             stack.callback(kill, running[-1].process)
-        return all([_wait(one, work) for one in running])
+        good = [_wait(one, work) for one in running]
+        return all(good)
 
 
 def _start(part: Part, work: Work, scratch: Path, deadline: float) -> Running:

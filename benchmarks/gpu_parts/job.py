@@ -1,4 +1,4 @@
-"""A whole job of two clips: the first of a process against the next, and how busy the GPU is at the seam of its clips."""
+"""Whole jobs: the first of a process against the next, and how busy the GPU is where two clips meet."""
 
 import json
 import time
@@ -114,10 +114,9 @@ class Clips:
         share = 1 - idle / whole
         figures |= {"GPU idle, s": idle, f"busy, {STEPS} steps": f"{1 - idle / wall:.1%}"}
         figures[f"busy, {WHOLE_STEPS} steps"] = f"{share:.1%}"
-        gaps = sorted(
-            ((after[0] - before[1], before[1] - spans[0][0]) for before, after in pairwise(spans)), reverse=True
-        )
-        note = "longest gaps: " + ", ".join(f"{gap:.2f} s at {start:.2f}" for gap, start in gaps[:LONGEST_GAPS])
+        gaps = sorted((after[0] - before[1], before[1] - spans[0][0]) for before, after in pairwise(spans))
+        longest = gaps[: -LONGEST_GAPS - 1 : -1]
+        note = "longest gaps: " + ", ".join(f"{gap:.2f} s at {start:.2f}" for gap, start in longest)
         note += f"; {WHOLE_STEPS} steps are extrapolated"
         record.row("a clip after the first", figures, f"busy >= {BUSY:.0%}", share >= BUSY, note, **kept)
 

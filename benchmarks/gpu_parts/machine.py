@@ -33,7 +33,8 @@ def machine(work: Work, record: Record) -> None:
     record.row("C compilers", {"value": ", ".join(compilers) or "none"})
     kernels = [name for name in ("flash_attn", "flash_attn_interface", "flash_attn.cute", "sageattention") if has(name)]
     record.row("attention packages", {"value": ", ".join(kernels) or "none"})
-    work.need_cuda()
+    if work.device != "cuda":
+        return
     card = torch.cuda.get_device_properties(0)
     record.row("GPU", {"value": card.name}, note=f"{card.multi_processor_count} SMs, {card.major}.{card.minor}")
     free, total = torch.cuda.mem_get_info()

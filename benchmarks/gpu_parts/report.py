@@ -57,7 +57,7 @@ def _shown(value: Any) -> str:
 
 
 def _clips(rows: list[Row], price: float | None) -> str:
-    """Seconds, frames a second and dollars of a clip after the first, from the fastest exact step and the times beside it."""
+    """Seconds, frames a second and dollars of a clip after the first, by the fastest exact step."""
     lines = []
     for size in dict.fromkeys(row["size"] for row in rows if "size" in row):
         steps = [row["step"] for row in rows if row.get("size") == size and "step" in row]
@@ -74,5 +74,5 @@ def _clips(rows: list[Row], price: float | None) -> str:
         lines.append({"what": size, "figures": figures, "aim": "outside <= 6 %", "met": share <= 0.06, "note": ""})
     if not lines:
         return ""
-    text = f"A clip of {FRAMES} frames after the first, {STEPS} steps, extrapolated from single steps and the times beside them"
+    text = f"A clip of {FRAMES} frames after the first, {STEPS} steps; extrapolated from single steps and the rest"
     return f"{text}:\n\n{_markdown(lines)}"

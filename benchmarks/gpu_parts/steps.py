@@ -98,12 +98,11 @@ class Steps:
 
         from wan_orchestration.animate.conditioning import to_tensor
 
-        one, dtype = self.inputs, precision(self.work)
-        stock = stock_beside(self.transformer)
-        face = to_tensor(one.face, one.latents.device).to(dtype)
+        one, forward = self.inputs, stock_beside(self.transformer).forward
+        face = to_tensor(one.face, one.latents.device).to(precision(self.work))
 
         def step() -> torch.Tensor:
-            return stock(
+            return forward(
                 hidden_states=torch.cat([one.latents, one.y], dim=1),
                 timestep=one.timestep,
                 encoder_hidden_states=one.text,
@@ -114,8 +113,6 @@ class Steps:
             )[0]
 
         self.stock_seconds = self._time("stock forward", step)
-        del stock
-        free(self.work)
 
     @torch.no_grad()
     def engine(self, what: str, compiled: bool, attention: str = "") -> None:

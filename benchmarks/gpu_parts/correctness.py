@@ -33,7 +33,9 @@ def parity(work: Work, record: Record) -> None:
     """`infer` against recorded outputs of the published implementation: float32, then bfloat16."""
     if work.parity is None:
         raise Skipped("the recorded outputs are not there: --parity DIR")
-    cases = [case for case in CASES if (work.parity / "cases" / case).is_dir()]
+    cases = [case for case in CASES if (work.parity / "cases" / case / "output.npz").is_file()]
+    if not cases:
+        raise Skipped(f"{work.parity} holds none of the recorded outputs")
     for index, case in enumerate(cases):
         try:
             frames, expected = infer(work, case, "float32", as_command=index == 0), recorded(work.parity, case)

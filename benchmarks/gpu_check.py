@@ -53,7 +53,7 @@ def main() -> int:
     parts = [part for part in PARTS if not arguments.parts or part.name in arguments.parts]
 
     def show() -> None:
-        text = table(read(out), [part.name for part in PARTS], arguments.price)
+        text = table(read(out), [part.name for part in PARTS], arguments.price, arguments.tiny)
         (out / "table.md").write_text(text)
 
     try:

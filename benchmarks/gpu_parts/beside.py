@@ -81,13 +81,18 @@ def encoders(work: Work, record: Record) -> None:
     device, dtype = torch.device(work.device), precision(work)
     here = models(work)
 
-    def measure(what: str, how_often: str, call: Callable[[], object]) -> None:
+    def measure(what: str, how_often: str, call: Callable[[], object], is_face: bool = False) -> None:
         found: dict[str, Any] = {}
         try:
             with torch.no_grad(), peak(work, found):
                 first = timed(work, call)
                 again = timed(work, call)
-            record.row(what, {"first, s": first, "again, s": again, **found}, note=how_often)
+            record.row(
+                what,
+                {"first, s": first, "again, s": again, **found},
+                note=how_often,
+                **({"face": again} if is_face else {}),
+            )
         except Exception as error:
             record.cannot(what, error)
 
@@ -102,7 +107,7 @@ def encoders(work: Work, record: Record) -> None:
     transformer = face_encoder(work, here, device, dtype)
     side, frames = transformer.config["motion_encoder_size"], shape(work, "480p").frames
     face = np.zeros((frames, side, side, 3), np.uint8)
-    measure(f"face, {frames} frames", "once a clip", lambda: transformer.encode_face(face, Ranks()))
+    measure(f"face, {frames} frames", "once a clip", lambda: transformer.encode_face(face, Ranks()), is_face=True)
 
 
 def face_encoder(work: Work, here: Any, device: torch.device, dtype: torch.dtype) -> Any:

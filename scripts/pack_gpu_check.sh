@@ -24,7 +24,7 @@ packages=(av diffusers pydantic pydantic-core pydantic-settings ftfy wcwidth imp
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/packages/packages" "$work/wheels" "$work/source" "$work/parity/parity" "$work/lora/parity/snapshot"
-rm -f "$out"/{packages,source,parity,lora}.tar.xz
+rm -f "$out"/{source,parity,lora}.tar.xz
 
 # pip is asked for the exact versions of uv.lock: pydantic-core must match pydantic.
 "$python" - "${packages[@]}" > "$work/wanted" <<'PY'
@@ -34,19 +34,22 @@ with open("uv.lock", "rb") as file:
 for name in sys.argv[1:]:
     print(f"{name}=={versions[name]}")
 PY
-platforms=()
-for tag in manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64; do
-  platforms+=(--platform "$tag")
-done
-"$python" -m pip download --quiet --only-binary=:all: --python-version 3.12 --implementation cp "${platforms[@]}" \
-  --no-deps --dest "$work/wheels" --requirement "$work/wanted"
+if ! cmp --silent "$work/wanted" "$out/packages.txt" || [ ! -e "$out/packages.tar.xz" ]; then
+  rm -f "$out/packages.tar.xz"
+  platforms=()
+  for tag in manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64; do
+    platforms+=(--platform "$tag")
+  done
+  "$python" -m pip download --quiet --only-binary=:all: --python-version 3.12 --implementation cp "${platforms[@]}" \
+    --no-deps --dest "$work/wheels" --requirement "$work/wanted"
 
-"$python" - "$work/wheels" "$work/packages/packages" <<'PY'
+  "$python" - "$work/wheels" "$work/packages/packages" <<'PY'
 import sys, zipfile
 from pathlib import Path
 for wheel in sorted(Path(sys.argv[1]).glob("*.whl")):
     zipfile.ZipFile(wheel).extractall(sys.argv[2])
 PY
+fi
 git ls-files -z --cached --others --exclude-standard -- wan_orchestration benchmarks data/jobs/demo |
   tar --create --null --files-from=- | tar --extract --directory "$work/source"
 
@@ -70,13 +73,15 @@ PY
 size() {
   du --bytes --summarize --apparent-size "$out" | cut -f1
 }
-pack packages &
+# Packing them takes minutes; they are kept from one time to the next.
+[ -e "$out/packages.tar.xz" ] || pack packages &
 pack source
 if [ -d "$parity" ]; then
   pack parity
   pack lora
 fi
 wait $!
+cp "$work/wanted" "$out/packages.txt"
 # The LoRA of one recorded case is missed most easily.
 if [ "$(size)" -gt "$most" ]; then
   echo "too large: leaving out the relighting LoRA, whose case is then not measured" >&2

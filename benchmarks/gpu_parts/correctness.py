@@ -12,6 +12,7 @@ from threading import Event, Thread
 from typing import Any
 
 import numpy as np
+import torch
 
 from gpu_parts.machine import nvidia_smi
 from gpu_parts.record import Record, Skipped, Work
@@ -159,9 +160,7 @@ def worker(work: Work, record: Record) -> None:
         import dagster_pipes
     except ImportError:
         raise Skipped("dagster-pipes is not installed") from None
-    uuid = nvidia_smi("uuid") if work.device == "cuda" else ""
-    if work.device == "cuda" and not uuid:
-        raise Skipped("nvidia-smi, which tells the card's UUID, is not there")
+    uuid = card_uuid() if work.device == "cuda" else ""
     device, told = uuid or "cpu-0", Event()
 
     def wait_in_vain(line: str) -> None:
@@ -186,6 +185,14 @@ def worker(work: Work, record: Record) -> None:
         figures["error"] = result["error"]
     good = result.get("status") == "succeeded" and (not uuid or result.get("device") != "cpu")
     record.check("worker", good, figures, "succeeds on that device")
+
+
+def card_uuid() -> str:
+    """Of the card that this process computes on, as CUDA_VISIBLE_DEVICES takes it."""
+    found = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    if uuid := f"GPU-{found}" if found else nvidia_smi("uuid"):
+        return uuid
+    raise Skipped("neither PyTorch nor nvidia-smi tells the card's UUID")
 
 
 def run_worker(work: Work, pipes: Any, variables: dict[str, str]) -> dict[str, Any]:

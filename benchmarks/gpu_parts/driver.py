@@ -122,6 +122,7 @@ def _start(part: Part, work: Work, scratch: Path, deadline: float) -> Running:
         stdout=log,
         stderr=subprocess.STDOUT,
         env=environment,
+        cwd=own,  # a part neither imports from nor writes to where the check was started
         start_new_session=True,
     )
     limit = part.seconds * (SLACK_OF_CPUS if work.tiny else SLACK)

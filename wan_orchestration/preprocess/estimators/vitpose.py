@@ -6,7 +6,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import onnxruntime
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators import dark
@@ -74,6 +73,8 @@ class _Network:
                 "from ModelScope, Wan-AI/Wan2.2-Animate-14B, process_checkpoint/, or choose estimator: light"
             )
         providers = ["CPUExecutionProvider"]
+        import onnxruntime  # noqa: PLC0415 (videos are measured without it, where these networks are not at hand)
+
         if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
             # CUDA's libraries come with torch; onnxruntime does not look there by itself.
             onnxruntime.preload_dlls()

@@ -9,12 +9,12 @@ from diffusers import WanAnimateTransformer3DModel
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
-from wan_orchestration.animate import clips
+from wan_orchestration.animate import clips, models
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.sharding import kept_in_float32
 from wan_orchestration.animate.transformer import AnimateTransformer
 from wan_orchestration.animate.vae.model import AnimateVae
-from wan_orchestration.plan import snapshot_sizes
+from wan_orchestration.plan import TEXT_PARAMETERS, snapshot_sizes
 
 
 def random_weights(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
@@ -83,7 +83,8 @@ def use_random_weights() -> None:
         device = torch.device("cpu") if self.quantization != "off" else self.weights_device
         return random_weights(transformer_14b, device, self.dtype)
 
-    # Placements go by the snapshot's sizes, which is a small one here.
+    # Room is made by the snapshot's sizes, which is a small one here.
+    models.text_encoder_size = lambda snapshot, dtype: TEXT_PARAMETERS * dtype.itemsize
     clips.sizes = lambda snapshot, dtype, quantized, vae_dtype: snapshot_sizes(None, quantized, vae_dtype)
     Models._load_transformer = transformer
     Models._load_vae = lambda self: random_weights(AnimateVae, self.device, self.vae_dtype)

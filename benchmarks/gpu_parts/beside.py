@@ -20,7 +20,7 @@ CLIP_SECONDS = {"480p": 20 * 2.9, "720p": 20 * 11.1}
 
 def vae(work: Work, record: Record) -> None:
     """Encoding and decoding of a clip at both sizes, TF32 and bfloat16, with and without cudnn.benchmark."""
-    allow_tf32(True)
+    allow_tf32(convolutions=True)
     for size, dtype, benchmark in (
         ("480p", torch.float32, False),
         ("720p", torch.float32, False),
@@ -77,7 +77,7 @@ def one_vae(work: Work, record: Record, size: str, dtype: torch.dtype, benchmark
 
 def encoders(work: Work, record: Record) -> None:
     """Text and picture, once a job; the face, once a clip."""
-    allow_tf32(True)
+    allow_tf32(convolutions=True)
     device, dtype = torch.device(work.device), precision(work)
     here = models(work)
 

@@ -16,7 +16,7 @@ import torch
 
 from gpu_parts.machine import nvidia_smi
 from gpu_parts.record import Record, Skipped, Work
-from gpu_parts.sizes import Listener, exactly, make_task, psnr, run_tasks, snapshot
+from gpu_parts.sizes import Listener, make_task, psnr, run_tasks, snapshot
 from wan_orchestration import leases
 from wan_orchestration.animate.memory.placement import ClipShape
 from wan_orchestration.messages import Request, Result
@@ -75,17 +75,14 @@ def infer(work: Work, case: str, dtype: str, as_command: bool = False) -> np.nda
     arguments = [f"--src-root={folder / 'job'}", f"--checkpoint-dir={source}", f"--output={out}"]
     arguments += [f"--save-frames={out}.npz", f"--dtype={dtype}", f"--device={work.device}"]
     arguments += [f"--{name.replace('_', '-')}={told['params'][name]}" for name in PARAMS]
-    arguments += [f"--{name}={value}" for name, value in exactly({}).items()] if dtype == "float32" else []
     arguments += ["--replace"] if told["params"]["replace_flag"] else []
     if told.get("use_relighting_lora"):
         if not (source / "relighting_lora.ckpt").is_file():
             raise Skipped("the snapshot's relighting_lora.ckpt was left out")
         arguments.append("--use-relighting-lora")
     if as_command:
-        # Where the engine does not decide about TF32, a process of its own cannot be told; cuBLAS and cuDNN can.
-        environment = os.environ | ({} if exactly({}) else {"NVIDIA_TF32_OVERRIDE": "0"})
         words = [sys.executable, "-m", "wan_orchestration.infer", *arguments]
-        said = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True, env=environment)
+        said = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True)
         code, output = said.returncode, said.stdout
     else:
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
@@ -100,7 +97,7 @@ def infer(work: Work, case: str, dtype: str, as_command: bool = False) -> np.nda
 
 def agreement(work: Work, record: Record) -> None:
     """The ways to run one job against each other, on a small random snapshot."""
-    plain: dict[str, Any] = exactly({"attention": "native", "compile": "off", "placement": "resident"})
+    plain: dict[str, Any] = {"attention": "native", "compile": "off", "placement": "resident"}
     for dtype in DTYPES[work.device]:
         fields = plain | {"dtype": dtype}
         resident, swap, offload = (

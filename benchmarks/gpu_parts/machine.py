@@ -81,9 +81,9 @@ def matmuls(work: Work, record: Record) -> None:
             record.row(what, {"ms": 1e3 * seconds, "TFLOP/s": 2 * size**3 / seconds / 1e12})
 
     product(f"{size} matmul, bfloat16", lambda: half[0] @ half[1])
-    allow_tf32(True)
+    allow_tf32(products=True)
     product(f"{size} matmul, TF32" if work.device == "cuda" else f"{size} matmul, float32", lambda: a @ b)
-    allow_tf32(False)
+    allow_tf32()
     if work.device == "cuda":
         product(f"{size} matmul, float32", lambda: a @ b)
         eight = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t().contiguous().t()
@@ -103,7 +103,7 @@ def convolutions(work: Work, record: Record) -> None:
     """The decoder's widest convolution at 480p, on four frames and two before them, in both layouts."""
     width, clip = (8 if work.tiny else 96), shape(work, "480p")
     for name, dtype in {"TF32": torch.float32, "bfloat16": torch.bfloat16}.items():
-        allow_tf32(True)
+        allow_tf32(convolutions=True)
         x = torch.randn(1, width, 6, clip.height, clip.width, device=work.device, dtype=dtype)
         weight = torch.randn(width, width, 3, 3, 3, device=work.device, dtype=dtype)
         flops = 2 * 27 * width**2 * 4 * clip.height * clip.width
@@ -122,13 +122,13 @@ def convolutions(work: Work, record: Record) -> None:
 
 def attention(work: Work, record: Record, size: str) -> None:
     """Each attention kernel that runs here, on the tokens of a clip."""
-    from wan_orchestration.animate.attention import BACKENDS, SelfAttention, choose_backend
+    from wan_orchestration.animate.attention import KERNELS, SelfAttention, choose_backend
 
     tokens = shape(work, size).tokens
     heads, width = (2, 32) if work.tiny else (40, 128)
     device, dtype = torch.device(work.device), precision(work)
     q, k, v = (torch.randn(1, tokens, heads, width, device=device, dtype=dtype) for _ in range(3))
-    for name in BACKENDS:
+    for name in KERNELS:
         what = f"attention of {tokens} tokens, {name}"
         try:
             choose_backend(name, device, dtype, heads, width)

@@ -58,17 +58,9 @@ def models(work: Work, **how: Any) -> Any:
     return Models(open_snapshot(snapshot(work)), torch.device(work.device), precision(work), **how)
 
 
-def exactly(fields: dict[str, Any]) -> dict[str, Any]:
-    """Settings for a result without TF32, where the engine decides about that itself; else it is turned off here."""
-    if "tf32" in GenerateSettings.model_fields:
-        return fields | {"tf32": "off"}
-    allow_tf32(False)
-    return fields
-
-
-def allow_tf32(on: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = on
-    torch.backends.cudnn.allow_tf32 = on
+def allow_tf32(convolutions: bool = False, products: bool = False) -> None:
+    """Which may compute float32 in TF32; in a bfloat16 job the engine allows it to convolutions."""
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
 def synchronize(work: Work) -> None:

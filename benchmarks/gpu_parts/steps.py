@@ -10,7 +10,7 @@ import torch
 from gpu_parts.machine import has
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import allow_tf32, engine_sizes, free, models, peak, precision, psnr, shape, timed
-from wan_orchestration.animate.attention import BACKENDS, EXACT, choose_backend
+from wan_orchestration.animate.attention import EXACT, KERNELS, choose_backend
 from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
 from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, DENOISE_MAPS
 from wan_orchestration.animate.parallel import Ranks
@@ -67,7 +67,7 @@ class Steps:
     ) -> None:
         self.work, self.record, self.size = work, record, size
         self.warm_up, self.times = warm_up, times
-        allow_tf32(True)
+        allow_tf32(convolutions=True)
         self.transformer = self._make(quantization)
         config = self.transformer.config
         self.heads = config["num_attention_heads"], config["attention_head_dim"]
@@ -88,7 +88,7 @@ class Steps:
         self.stock()
         self.engine(f"engine, not compiled, {self.auto}", compiled=False)
         self.engine(f"engine, compiled, {self.auto}", compiled=True)
-        for name in BACKENDS:
+        for name in KERNELS:
             if name != self.auto:
                 self.engine(f"engine, not compiled, {name}", compiled=False, attention=name)
 
@@ -131,7 +131,7 @@ class Steps:
         except Exception as error:
             self.record.cannot(what, error)
             return
-        self.transformer.prepare(attention, None, compiled)
+        compilation = self.transformer.prepare(attention, None, compiled)
         pose, branch = self._conditions()
         exact = self.exact and attention in EXACT
 
@@ -139,6 +139,8 @@ class Steps:
             return self.transformer.denoise(one.latents, one.timestep, one.y, pose, branch)
 
         seconds = self._time(what, step, compiled=compiled, exact=exact)
+        if compiled and not compilation.compiled:
+            self.record.cannot(f"{what}: was not compiled after all", compilation.error or "no reason is known")
         if seconds and self.exact and not compiled and attention == self.auto:
             self._against_plan(step)
 

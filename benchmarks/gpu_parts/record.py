@@ -1,6 +1,7 @@
 """What a part is told, and where it writes what it has measured."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ class Record:
         **more: Any,
     ) -> None:
         """Keep a row of figures by column. `met` says whether the aim is; `more` is for the report alone."""
-        row = {"part": self.part, "what": what, "figures": dict(figures), "aim": aim, "met": met, "note": note, **more}
+        # JSON knows no infinity, which is the PSNR of equal frames.
+        figures = {name: str(value) if value in (math.inf, -math.inf) else value for name, value in figures.items()}
+        row = {"part": self.part, "what": what, "figures": figures, "aim": aim, "met": met, "note": note, **more}
         append(self.out, row)
         shown = ", ".join(f"{name} {value}" for name, value in figures.items())
         print(f"{what}: {shown} {note}", flush=True)

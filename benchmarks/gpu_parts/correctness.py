@@ -26,7 +26,8 @@ PARAMS = ("clip_len", "refert_num", "shift", "sample_solver", "sampling_steps", 
 LIMIT = 1e-4
 """Largest difference of a value in [-1, 1] from the published implementation's, in float32."""
 BFLOAT16_DB = 30.0
-TILED_DB = 40.0
+TILED_DB = 30.0
+"""Bands do not see each other; with random weights that shows more than with trained ones."""
 DTYPES = {"cuda": ("float32", "bfloat16"), "cpu": ("float32",)}
 """Many a CPU does not compute in bfloat16, or slowly."""
 SMALL, TALL = ClipShape(64, 96, 5), ClipShape(384, 64, 5)

@@ -7,7 +7,11 @@ Each measurement is a process of its own, so that its peak memory is its own, an
 `stock`, or settings of this engine: "" for the defaults, or for instance "step_cache=2,compile=off". The time
 is that from clips on the disk to the mp4 on the disk, without loading. "CPU s" is what all of the process's threads
 took, loading included; it depends less than the other times on what else the machine does (OMP_NUM_THREADS=1). With
-several sides of this engine, PSNR is that of their frames against the first one's.
+several sides of this engine, PSNR is that of their frames against the first one's. A side that fails is a row that says
+why, and the others go on.
+
+On CUDA each side makes the video with one step first, for another prompt, which is not counted: compiling is a column
+of its own, and the latents of an empty clip of that size are known by then, as they are in any later job.
 
 Without --checkpoint-dir a small random snapshot is used. `--model 14b` makes random weights of the real sizes on the
 device; their videos are noise. On CUDA the share of the card's bfloat16 peak is shown, which a matrix product measures.
@@ -24,15 +28,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from long_video import draw_job, random_snapshot
 
 SELF = Path(__file__).resolve()
-PHASES = ("load", "conditioning", "denoise", "decode", "total")
+PHASES = ("load", "compile", "conditioning", "denoise", "decode", "total")
 
 
 def main() -> None:
@@ -54,6 +56,13 @@ def main() -> None:
 
     rows = []
     print(" ".join(f"{name:>12}" for name in ("size", "frames", *PHASES, "CPU s", "RAM MB", "VRAM MB")) + "  side")
+
+    def keep(row: dict) -> None:
+        rows.append(row)
+        show(row)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=2))
+
     with tempfile.TemporaryDirectory() as scratch:
         snapshot = arguments.checkpoint_dir or random_snapshot(Path(scratch))
         if arguments.model == "snapshot":
@@ -62,22 +71,21 @@ def main() -> None:
             for frames in arguments.frames:
                 width, height = map(int, size.split("x"))
                 job = draw_job(Path(scratch) / f"{size}-{frames}", frames, height, width)
-                turns = [
-                    launch({"side": side, "job": str(job), "snapshot": str(snapshot)} | vars_of(arguments))
-                    for _ in range(arguments.repeat)
-                    for side in arguments.sides
-                ]
                 references = [side for side in arguments.sides if side != "stock"]
-                for side in arguments.sides:
-                    row = median([turn for turn in turns if turn["side"] == side])
-                    if side in references[1:]:
-                        row["psnr"] = psnr(exact_frames(job, side), exact_frames(job, references[0]))
-                    rows.append({"size": size, "frames": frames, **row})
-                    show(rows[-1])
-    for row in rows:
-        compare(row, rows)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2))
+                turns = []
+                for turn in range(arguments.repeat):
+                    for side in arguments.sides:
+                        work = {"side": side, "job": str(job), "snapshot": str(snapshot)} | vars_of(arguments)
+                        turns.append(launch(work))
+                        if turn < arguments.repeat - 1:
+                            continue
+                        row = median([one for one in turns if one["side"] == side])
+                        if side in references[1:] and "error" not in row and exact_frames(job, references[0]).exists():
+                            row["psnr"] = psnr(exact_frames(job, side), exact_frames(job, references[0]))
+                        keep({"size": size, "frames": frames, **row})
+    measured = [row for row in rows if "error" not in row]
+    for row in measured:
+        compare(row, measured)
 
 
 def vars_of(arguments: argparse.Namespace) -> dict:
@@ -114,12 +122,16 @@ def launch(work: dict) -> dict:
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             log.seek(0)
-            sys.exit(log.read())
+            said = log.read()
+            print(said, file=sys.stderr)
+            return {"side": work["side"], "error": (said.strip().splitlines() or [f"ended with {status}"])[-1]}
         spent = {"ram_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
         return json.loads(output.read()) | {"side": work["side"]} | spent
 
 
 def median(turns: list[dict]) -> dict:
+    """The median of each time; a turn that failed speaks for all."""
+    turns = [turn for turn in turns if "error" in turn] or turns
     return {
         name: statistics.median(turn[name] for turn in turns) if isinstance(value, float) else value
         for name, value in turns[0].items()
@@ -127,10 +139,16 @@ def median(turns: list[dict]) -> dict:
 
 
 def show(row: dict) -> None:
+    if "error" in row:
+        print(f"{row['size']:>12} {row['frames']:>12}  {row['side'] or 'defaults'}: {row['error']}", flush=True)
+        return
     figures = [f"{row[phase]:.2f}" for phase in PHASES]
     figures.append(f"{row['cpu_seconds']:.2f}")
     figures += [f"{row['ram_bytes'] / 2**20:.0f}", f"{row['vram_bytes'] / 2**20:.0f}" if row["vram_bytes"] else "-"]
-    print(" ".join(f"{x:>12}" for x in (row["size"], row["frames"], *figures)) + f"  {row['side'] or 'defaults'}")
+    print(
+        " ".join(f"{x:>12}" for x in (row["size"], row["frames"], *figures)) + f"  {row['side'] or 'defaults'}",
+        flush=True,
+    )
 
 
 def compare(row: dict, rows: list[dict]) -> None:
@@ -204,61 +222,11 @@ def convert(source: Path, target: Path) -> None:
     (target / "model_index.json").write_text(json.dumps(index))
 
 
-def random_weights(build: Callable[[], Any], device, dtype) -> Any:
-    """A model with random weights, made on the device one by one; its buffers are the class's own."""
-    import torch
-    from accelerate import init_empty_weights
-    from torch import nn
-
-    from wan_orchestration.animate.sharding import kept_in_float32
-
-    with init_empty_weights():
-        model = build()
-    for name, parameter in list(model.named_parameters()):
-        wanted = torch.float32 if kept_in_float32(model, name) else dtype
-        value = torch.empty(parameter.shape, device=device, dtype=wanted)
-        scale = name.endswith(("weight", "gamma")) and parameter.squeeze().ndim == 1
-        value = value.fill_(1) if scale else value.uniform_(-0.02, 0.02)
-        module, _, last = name.rpartition(".")
-        model.get_submodule(module)._parameters[last] = nn.Parameter(value, requires_grad=False)
-    return nn.Module.to(model, device).eval()
-
-
-def text_encoder_14b():
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=256384,
-            d_model=4096,
-            d_kv=64,
-            d_ff=10240,
-            num_layers=24,
-            num_heads=64,
-            feed_forward_proj="gated-gelu",
-        )
-    )
-
-
-def image_encoder_14b():
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    return CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=1280,
-            intermediate_size=5120,
-            num_hidden_layers=32,
-            num_attention_heads=16,
-            patch_size=14,
-            hidden_act="gelu",
-        )
-    )
-
-
 def random_pipeline(work: dict, device, dtype):
     """The stock pipeline with random weights of the 14B model's sizes."""
     import torch
     from diffusers import AutoencoderKLWan, WanAnimatePipeline, WanAnimateTransformer3DModel
+    from random_14b import image_encoder_14b, random_weights, text_encoder_14b
     from transformers import AutoTokenizer, CLIPImageProcessor
 
     return WanAnimatePipeline(
@@ -270,28 +238,6 @@ def random_pipeline(work: dict, device, dtype):
         image_encoder=random_weights(image_encoder_14b, device, torch.float32),
         transformer=random_weights(lambda: WanAnimateTransformer3DModel(added_kv_proj_dim=5120), device, dtype),
     )
-
-
-def use_random_weights() -> None:
-    """Have the engine make random weights of the 14B model's sizes instead of reading a snapshot's."""
-    import torch
-
-    from wan_orchestration.animate import clips
-    from wan_orchestration.animate.models import Models
-    from wan_orchestration.animate.transformer import AnimateTransformer
-    from wan_orchestration.animate.vae.model import AnimateVae
-    from wan_orchestration.plan import snapshot_sizes
-
-    def transformer(self):
-        device = torch.device("cpu") if self.quantization != "off" else self.weights_device
-        return random_weights(lambda: AnimateTransformer(added_kv_proj_dim=5120), device, self.dtype)
-
-    # Placements go by the snapshot's sizes, which is a small one here.
-    clips.sizes = lambda snapshot, dtype, quantized, vae_dtype: snapshot_sizes(None, quantized, vae_dtype)
-    Models._load_transformer = transformer
-    Models._load_vae = lambda self: random_weights(AnimateVae, self.device, self.vae_dtype)
-    Models._load_text_encoder = lambda self: random_weights(text_encoder_14b, self.weights_device, self.dtype)
-    Models._load_image_encoder = lambda self: random_weights(image_encoder_14b, self.device, torch.float32)
 
 
 def scheduler():
@@ -337,10 +283,6 @@ def measure_stock(work: dict, device) -> dict:
     """Clips read as pictures, the pipeline called as documented, the frames written to an mp4."""
     import torch
     from diffusers import AutoencoderKLWan, WanAnimatePipeline
-    from PIL import Image
-
-    from wan_orchestration.settings import NEGATIVE_PROMPT, PROMPT
-    from wan_orchestration.video import FrameReader, write_segment
 
     started = time.perf_counter()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -350,7 +292,7 @@ def measure_stock(work: dict, device) -> dict:
     else:
         pipeline = random_pipeline(work, device, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    seconds = {"load": time.perf_counter() - started, "denoise": 0.0, "decode": 0.0}
+    seconds = {"load": time.perf_counter() - started, "compile": 0.0, "denoise": 0.0, "decode": 0.0}
 
     def timed(phase, function):
         def call(*arguments, **options):
@@ -363,10 +305,24 @@ def measure_stock(work: dict, device) -> dict:
 
         return call
 
+    if device.type == "cuda":
+        stock_video(pipeline, work | {"steps": 1})
     pipeline.transformer.forward = timed("denoise", pipeline.transformer.forward)
     pipeline.vae.decode = timed("decode", pipeline.vae.decode)
 
     started = time.perf_counter()
+    clips = stock_video(pipeline, work)
+    return seconds | {"total": time.perf_counter() - started, "steps": work["steps"] * clips}
+
+
+def stock_video(pipeline, work: dict) -> int:
+    """From clips on the disk to the mp4 on the disk; returns how many clips were generated."""
+    import torch
+    from PIL import Image
+
+    from wan_orchestration.settings import NEGATIVE_PROMPT, PROMPT
+    from wan_orchestration.video import FrameReader, write_segment
+
     job, clips = Path(work["job"]), {}
     for name in ("pose", "face"):
         with FrameReader(job / f"src_{name}.mp4") as reader:
@@ -389,8 +345,7 @@ def measure_stock(work: dict, device) -> dict:
             output_type="np",
         ).frames[0]
     write_segment(job / "stock.mp4", ((frame * 255).round().astype("uint8") for frame in frames), fps)
-    clip_count = max(1, math.ceil((len(clips["pose"]) - 1) / (work["clip_len"] - 1)))
-    return seconds | {"total": time.perf_counter() - started, "steps": work["steps"] * clip_count}
+    return max(1, math.ceil((len(clips["pose"]) - 1) / (work["clip_len"] - 1)))
 
 
 def measure_engine(work: dict, device) -> dict:
@@ -402,6 +357,8 @@ def measure_engine(work: dict, device) -> dict:
     from wan_orchestration.settings import GenerateSettings
 
     if work["model"] == "14b":
+        from random_14b import use_random_weights
+
         use_random_weights()
     options = dict(one.split("=", 1) for one in work["side"].split(",") if one)
     settings = GenerateSettings.model_validate(
@@ -409,25 +366,36 @@ def measure_engine(work: dict, device) -> dict:
     )
     job = Path(work["job"])
     with tempfile.TemporaryDirectory() as output:
-        task = Task(
-            job_id="job",
-            clips=job,
-            output=Path(output) / "out",
-            settings=settings,
-            created_at=datetime.now(UTC),
-            save_frames=exact_frames(job, work["side"]) if work["exact"] else None,
-        )
-        request = Request(snapshot=work["snapshot"], tasks=[task])
-        (result,) = runner.run(request, Quiet())
-    if result.error:
-        sys.exit(result.error)
+
+        def task(name: str, settings: GenerateSettings, **more) -> Task:
+            return Task(
+                job_id=name,
+                clips=job,
+                output=Path(output) / name,
+                settings=settings,
+                created_at=datetime.now(UTC),
+                **more,
+            )
+
+        frames = exact_frames(job, work["side"]) if work["exact"] else None
+        tasks = [task("job", settings, save_frames=frames)]
+        if device.type == "cuda":
+            once = settings.model_copy(update={"sampling_steps": 1, "prompt": "a first clip, not counted"})
+            tasks.insert(0, task("warm-up", once))
+        *before, result = runner.run(Request(snapshot=work["snapshot"], tasks=tasks), Quiet())
+    for one in (*before, result):
+        if one.error:
+            sys.exit(one.error)
     took = result.seconds
+    steps = settings.sampling_steps * (result.clips or 0)
+    warm_up = sum(one.seconds.denoise - took.denoise / steps * (one.clips or 0) for one in before)
     return {
-        "load": took.load,
+        "load": took.load + sum(one.seconds.load for one in before),
+        "compile": max(0.0, warm_up),
         "denoise": took.denoise,
         "decode": took.decode,
         "total": took.total - took.load,
-        "steps": settings.sampling_steps * (result.clips or 0),
+        "steps": steps,
         "attention": result.attention,
         "compiled": result.compiled,
         "placement": result.placement,

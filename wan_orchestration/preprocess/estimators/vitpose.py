@@ -6,7 +6,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import onnxruntime
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators import dark
@@ -73,6 +72,8 @@ class _Network:
                 f"{path} is missing (or a folder of that name with end2end.onnx): download it with the snapshot "
                 "from ModelScope, Wan-AI/Wan2.2-Animate-14B, process_checkpoint/, or choose estimator: light"
             )
+        import onnxruntime  # noqa: PLC0415 (videos are measured without it, where these networks are not at hand)
+
         providers = ["CPUExecutionProvider"]
         if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
             # CUDA's libraries come with torch; onnxruntime does not look there by itself.

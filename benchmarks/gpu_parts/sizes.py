@@ -1,0 +1,164 @@
+"""What is measured at: frame sizes, models and clips, those of the 14B model or tiny ones; and how it is timed."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_parts.record import Work
+from wan_orchestration.animate.memory.placement import ClipShape
+from wan_orchestration.animate.memory.sizes import Sizes
+from wan_orchestration.messages import FinishedClip, Progress, Request, Result, Task
+from wan_orchestration.settings import GenerateSettings
+
+REAL = {"480p": ClipShape(480, 832, 77), "720p": ClipShape(720, 1280, 77)}
+TINY = {"480p": ClipShape(64, 96, 9), "720p": ClipShape(96, 128, 9)}
+
+
+def shape(work: Work, size: str) -> ClipShape:
+    return (TINY if work.tiny else REAL)[size]
+
+
+def precision(work: Work) -> torch.dtype:
+    return torch.bfloat16 if work.device == "cuda" else torch.float32
+
+
+def snapshot(work: Work) -> Path:
+    """A small random snapshot. Where the weights are the 14B model's, its tokenizer is used."""
+    from wan_orchestration.animate.random_snapshot import write
+
+    folder = work.scratch / "snapshot"
+    if not folder.exists():
+        write(folder)
+    return folder
+
+
+def engine_sizes(work: Work) -> Sizes:
+    """Of the models that are measured, as they run here."""
+    from wan_orchestration.animate.memory.sizes import sizes
+    from wan_orchestration.plan import snapshot_sizes
+    from wan_orchestration.snapshot import open_snapshot
+
+    return sizes(open_snapshot(snapshot(work)), precision(work)) if work.tiny else snapshot_sizes(None)
+
+
+def models(work: Work, **how: Any) -> Any:
+    """The engine's `Models`, with weights of the 14B model's sizes unless tiny."""
+    from wan_orchestration.animate.models import Models
+    from wan_orchestration.snapshot import open_snapshot
+
+    if not work.tiny:
+        from random_14b import use_random_weights
+
+        use_random_weights()
+    return Models(open_snapshot(snapshot(work)), torch.device(work.device), precision(work), **how)
+
+
+def allow_tf32(convolutions: bool = False, products: bool = False) -> None:
+    """Which may compute float32 in TF32; in a bfloat16 job the engine allows it to convolutions."""
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
+
+
+def synchronize(work: Work) -> None:
+    if work.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(work: Work, call: Callable[[], object], times: int = 1, warm_up: int = 0) -> float:
+    """The fastest of several calls, in seconds."""
+    for _ in range(warm_up):
+        call()
+    fastest = float("inf")
+    for _ in range(times):
+        synchronize(work)
+        started = time.perf_counter()
+        call()
+        synchronize(work)
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest
+
+
+@contextmanager
+def peak(work: Work, gigabytes: dict[str, float]) -> Iterator[None]:
+    """Put the peak of the device memory allocated meanwhile, in GB, into a dictionary; nothing on the CPU."""
+    if work.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    yield
+    if work.device == "cuda":
+        gigabytes["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+
+
+def free(work: Work) -> None:
+    import gc
+
+    gc.collect()
+    if work.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def psnr(ours: Any, theirs: Any) -> float:
+    """In dB, of values whose range is 2."""
+    import math
+
+    import numpy as np
+
+    error = float(np.mean((np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)) ** 2))
+    return 10 * math.log10(4 / error) if error else math.inf
+
+
+class Listener:
+    """A reporter that notes when each step was done, and tells whoever wants to know."""
+
+    def __init__(self, work: Work, on_step: Callable[[Progress], None] | None = None) -> None:
+        self.work, self.on_step = work, on_step
+        self.steps: list[tuple[str, int, int, float]] = []
+        """Job, clip, step and time, once the device was done with it."""
+
+    def log(self, message: str) -> None:
+        print(message, flush=True)
+
+    def progress(self, progress: Progress) -> None:
+        synchronize(self.work)
+        self.steps.append((progress.job_id, progress.clip, progress.step, time.perf_counter()))
+        if self.on_step:
+            self.on_step(progress)
+
+    def clip(self, clip: FinishedClip) -> None:
+        print(clip, flush=True)
+
+    def finished(self, result: Result) -> None:
+        return
+
+
+def run_tasks(work: Work, tasks: list[Task], listener: Listener, small: bool = False) -> list[Result]:
+    """Run tasks in this process, as a launch does, with weights of the 14B model's sizes unless tiny or `small`."""
+    from wan_orchestration.runner import run
+
+    if not (work.tiny or small):
+        from random_14b import use_random_weights
+
+        use_random_weights()
+    return run(Request(snapshot=snapshot(work), tasks=tasks), listener)
+
+
+def make_task(work: Work, name: str, clip: ClipShape, frames: int, save: bool = False, **fields: Any) -> Task:
+    """A job whose clips are drawn for it."""
+    from long_video import draw_job
+
+    folder = work.scratch / f"job-{clip.width}x{clip.height}-{frames}"
+    if not folder.exists():
+        draw_job(folder, frames, clip.height, clip.width)
+    settings = GenerateSettings.model_validate({"device": work.device, "clip_len": clip.frames} | fields)
+    output = work.scratch / name
+    return Task(
+        job_id=name,
+        clips=folder,
+        output=output,
+        settings=settings,
+        created_at=datetime.now(UTC),
+        save_frames=output.with_suffix(".npz") if save else None,
+    )

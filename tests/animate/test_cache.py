@@ -20,7 +20,8 @@ def test_a_later_launch_reads_what_an_earlier_one_computed(tmp_path):
             assert torch.equal(cache.get("prompt", compute), torch.arange(3.0))
     assert len(calls) == 1
     TensorCache(tmp_path, Ranks()).get("another", compute)
-    assert len(calls) == 2
+    TensorCache(tmp_path, Ranks(), "tf32").get("prompt", compute)
+    assert len(calls) == 3
 
 
 def test_a_damaged_file_is_computed_again(tmp_path):

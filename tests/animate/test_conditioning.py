@@ -9,6 +9,12 @@ def test_frames_survive_the_round_trip():
     assert (cond.to_frames(cond.to_tensor(frames)[0]) == frames).all()
 
 
+def test_what_is_no_colour_becomes_one():
+    video = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.5]).view(1, 1, 1, 4).repeat(3, 1, 1, 1)
+    assert cond.to_frames(video)[0, 0, :, 0].tolist() == [128, 255, 0, 255]
+    assert torch.isnan(video).any()
+
+
 def test_letterbox_truncates_like_the_published_code():
     tall = np.full((120, 50, 3), 200, np.uint8)
     boxed = cond.letterbox(tall, 64, 96)

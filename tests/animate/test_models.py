@@ -187,3 +187,12 @@ def test_lora_argument(tmp_path):
         Lora.parse(f"{file}:strong")
     with pytest.raises(BadInput, match="no file"):
         Lora.parse(str(tmp_path / "b.safetensors"))
+
+
+def test_a_text_encoder_that_does_not_fit_takes_the_transformers_place(tiny_snapshot, monkeypatch):
+    for free, stays in ((10**12, True), (1, False)):
+        models = Models(open_snapshot(tiny_snapshot), torch.device("cpu"), torch.float32)
+        transformer = models.transformer()
+        monkeypatch.setattr("wan_orchestration.animate.models.free_memory", lambda device, free=free: free)
+        models.text_encoder()
+        assert (models.transformer() is transformer) == stays

@@ -140,7 +140,7 @@ class Animator:
         settings, models, config = self.settings, self.models, self.transformer.config
         if settings.compile != "auto":
             return settings.compile == "on"
-        if models.device.type != "cuda" or models.fsdp:
+        if models.device.type != "cuda":
             return False
         branches = 2 if self.guided and not self.side_by_side else 1
         sharing = models.ranks.size // (2 if self.side_by_side else 1)

@@ -101,8 +101,10 @@ def test_activations_are_those_of_a_step(height, width, dtype, in_slices):
     assert expected == pytest.approx(memory.peak, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["resident", "offload", "tiled"])
-@pytest.mark.parametrize("height, width", [(480, 832), (720, 1280)])
+@pytest.mark.parametrize(
+    "height, width, name",
+    [(480, 832, "resident"), (720, 1280, "resident"), (720, 1280, "offload"), (480, 832, "tiled")],
+)
 def test_the_vae_takes_as_much_as_expected(height, width, name, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # its convolution wants data
     with FakeTensorMode(), torch.no_grad():

@@ -18,6 +18,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from wan_orchestration.animate.parallel import Ranks, gather
+from wan_orchestration.animate.vae.layers import joined
 
 
 class SplitRows:
@@ -68,10 +69,10 @@ class SplitRows:
 
     def _with_both(self, x: Tensor, cache: Tensor | None = None) -> tuple[Tensor | None, ...]:
         if cache is None:
-            return (torch.cat(self._between(x, above=True), -2),)
+            return (_stacked(self._between(x, above=True)),)
         # The cache holds the frames before, so that one exchange serves both.
-        both = torch.cat([cache, x], 2)
-        both = torch.cat(self._between(both, above=True), -2)
+        both = joined([cache, x])
+        both = _stacked(self._between(both, above=True))
         return both[:, :, cache.shape[2] :], both[:, :, : cache.shape[2]]
 
     def _without_both(self, y: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class SplitRows:
         return y.narrow(-2, above, y.shape[-2] - above - below)
 
     def _with_below(self, x: Tensor) -> tuple[Tensor]:
-        return (torch.cat(self._between(x, above=False), -2),)
+        return (_stacked(self._between(x, above=False)),)
 
     def _whole(self, x: Tensor) -> tuple[Tensor]:
         return (self.join(x),)
@@ -104,3 +105,8 @@ class SplitRows:
         for request in dist.batch_isend_irecv(exchange):
             request.wait()
         return [*([upper] if above and rank > 0 else []), x, *([lower] if rank < last else [])]
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Rows (n, C, ..., h, W) one below the other, channels last in memory, as the layers want them."""
+    return torch.cat([part.movedim(1, -1) for part in parts], -3).movedim(-1, 1)

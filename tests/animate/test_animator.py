@@ -89,9 +89,10 @@ def test_a_step_cache_skips_blocks_and_leaves_nothing_behind(animate, plain):
 
 
 @pytest.mark.heavy
-def test_compiled_blocks_agree(animate, plain):
-    """Takes a C++ compiler, and a minute. All blocks share one graph."""
+@pytest.mark.parametrize("placement", ["resident", "swap", "offload"])
+def test_compiled_blocks_agree(placement, animate, plain):
+    """Takes a C++ compiler, and a minute. All blocks share the graphs of their two parts."""
     counters["stats"].clear()
-    assert torch.allclose(animate(compile="on"), plain, atol=1e-4)
-    assert 1 <= counters["stats"]["unique_graphs"] <= 3
+    assert torch.allclose(animate(placement, compile="on"), plain, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] <= 4
     assert torch.equal(animate(), plain)

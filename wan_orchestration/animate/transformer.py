@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import wraps
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,12 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
     _tables: tuple[torch.Size, Rotary] | None = None
     _trunk: tuple[Trunk] | None = None
 
-    @wraps(WanAnimateTransformer3DModel.__init__)  # diffusers reads from it what a configuration may hold
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         use_own_blocks(self.blocks, self.face_adapter)
+
+    # diffusers reads from it what a configuration may hold.
+    __init__.__signature__ = signature(WanAnimateTransformer3DModel.__init__)  # pyright: ignore[reportFunctionMemberAccess]
 
     @property
     def trunk(self) -> Trunk:

@@ -21,16 +21,19 @@ GUIDES = ((0, 0.5), (1, 0.35), (5, 0.15))
 
 
 class SelfAttention:
-    """`WanAttnProcessor`'s self attention as plain products, which a CPU computes faster in bfloat16."""
+    """The engine's self-attention as plain products, which a CPU computes faster in bfloat16."""
 
-    def __call__(
-        self, attn: Any, x: Tensor, context: None = None, attention_mask: None = None, rotary_emb: Any = None
-    ) -> Tensor:
+    @staticmethod
+    def project(attn: Any, x: Tensor, rotary: Any) -> tuple[Tensor, Tensor, Tensor]:
         query, key = (
-            _rotate(_heads(_normed(norm, linear(x)), attn.heads), *rotary_emb)
+            _rotate(_heads(_normed(norm, linear(x)), attn.heads), *rotary)
             for norm, linear in ((attn.norm_q, attn.to_q), (attn.norm_k, attn.to_k))
         )
-        return attn.to_out[0](_attend(query, key, _heads(attn.to_v(x), attn.heads)))
+        return query, key, _heads(attn.to_v(x), attn.heads)
+
+    @staticmethod
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return _attend(query, key, value)
 
 
 class CrossAttention:

@@ -60,6 +60,15 @@ class SelfAttention:
     def __init__(self, kernel: str, tokens: SplitTokens | None) -> None:
         self.kernel, self.tokens = KERNELS[kernel], tokens
 
+    @staticmethod
+    def project(attn: WanAttention, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each by itself."""
+        query, key, value = (
+            x.unflatten(2, (attn.heads, -1))
+            for x in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))
+        )
+        return rotate(query, rotary), rotate(key, rotary), value
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """What all tokens together make of queries, keys and values (1, S, heads, d): (1, S, dim)."""
         if self.tokens:
@@ -68,14 +77,6 @@ class SelfAttention:
         if self.tokens:
             attended = self.tokens.tokens_for_heads(attended)
         return attended.flatten(2, 3).type_as(query)
-
-
-def project(attn: WanAttention, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each by itself."""
-    query, key, value = (
-        x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))
-    )
-    return rotate(query, rotary), rotate(key, rotary), value
 
 
 class CrossAttention:

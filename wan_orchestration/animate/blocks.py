@@ -16,7 +16,6 @@ from diffusers.models.transformers.transformer_wan_animate import (
 )
 from torch import Tensor, nn
 
-from wan_orchestration.animate.attention import SelfAttention, project
 from wan_orchestration.animate.compiled import Compilation
 from wan_orchestration.animate.sequence import FaceAttention
 
@@ -25,7 +24,7 @@ SLICE = 4096
 
 
 class Block(WanTransformerBlock):
-    """A block of the transformer."""
+    """A block of the transformer, whose self-attention has a processor such as `attention.SelfAttention`."""
 
     sliced = False
     """Whether tokens are treated in slices: less memory, the same result."""
@@ -40,8 +39,7 @@ class Block(WanTransformerBlock):
     ) -> Tensor:
         """(1, S, dim) tokens to (1, S, dim); the context as for `CrossAttention`, the rotary tables a pair."""
         x, (cos, sin), run = hidden_states, rotary_emb, self.compilation.run
-        attention = self.attn1.processor
-        assert isinstance(attention, SelfAttention)
+        attention: Any = self.attn1.processor
         shift, scale, *after = (self.scale_shift_table + temb.float()).chunk(6, dim=1)
         if not self.sliced:
             query, key, value = run(Block.before_attention, self, x, cos, sin, shift, scale)
@@ -69,7 +67,8 @@ class Block(WanTransformerBlock):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (1, n, heads, d) of tokens (1, n, dim); what modulates them is (1, 1, dim)."""
         normed = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x)
-        return project(self.attn1, normed, (cos, sin))
+        attention: Any = self.attn1.processor
+        return attention.project(self.attn1, normed, (cos, sin))
 
     def after_attention(
         self,

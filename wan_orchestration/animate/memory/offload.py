@@ -100,6 +100,8 @@ class Stream:
         if self.copying:
             for slot in self.slots:
                 slot.record_stream(self.copying)  # they are not given to anyone else while a copy is under way
+            for event in self.used:
+                event.record(torch.cuda.current_stream(device))  # whoever had this memory before is through with it
 
     @contextmanager
     def at_hand(self, module: nn.Module) -> Iterator[None]:

@@ -42,6 +42,10 @@ class VideoInfo:
     duration: float
     """Seconds."""
     has_audio: bool
+    start: Fraction = Fraction(0)
+    """When the first frame is shown, by the container's clock, seconds: what its sound goes by too."""
+    notices: tuple[str, ...] = ()
+    """What was mended in reading it, in words."""
 
 
 def open_input(path: Path) -> InputContainer:
@@ -118,6 +122,7 @@ class FrameReader:
             frames=len(self._pts),
             duration=duration,
             has_audio=bool(self._container.streams.audio),
+            start=self._pts[0] * self._time_base,
         )
         self.times = [float((pts - self._pts[0]) * self._time_base) for pts in self._pts]
 

@@ -107,7 +107,7 @@ def test_several_people_are_told_apart(tmp_path):
         ("k.json", '[{"persons": []}]', "frame 0 has no list of people"),
         ("k.json", '[{"people": [{"pose_keypoints_2d": [1, 2]}]}]', "expected numbers x, y, confidence"),
         ("k.json", '[{"people": [{"pose_keypoints_2d": [1, 2, 0.5]}]}]', r"expected \(frames, 20, 3\)"),
-        ("k.json", '[{"people": []}, {"people": []}]', "keypoints of 2 frames for a video of 1"),
+        ("k.json", '[{"people": []}, {"people": []}]', "keypoints of 2 frames, expected 1"),
         ("k.npz", "nonsense", "cannot be read as an npz"),
         ("k.txt", "", r"expected keypoints as \.npz"),
     ],

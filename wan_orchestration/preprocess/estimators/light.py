@@ -26,6 +26,8 @@ from wan_orchestration.preprocess.keypoints import (
 _PRESENT = 0.5
 _SAME = 0.4
 """Overlap from which two finds are one person."""
+_SURE = 0.65
+"""Score from which somebody is found beside others: the detector takes posters and patterns for people, too."""
 _MOST = 8
 """With so many people found, a frame is not searched any further."""
 _SEARCH_SECONDS = 0.5
@@ -127,6 +129,7 @@ class _Worker:
             x0, y0, x1, y1 = (round(edge) for edge in person.box)
             shown[y0:y1, x0:x1] = 127
         regions = [found for part in parts for found in self._regions(shown, part)]
+        regions = [(region, score) for region, score in regions if not known or score >= _SURE]
         people = []
         for region, score in sorted(regions, key=lambda found: -found[1]):
             person = self._person(picture, region, score)

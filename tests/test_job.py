@@ -218,9 +218,11 @@ def test_fingerprint_of_raw_inputs_covers_keypoints(tmp_path: Path) -> None:
     prints.add(Job.open(folder).fingerprint())
     raw(folder / "keypoints", "1.json")
     prints.add(Job.open(folder).fingerprint())
+    raw(folder, "reference_keypoints.json")
+    prints.add(Job.open(folder).fingerprint())
     (folder / "driving.mp4").rename(folder / "driving.mov")
     prints.add(Job.open(folder).fingerprint())
-    assert len(prints) == 4
+    assert len(prints) == 5
 
 
 def test_check_clips(make_job: Make) -> None:

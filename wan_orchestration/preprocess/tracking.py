@@ -115,8 +115,8 @@ class Tracker:
         }
         raise BadInput(
             f"person: found {str(self.choice)!r}, but {found[self.choice.kind]}; frame {index} "
-            f"({index / self.fps:.2f} s, {self.size[0]}x{self.size[1]} px) shows {', '.join(boxes)}: expected index:N "
-            "with one of these numbers, such a box, or a point:x,y inside one"
+            f"({index / self.fps:.2f} s, {self.size[0]}x{self.size[1]} px) shows {', '.join(boxes)}; write index:N "
+            "with one of these numbers, one of these boxes, or a point:x,y inside one"
         )
 
     def _pass_over(self, index: int, people: Sequence[Detection]) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 
 from wan_orchestration.preprocess.keypoints import Pose
 
-
 Box = tuple[float, float, float, float]
 
 
@@ -17,7 +16,8 @@ class Detection:
     """A person seen in a frame."""
 
     box: Box
-    """x0, y0, x1, y1 in px: the person's extent, the region that the visible body covers."""
+    """x0, y0, x1, y1 in px: the person's extent, the region that the visible body covers, as a detector of people draws
+    it; estimators that go by keypoints take `keypoints.extent`."""
     score: float
     hint: object = None
     """What the estimator that made it needs to find the keypoints."""

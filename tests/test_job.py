@@ -345,7 +345,7 @@ def test_replacing_survives_a_killed_writer(tmp_path: Path) -> None:
 
 def test_the_demo_is_a_good_job(demo_job: Path) -> None:
     job = Job.open(demo_job)
-    assert job.kind == "raw" and set(job.inputs) == {"driving", "reference", "keypoints"}
+    assert job.kind == "raw" and set(job.inputs) == {"driving", "reference", "keypoints", "reference_keypoints"}
     info = probe(job.inputs["driving"])
     assert info.has_audio and info.duration > 3 and info.frames == len(np.load(job.inputs["keypoints"])["body"])
     assert job.preprocess_settings().resolution_area == 128 * 128

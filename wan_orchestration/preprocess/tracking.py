@@ -14,6 +14,8 @@ _FORGET_SECONDS = 1.0
 """A person unseen for so long is looked for anywhere in the frame."""
 _CHOICE_SECONDS = 1.0
 """A point or box that is nobody's in the first so many seconds that show people is a mistake."""
+_LISTED = 8
+"""People that an error lists."""
 _TOUCHING = 0.1
 """Part of a box, or of a person's, that they must have in common."""
 
@@ -107,7 +109,8 @@ class Tracker:
         if self._box is not None or not self._passed_over:
             return
         index, people = self._crowd
-        boxes = [f"{n} in box:{','.join(f'{edge:.0f}' for edge in p.box)}" for n, p in enumerate(numbered(people), 1)]
+        largest = enumerate(numbered(people)[:_LISTED], 1)
+        boxes = [f"{n} in box:{','.join(f'{edge:.0f}' for edge in p.box)}" for n, p in largest]
         found = {
             "index": f"no frame shows more than {len(people)}",
             "point": "the point lies inside nobody",

@@ -1,6 +1,5 @@
 """Writes jobs of drawn figures: ready clips, or a driving video with its keypoints, and a picture of somebody else."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from mini.drawing import draw_frame
 from mini.figures import FPS
 from mini.scene import Scene
 from wan_orchestration.preprocess.geometry import crop_face
-from wan_orchestration.preprocess.keypoints import PARTS
+from wan_orchestration.preprocess.keypoints import PARTS, Pose
 from wan_orchestration.video import write_lossless, write_segment
 
 
@@ -32,18 +31,18 @@ def write_clips(folder: Path, scene: Scene, replaced: bool = False) -> Path:
 
 
 def write_raw(folder: Path, scene: Scene, scale: int = 2) -> Path:
-    """A raw job: `driving.mp4` of the driver, `scale` times as large, `keypoints.npz` and `reference.png`."""
+    """A raw job: `driving.mp4` of the driver, `scale` times as large, `reference.png`, and the keypoints of both."""
     folder.mkdir(parents=True)
     size = scene.size[0] * scale, scene.size[1] * scale
     frames = (draw_frame(scene.driving, scene.driver, t, size) for t in scene.frames)
     write_segment(folder / "driving.mp4", frames, FPS)
     poses = [scene.driving.pose(t, size) for t in scene.frames]
-    np.savez_compressed(
-        folder / "keypoints.npz", size=size, **{part: _stack(getattr(pose, part) for pose in poses) for part in PARTS}
-    )
+    _write_keypoints(folder / "keypoints.npz", poses)
+    _write_keypoints(folder / "reference_keypoints.npz", [scene.standing.pose(0, size)])
     Image.fromarray(scene.reference(scale)).save(folder / "reference.png")
     return folder
 
 
-def _stack(points: Iterable[np.ndarray]) -> np.ndarray:
-    return np.stack(list(points)).astype(np.float32)
+def _write_keypoints(path: Path, poses: list[Pose]) -> None:
+    parts = {part: np.stack([getattr(pose, part) for pose in poses]).astype(np.float32) for part in PARTS}
+    np.savez_compressed(path, size=poses[0].size, **parts)

@@ -218,9 +218,11 @@ def test_fingerprint_of_raw_inputs_covers_keypoints(tmp_path: Path) -> None:
     prints.add(Job.open(folder).fingerprint())
     raw(folder / "keypoints", "1.json")
     prints.add(Job.open(folder).fingerprint())
+    raw(folder, "reference_keypoints.json")
+    prints.add(Job.open(folder).fingerprint())
     (folder / "driving.mp4").rename(folder / "driving.mov")
     prints.add(Job.open(folder).fingerprint())
-    assert len(prints) == 4
+    assert len(prints) == 5
 
 
 def test_check_clips(make_job: Make) -> None:
@@ -343,7 +345,7 @@ def test_replacing_survives_a_killed_writer(tmp_path: Path) -> None:
 
 def test_the_demo_is_a_good_job(demo_job: Path) -> None:
     job = Job.open(demo_job)
-    assert job.kind == "raw" and set(job.inputs) == {"driving", "reference", "keypoints"}
+    assert job.kind == "raw" and set(job.inputs) == {"driving", "reference", "keypoints", "reference_keypoints"}
     info = probe(job.inputs["driving"])
     assert info.has_audio and info.duration > 3 and info.frames == len(np.load(job.inputs["keypoints"])["body"])
     assert job.preprocess_settings().resolution_area == 128 * 128

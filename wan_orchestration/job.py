@@ -38,6 +38,7 @@ RAW = {
 JOINTS = "src_pose.npz"
 """Beside clips that were made here: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
 KEYPOINTS = ("keypoints.npz", "keypoints.json", "keypoints")
+REFERENCE_KEYPOINTS = ("reference_keypoints.npz", "reference_keypoints.json")
 EXPECTED = f"{', '.join(CLIPS.values())}, or " + " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
 
 FACE_SIZE = 512
@@ -82,7 +83,7 @@ class Job:
     kind: Literal["clips", "raw"]
     inputs: dict[str, Path]
     """By name: src_pose, src_face, src_ref (src_bg, src_mask where present), or driving, reference (and what
-    preprocessing reads beside them: keypoints, mask)."""
+    preprocessing reads beside them: keypoints, reference_keypoints, mask)."""
 
     @classmethod
     def open(cls, folder: Path, key: str | None = None) -> "Job":
@@ -184,6 +185,7 @@ def _find_inputs(
         keypoints = [preprocess.keypoints] if preprocess.keypoints else KEYPOINTS
         beside = {
             "keypoints": next((folder / name for name in keypoints if name in names), None),
+            "reference_keypoints": next((folder / name for name in REFERENCE_KEYPOINTS if name in names), None),
             "mask": folder / preprocess.mask_file if preprocess.mask_file in names else None,
         }
         kind, inputs = "raw", raw | {name: path for name, path in beside.items() if path is not None}

@@ -359,8 +359,9 @@ class PreprocessSettings(BaseSettings):
     estimator: Literal["auto", "vitpose", "light", "file"] = Field(
         "auto",
         description="Who finds the keypoints. vitpose: the snapshot's networks; light: small networks that run "
-        "anywhere; file: keypoints beside the driving video. auto: vitpose if the snapshot has it, else file if "
-        "there is one, else light.",
+        "anywhere; file: keypoints beside the driving video, and for retarget beside the picture "
+        "(reference_keypoints.npz or .json). auto: vitpose if the snapshot has it, else file if there is one, else "
+        "light.",
     )
     channel_order: Literal["published", "rgb"] = Field(
         "published",
@@ -370,7 +371,8 @@ class PreprocessSettings(BaseSettings):
     person: str = Field(
         "largest",
         description="Who of several people: largest; index:N (1 is the largest, numbered on the contact sheet); "
-        "box:x0,y0,x1,y1 or point:x,y in px of the driving video, or in parts of its sides when all are up to 1.",
+        "box:x0,y0,x1,y1 that holds or touches them or point:x,y on them where people are first seen, in px of the "
+        "driving video as it is shown, or in parts of its sides when all are up to 1.",
     )
     fps: float | None = Field(
         None,

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from figures import save_keypoints, walk
+from figures import figure, save_keypoints, walk
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Frame
@@ -92,11 +92,13 @@ def test_a_rate_of_its_own_is_followed_by_time(tmp_path):
     assert same(read(estimator, frame(5, 0.1)), poses[10])
 
 
-def test_several_people_are_told_apart(tmp_path):
-    near, far = walk(2)
+def test_several_people_are_told_apart_by_what_their_bodies_cover(tmp_path):
+    far, near = figure(SIZE, 40, (40, 80)), figure(SIZE, 100, (140, 115))
+    near.right_hand[:] = *SIZE, 0.3  # a guess
     (tmp_path / "k.json").write_text(json.dumps([{"people": [openpose(far), openpose(near)]}]))
     (people,) = KeypointFile(tmp_path / "k.json", 1).detect([frame(0)])
-    assert len(people) == 2
+    # Bodies from face to toes and elbow to elbow, a tenth of the height more on each side, within the frame.
+    assert np.allclose([person.box for person in people], [(29, 37, 51, 84), (115, 7, 160, 120)], atol=1)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_several_people_are_told_apart(tmp_path):
         ("k.json", '[{"persons": []}]', "frame 0 has no list of people"),
         ("k.json", '[{"people": [{"pose_keypoints_2d": [1, 2]}]}]', "expected numbers x, y, confidence"),
         ("k.json", '[{"people": [{"pose_keypoints_2d": [1, 2, 0.5]}]}]', r"expected \(frames, 20, 3\)"),
-        ("k.json", '[{"people": []}, {"people": []}]', "keypoints of 2 frames for a video of 1"),
+        ("k.json", '[{"people": []}, {"people": []}]', "keypoints of 2 frames, expected 1"),
         ("k.npz", "nonsense", "cannot be read as an npz"),
         ("k.txt", "", r"expected keypoints as \.npz"),
     ],

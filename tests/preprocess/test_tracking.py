@@ -49,11 +49,32 @@ def test_a_switch_is_reported():
     assert follow.taken_up_again == [31]
 
 
-def test_a_wrong_start_is_forgotten():
-    follow = tracker()
-    assert follow.follow(0, [person(500)]) is not None
-    follow.judge(False, True)
-    assert follow.follow(1, [person(100)]) is not None
+@pytest.mark.parametrize("choice", ["point:10,10", "box:600,300,640,360"])
+def test_a_place_that_is_nobodys_in_the_first_second_is_refused(choice):
+    follow = tracker(choice)
+    for t in range(10):
+        assert follow.follow(t, []) is None
+    follow.check_choice()
+    told = rf"person: found '{choice}', but .* frame 10 \(0\.33 s, 640x360 px\) shows 1 in box:70,20,130,180, 2 in"
+    with pytest.raises(BadInput, match=told):
+        for t in range(10, 40):
+            assert follow.follow(t, [person(500, width=50), person(100)]) is None
+    assert t == 39
+
+
+def test_a_point_waits_a_moment_for_the_person_and_a_number_for_more_people():
+    at_once = tracker("point:100,100")
+    assert at_once.follow(0, [person(300)]) is None
+    assert at_once.follow(1, [person(300), person(100)]) is not None
+    second = tracker("index:2")
+    for t in range(90):
+        assert second.follow(t, [person(300)]) is None
+    with pytest.raises(
+        BadInput, match=r"'index:2', but no frame shows more than 1; frame 0 .* 1 in box:270,20,330,180; write"
+    ):
+        second.check_choice()
+    assert second.follow(90, [person(300), person(100, width=20)]) is not None
+    second.check_choice()
 
 
 @pytest.mark.parametrize(
@@ -68,6 +89,7 @@ def test_a_wrong_start_is_forgotten():
         ("point:10,10", None),
         ("box:60,20,140,180", 0),
         ("box:0.1,0.05,0.22,0.5", 0),
+        ("box:485,30,510,50", 2),
         ("box:600,300,640,360", None),
     ],
 )

@@ -29,6 +29,8 @@ LIMBS = (
 
 CONFIDENT = 0.5
 """Points below this are neither drawn nor measured."""
+_FLESH = 0.1
+"""Keypoints lie inside the body: hair, soles, fingers and clothes reach about this part of its longer side beyond."""
 
 # Each body joint is the mean of two COCO-WholeBody points (mostly the same one twice).
 _BODY_A = (0, 6, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, 17, 20)
@@ -97,3 +99,17 @@ def bounds(points: np.ndarray, threshold: float = CONFIDENT) -> tuple[float, flo
         return None
     (x0, y0), (x1, y1) = seen.min(axis=0), seen.max(axis=0)
     return float(x0), float(y0), float(x1), float(y1)
+
+
+def extent(points: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """x0, y0, x1, y1 px of what a body with these (n, 3) points covers of a picture of `size` (width, height).
+
+    Points that are not confident count only where none is. None: no point was found, or all lie outside.
+    """
+    box = bounds(points) or bounds(points, 1e-6)
+    if box is None:
+        return None
+    x0, y0, x1, y1 = box
+    beyond = max(x1 - x0, y1 - y0, 10.0) * _FLESH
+    x0, y0, x1, y1 = max(x0 - beyond, 0.0), max(y0 - beyond, 0.0), min(x1 + beyond, size[0]), min(y1 + beyond, size[1])
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None

@@ -44,7 +44,7 @@ class Person:
 
 
 def follow_person(video: DrivingVideo, estimator: Estimator, choice: Choice, progress: Callable[[int], None]) -> Person:
-    """Keypoints of the person chosen. BadInput: nobody is found, or not in most of the frames."""
+    """Keypoints of the person chosen. BadInput: nobody is found, or nobody as chosen, or not in most of the frames."""
     tracker = Tracker(choice, float(video.fps), video.size)
     sampled = set(np.linspace(0, len(video) - 1, min(SAMPLES, len(video))).round().astype(int).tolist())
     motion = Motion(video.size, len(video))
@@ -60,20 +60,19 @@ def follow_person(video: DrivingVideo, estimator: Estimator, choice: Choice, pro
         seen = {frame.source: (frame, person) for frame, person in zip(batch, followed) if person is not None}
         found = dict(zip(seen, estimator.estimate(*zip(*seen.values())))) if seen else {}
         for i, frame in enumerate(batch):
-            pose = found.get(frame.source)
-            tracker.judge(pose is not None, followed[i] is not None)
-            if pose is not None and followed[i] is not None:
-                motion[done + i], found_in[done + i] = pose, True
+            if followed[i] is not None:
+                motion[done + i], found_in[done + i] = found[frame.source], True
             crowd = numbered(people[frame.source])
             if len(crowd) > 1:
                 several.append(done + i)
             # The first frame with several people is shown too: it is where they are numbered.
             if done + i in sampled or (len(crowd) > 1 and not crowd_seen):
                 crowd_seen = crowd_seen or len(crowd) > 1
-                samples.append(_sample(done + i, frame, crowd, followed[i] if pose else None))
+                samples.append(_sample(done + i, frame, crowd, followed[i]))
         done += len(batch)
         progress(done)
-    _check(video, choice, found_in, several)
+    tracker.check_choice()
+    _check(video, found_in, several)
     return Person(motion, found_in, several, tracker.taken_up_again, samples)
 
 
@@ -89,12 +88,11 @@ def _sample(index: int, frame: Frame, people: list[Detection], followed: Detecti
     return Sample(index, small, people, followed)
 
 
-def _check(video: DrivingVideo, choice: Choice, found: np.ndarray, several: list[int]) -> None:
+def _check(video: DrivingVideo, found: np.ndarray, several: list[int]) -> None:
     path = video.info.path
     if not found.any():
-        whom = "no person" if choice.kind == "largest" else f"no person at {choice}"
         raise BadInput(
-            f"{path}: {whom} was found in any of {len(found)} frames; use a video that shows one person "
+            f"{path}: no person was found in any of {len(found)} frames; use a video that shows one person "
             "from head to hips or more, or another estimator"
         )
     if found.mean() < _MOSTLY:

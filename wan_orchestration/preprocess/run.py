@@ -20,9 +20,11 @@ from wan_orchestration.preprocess.clips import Place, add_sound, write_clips, wr
 from wan_orchestration.preprocess.contact_sheet import write_contact_sheet
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
 from wan_orchestration.preprocess.estimators.choose import open_estimator, open_for_picture
+from wan_orchestration.preprocess.estimators.keypoint_file import of_picture
 from wan_orchestration.preprocess.faces import face_boxes
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import Fit, canvas_size, fit_picture
+from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.motion import Motion
 from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import open_outline
@@ -58,7 +60,7 @@ def preprocess(
 
     Args:
         driving: the video of the moving person; keypoints or masks from a file lie beside it.
-        reference: the picture of the character.
+        reference: the picture of the character; its keypoints from a file lie beside it.
         output: folder that receives the clips, a contact sheet and `preprocess.json`; appears when whole, and
             replaces an older one.
         snapshot: folder of weights, for `process_checkpoint/`; None: the light estimator, or one from a file.
@@ -75,6 +77,8 @@ def preprocess(
     sized_by = video.size if settings.mode == "replace" else (picture.shape[1], picture.shape[0])
     size = canvas_size(*sized_by, settings.resolution_area)
     estimator = open_estimator(settings, driving, video.info.frames, snapshot, models_root, log)
+    retargeted = settings.mode == "animate" and settings.retarget != "off"
+    pictured = open_for_picture(estimator, reference) if retargeted else None
     outline = None
     if settings.mode == "replace":
         outline = open_outline(settings, driving, video, snapshot, models_root, log)
@@ -97,10 +101,10 @@ def preprocess(
     faceless |= ~face_seen
     notices.about_faces(boxes, faceless)
     retarget, place = "off", _placed_off(video.size, size)
-    if settings.mode == "animate" and settings.retarget != "off":
+    if retargeted:
         try:
-            pictured = open_for_picture(estimator, settings, snapshot, models_root, log)
-            retarget, place = _retargeting(settings, motion, picture, size, pictured, float(video.fps))
+            pose = _pose_of_picture(picture, size, reference, pictured)
+            retarget, place = _retargeting(settings, motion, pose, float(video.fps))
         except BadInput as error:
             notices.add(f"retargeting is off: {error}")
 
@@ -146,20 +150,21 @@ def _placed_off(source: tuple[int, int], size: tuple[int, int]) -> Place:
     return lambda pose, index: pose.moved(fit.scale(source), (fit.left, fit.top), size)
 
 
-def _retargeting(
-    settings: PreprocessSettings,
-    motion: Motion,
-    picture: np.ndarray,
-    size: tuple[int, int],
-    estimator: Estimator,
-    fps: float,
-) -> tuple[str, Place]:
-    """BadInput: the picture shows no person, or not enough of them."""
-    frame = Frame(0, 0.0, fit_picture(picture, size))
+def _pose_of_picture(picture: np.ndarray, size: tuple[int, int], reference: Path, estimator: Estimator | None) -> Pose:
+    """The largest person's, on the canvas. BadInput: nobody is found, or there is no file that says who is there."""
+    if estimator is None:
+        files = " or ".join(path.name for path in of_picture(reference))
+        raise BadInput(f"the keypoints say nothing of {reference.name}; {files} beside it would")
+    # A file speaks of the picture as it is, and networks see it as generation does.
+    frame = Frame(0, 0.0, picture if estimator.name == "file" else fit_picture(picture, size))
     people = numbered(estimator.detect([frame])[0])
-    pose = estimator.estimate([frame], people[:1])[0] if people else None
-    if pose is None:
+    if not people:
         raise BadInput("no person was found in the reference picture")
+    return _placed_off(frame.size, size)(estimator.estimate([frame], people[:1])[0], 0)
+
+
+def _retargeting(settings: PreprocessSettings, motion: Motion, pose: Pose, fps: float) -> tuple[str, Place]:
+    """From the video's motion to the picture's pose. BadInput: they have no limb in common."""
     if settings.retarget == "published":
         first = motion[int(np.flatnonzero(motion.found("body"))[0])]
         return "published", PublishedRetargeting(first, pose)

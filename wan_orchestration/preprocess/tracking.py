@@ -6,22 +6,27 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.preprocess.estimators.base import Detection
-
-Box = tuple[float, float, float, float]
+from wan_orchestration.preprocess.estimators.base import Box, Detection, overlap, shared
 
 _SAME = 0.3
 """Overlap (intersection over union) from which a box is the person's next one."""
 _FORGET_SECONDS = 1.0
 """A person unseen for so long is looked for anywhere in the frame."""
+_CHOICE_SECONDS = 1.0
+"""A point or box that is nobody's in the first so many seconds that show people is a mistake."""
+_LISTED = 8
+"""People that an error lists."""
+_TOUCHING = 0.1
+"""Part of a box, or of a person's, that they must have in common."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """`largest`, `index:2`, `box:x0,y0,x1,y1` or `point:x,y`: who of several people is followed.
 
-    Coordinates are px of the driving video; when none is above 1 they are parts of its width and height.
-    People are numbered by size, 1 is the largest, in the first frame that shows as many.
+    Coordinates are px of the driving video as it is shown; when none is above 1 they are parts of its width and
+    height. They are those of the first frame that shows people, or of a frame in the second after it. People are
+    numbered by size, 1 is the largest, in the first frame that shows as many.
     """
 
     kind: Literal["largest", "index", "box", "point"]
@@ -55,8 +60,9 @@ class Choice:
             # Of people one behind the other, the point says who by lying nearest to the middle.
             return min(inside, key=lambda p: math.dist(_centre(p.box), (x, y)) / math.sqrt(p.area), default=None)
         x0, y0, x1, y1 = values
-        best = max(by_size, key=lambda p: overlap(p.box, (x0, y0, x1, y1)), default=None)
-        return best if best is not None and overlap(best.box, (x0, y0, x1, y1)) > 0.1 else None
+        box, own = (x0, y0, x1, y1), (x1 - x0) * (y1 - y0)
+        touched = [p for p in by_size if shared(p.box, box) > _TOUCHING * min(p.area, own)]
+        return max(touched, key=lambda p: overlap(p.box, box), default=None)
 
 
 @dataclass
@@ -69,15 +75,23 @@ class Tracker:
     _box: Box | None = None
     _velocity: tuple[float, float] = (0.0, 0.0)
     _unseen: int = 0
-    _confirmed: bool = False
+    _passed_over: int = 0
+    """Frames that show people, none of whom was meant."""
+    _crowd: tuple[int, Sequence[Detection]] = (0, ())
+    """The first of these with the most people, and the people."""
     taken_up_again: list[int] = field(default_factory=list)
     """Frames in which the person came back somewhere else, after having been lost."""
 
     def follow(self, index: int, people: Sequence[Detection]) -> Detection | None:
-        """The person among those of frame `index`, None where they are not seen. Frames come in order."""
+        """The person among those of frame `index`, None where they are not seen. Frames come in order.
+
+        BadInput: people have been seen for a while, and nobody where the choice says.
+        """
         people = [person for person in people if person.area > 0]
         if self._box is None:
             found = self.choice.pick(people, self.size)
+            if found is None and people:
+                self._pass_over(index, people)
         else:
             found = self._next(people)
             if found is None and self._unseen >= self.fps * _FORGET_SECONDS:
@@ -90,11 +104,31 @@ class Tracker:
             self._see(found.box)
         return found
 
-    def judge(self, is_person: bool, followed: bool) -> None:
-        """Says of a frame whether keypoints were found; until they first were, a wrong start is forgotten."""
-        self._confirmed = self._confirmed or is_person
-        if followed and not self._confirmed:
-            self._box, self._velocity, self._unseen = None, (0.0, 0.0), 0
+    def check_choice(self) -> None:
+        """BadInput: people were seen, but never the one meant."""
+        if self._box is not None or not self._passed_over:
+            return
+        index, people = self._crowd
+        largest = enumerate(numbered(people)[:_LISTED], 1)
+        boxes = [f"{n} in box:{','.join(f'{edge:.0f}' for edge in p.box)}" for n, p in largest]
+        found = {
+            "index": f"no frame shows more than {len(people)}",
+            "point": "the point lies inside nobody",
+            "box": "the box touches nobody",
+        }
+        raise BadInput(
+            f"person: found {str(self.choice)!r}, but {found[self.choice.kind]}; frame {index} "
+            f"({index / self.fps:.2f} s, {self.size[0]}x{self.size[1]} px) shows {', '.join(boxes)}; write index:N "
+            "with one of these numbers, one of these boxes, or a point:x,y inside one"
+        )
+
+    def _pass_over(self, index: int, people: Sequence[Detection]) -> None:
+        self._passed_over += 1
+        if len(people) > len(self._crowd[1]):
+            self._crowd = index, people
+        # More people may come later, but a place is one in the first frames.
+        if self.choice.kind != "index" and self._passed_over >= self.fps * _CHOICE_SECONDS:
+            self.check_choice()
 
     def _see(self, box: Box) -> None:
         if self._box is not None and self._unseen < self.fps * _FORGET_SECONDS:
@@ -142,16 +176,6 @@ class Tracker:
 def numbered(people: Sequence[Detection]) -> list[Detection]:
     """By size, the largest first: the order in which people are numbered from 1."""
     return sorted(people, key=lambda person: -person.area)
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def _centre(box: Box) -> tuple[float, float]:

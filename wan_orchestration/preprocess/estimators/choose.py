@@ -31,18 +31,12 @@ def open_estimator(
     return _open_network(kind, settings, snapshot, models_root, log)
 
 
-def open_for_picture(
-    driving_estimator: Estimator,
-    settings: PreprocessSettings,
-    snapshot: Path | None,
-    models_root: Path,
-    log: Callable[[str], None],
-) -> Estimator:
-    """For the reference picture: the same, but a file of keypoints says nothing about the picture."""
+def open_for_picture(driving_estimator: Estimator, reference: Path) -> Estimator | None:
+    """For the reference picture: the same; where that is a file, the file beside the picture, None without one."""
     if driving_estimator.name != "file":
         return driving_estimator
-    kind = "vitpose" if vitpose.available(snapshot) else "light"
-    return _open_network(kind, settings, snapshot, models_root, log)
+    keypoints = next(filter(Path.exists, keypoint_file.of_picture(reference)), None)
+    return None if keypoints is None else keypoint_file.KeypointFile(keypoints, 1)
 
 
 def _open_network(

@@ -11,7 +11,7 @@ import numpy as np
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Detection, Frame
-from wan_orchestration.preprocess.keypoints import PARTS, Pose, absent, bounds
+from wan_orchestration.preprocess.keypoints import PARTS, Pose, absent, extent
 
 _NAMES = ("keypoints.npz", "keypoints.json", "keypoints")
 
@@ -36,8 +36,13 @@ def find_keypoints(driving: Path, name: str | None) -> Path | None:
     return next((path for path in (driving.parent / each for each in names) if path.exists()), None)
 
 
+def of_picture(reference: Path) -> list[Path]:
+    """Where keypoints of a reference picture are looked for; the JSON is named as OpenPose names it."""
+    return [reference.with_name(f"{reference.stem}_keypoints{suffix}") for suffix in (".npz", ".json")]
+
+
 class KeypointFile:
-    """People as a file has them.
+    """People as a file has them: in a video, or in a picture as a video of one frame.
 
     npz: `body` (T, 20, 3), and optionally `left_hand`, `right_hand` (T, 21, 3) and `face` (T, 68, 3), or
     `keypoints` (T, 133, 3) of COCO-WholeBody; x, y, confidence, NaN or confidence 0 where missing. Optionally
@@ -69,8 +74,8 @@ class KeypointFile:
         self._count = count
         if self.fps is None and count != video_frames:
             raise BadInput(
-                f"{path}: found keypoints of {count} frames for a video of {video_frames}; expected as many, "
-                "or fps in the file to say how many there are a second"
+                f"{path}: found keypoints of {count} frames, expected {video_frames}, or fps in the file to say how "
+                "many there are a second"
             )
         sample = [
             person[part][:, :2]
@@ -89,15 +94,13 @@ class KeypointFile:
         found = []
         for person in self._people(self._place(frame)):
             pose = self._pose(person, frame)
-            box = bounds(pose.body, 1e-6)
-            if box is not None:
-                # Never of zero area: a single joint is still a person that can be followed.
-                x0, y0, x1, y1 = box
-                found.append(Detection((x0 - 1, y0 - 1, x1 + 1, y1 + 1), float(pose.body[:, 2].mean()), hint=pose))
+            box = extent(np.concatenate([getattr(pose, part) for part in PARTS]), frame.size)
+            if box is not None and pose.has("body"):
+                found.append(Detection(box, float(pose.body[:, 2].mean()), hint=pose))
         return found
 
-    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose | None]:
-        return [person.hint if isinstance(person.hint, Pose) else None for person in people]
+    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose]:
+        return [person.hint for person in people if isinstance(person.hint, Pose)]
 
     def _place(self, frame: Frame) -> int:
         place = frame.source if self.fps is None else round(frame.time * self.fps)

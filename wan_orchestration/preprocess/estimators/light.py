@@ -10,26 +10,35 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from wan_orchestration.preprocess.estimators.base import Detection, Frame
+from wan_orchestration.preprocess.estimators.base import Detection, Frame, overlap
 from wan_orchestration.preprocess.estimators.litert import Network, Region, anchor_centres, decode_boxes, sigmoid
 from wan_orchestration.preprocess.keypoints import (
     LEFT_HIP,
     NECK,
-    NOSE,
     RIGHT_HIP,
     Pose,
     absent,
     bounds,
     confident,
+    extent,
 )
 
 _PRESENT = 0.5
+_SAME = 0.4
+"""Overlap from which two finds are one person."""
+_SURE = 0.65
+"""Score from which somebody is found beside others: the detector takes posters and patterns for people, too."""
+_MOST = 8
+"""With so many people found, a frame is not searched any further."""
+_SEARCH_SECONDS = 0.5
+"""Time between two frames that are searched for people whom one look at the whole frame does not show."""
 _POSE_ANCHORS = anchor_centres(224, (8, 16, 32, 32, 32))
 _FACE_ANCHORS = anchor_centres(128, (8, 16, 16, 16))
 
 # MediaPipe's 33 body points -> the 20 joints; the neck is between the shoulders.
 _JOINTS_A = [0, 11, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7, 31, 32]
 _JOINTS_B = [0, 12, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7, 31, 32]
+_HIPS = [23, 24]
 _LEFT_HAND, _RIGHT_HAND = (15, 17, 19), (16, 18, 20)
 """Wrist, little finger and index finger among the 33 points."""
 # MediaPipe's 468 face points -> the 68 of iBUG: jaw, brows, nose, eyes, mouth.
@@ -42,7 +51,11 @@ _FACE = [
 
 
 class Light:
-    """Detects people in every frame; frames of a batch are worked on side by side, one thread each."""
+    """Detects people in every frame; frames of a batch are worked on side by side, one thread each.
+
+    The detector shows one person or two of a whole frame, so twice a second a frame is searched in parts. Where
+    that finds several people, so is every frame until the next such search.
+    """
 
     name = "light"
     smooth = 0.03
@@ -53,21 +66,30 @@ class Light:
         for _ in range(self.batch):
             self._workers.put(_Worker(models))
         self._pool = ThreadPoolExecutor(self.batch, thread_name_prefix="light")
+        self._searched = math.inf
+        self._several = False
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
-        return list(self._pool.map(self._detect, frames))
+        found = []
+        for frame in frames:
+            # The same time again, or an earlier one, is another picture.
+            due = not self._searched < frame.time < self._searched + _SEARCH_SECONDS
+            found.append(self._pool.submit(self._detect, frame, due or self._several))
+            if due:
+                self._searched, self._several = frame.time, len(found[-1].result()) > 1
+        return [people.result() for people in found]
 
-    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose | None]:
+    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose]:
         return list(self._pool.map(self._estimate, frames, people))
 
-    def _detect(self, frame: Frame) -> list[Detection]:
+    def _detect(self, frame: Frame, everywhere: bool) -> list[Detection]:
         worker = self._workers.get()
         try:
-            return worker.detect(frame.pixels)
+            return worker.detect(frame.pixels, everywhere)
         finally:
             self._workers.put(worker)
 
-    def _estimate(self, frame: Frame, person: Detection) -> Pose | None:
+    def _estimate(self, frame: Frame, person: Detection) -> Pose:
         worker = self._workers.get()
         try:
             return worker.estimate(frame, person)
@@ -86,31 +108,61 @@ class _Worker:
         self._centre_hand = Network(models / "hand_recrop.tflite")
         self._hand = Network(models / "hand_landmark_full.tflite")
 
-    def detect(self, picture: np.ndarray) -> list[Detection]:
-        height, width = picture.shape[:2]
-        whole = Region(width / 2, height / 2, max(width, height))
+    def detect(self, picture: np.ndarray, everywhere: bool) -> list[Detection]:
+        """People in an (H, W, 3) uint8 picture, seen as a whole; in parts too if `everywhere`, or if nobody is seen.
+
+        Those seen are hidden from the detector before it looks again, as it tends to find only one.
+        """
+        whole, parts = _whole_and_parts(picture.shape[1], picture.shape[0])
+        people = self._look(picture, [whole], [])
+        while len(people) < _MOST and (everywhere or not people):
+            found = self._look(picture, [whole, *parts], people)
+            if not found:
+                break
+            people, everywhere = people + found, True
+        return people
+
+    def _look(self, picture: np.ndarray, parts: list[Region], known: list[Detection]) -> list[Detection]:
+        """People in parts of the picture who are not known yet."""
+        shown = picture.copy() if known else picture
+        for person in known:
+            x0, y0, x1, y1 = (round(edge) for edge in person.box)
+            shown[y0:y1, x0:x1] = 127
+        regions = [found for part in parts for found in self._regions(shown, part)]
+        regions = [(region, score) for region, score in regions if not known or score >= _SURE]
+        people = []
+        for region, score in sorted(regions, key=lambda found: -found[1]):
+            person = self._person(picture, region, score)
+            if person is not None and all(overlap(person.box, other.box) < _SAME for other in known + people):
+                people.append(person)
+        return people
+
+    def _regions(self, picture: np.ndarray, part: Region) -> list[tuple[Region, float]]:
+        """The square around each person that the detector sees in a part of the picture, and its score."""
         side = self._find_people.side
-        raw, logits = self._find_people(whole.cut(picture, side, cv2.BORDER_CONSTANT) / 127.5 - 1)
+        raw, logits = self._find_people(part.cut(picture, side, cv2.BORDER_CONSTANT) / 127.5 - 1)
         found = []
         for points, score in decode_boxes(raw, logits, _POSE_ANCHORS, side):
             # Keypoint 0 is the middle of the hips; 1 lies towards the head, on the circle around the whole body.
-            hips, top = whole.place(points[2:4] * side, side)
+            hips, top = part.place(points[2:4] * side, side)
             region = Region.spanned(hips, top, 1.25, 90)
             if abs(region.rotation) <= math.pi / 2 and region.side >= 16:
-                radius = region.side / 2
-                box = (region.x - radius, region.y - radius, region.x + radius, region.y + radius)
-                found.append(Detection(box, score, hint=region))
+                found.append((region, score))
         return found
 
-    def estimate(self, frame: Frame, person: Detection) -> Pose | None:
-        assert isinstance(person.hint, Region)
-        points, visible = self._body_points(frame.pixels, person.hint)
-        if points is None:
+    def _person(self, picture: np.ndarray, region: Region, score: float) -> Detection | None:
+        """Who is in the region, with the 33 body points as hint; None where it is not a person."""
+        points, visible = self._body_points(picture, region)
+        if points is None or points[0, 1] > points[_HIPS, 1].mean():
             return None
         rows = np.column_stack([points, visible])
+        box = extent(rows, (picture.shape[1], picture.shape[0]))
+        return None if box is None else Detection(box, score, hint=rows)
+
+    def estimate(self, frame: Frame, person: Detection) -> Pose:
+        assert isinstance(person.hint, np.ndarray)
+        rows, points = person.hint, person.hint[:, :2]
         body = (rows[_JOINTS_A] + rows[_JOINTS_B]) / 2
-        if body[NOSE, 1] > body[[RIGHT_HIP, LEFT_HIP], 1].mean():
-            return None
         return Pose(
             frame.size,
             body=body,
@@ -201,6 +253,16 @@ class LightOutline:
             borderValue=-1,
         )
         return (mask > 0).astype(np.uint8)
+
+
+def _whole_and_parts(width: int, height: int) -> tuple[Region, list[Region]]:
+    """The square around a picture, and the squares of its shorter side that cover it, if more than one."""
+    short, long = sorted((width, height))
+    count = math.ceil(long / short - 0.1)
+    centres = np.linspace(short / 2, long - short / 2, count).tolist() if count > 1 else []
+    wide = width > height
+    parts = [Region(c if wide else width / 2, height / 2 if wide else c, short) for c in centres]
+    return Region(width / 2, height / 2, long), parts
 
 
 def _refined(points: np.ndarray, maps: np.ndarray, side: int) -> np.ndarray:

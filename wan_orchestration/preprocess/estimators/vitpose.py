@@ -52,7 +52,7 @@ class VitPose:
         rows = self._detector(np.stack([detector_input(frame.pixels) for frame in frames]))
         return [people(row, frame.size) for row, frame in zip(rows, frames)]
 
-    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose | None]:
+    def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose]:
         windows = [pose_window(person.box, frame.size) for frame, person in zip(frames, people)]
         crops = np.stack(
             [pose_input(frame.pixels, *window, self._channel_order) for frame, window in zip(frames, windows)]

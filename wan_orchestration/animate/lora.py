@@ -269,4 +269,4 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except Exception as error:
-        raise BadInput(f"{file}: cannot be read as safetensors, it is {describe(file)}: {error}") from None
+        raise BadInput(f"{file} is {describe(file)}, which cannot be read as safetensors: {error}") from None

@@ -169,7 +169,7 @@ def test_what_has_no_place_is_named_once(tiny, model, tmp_path):
     tensors |= {f"lora_te_layers_0_q.lora_{side}.weight": torch.ones(8, 8) for side in ("up", "down")}
     text = fused(model, tmp_path / "style.safetensors", tensors)
     assert text == (
-        "LoRA style.safetensors: 5 of its 10 tensors were left out: "
+        "LoRA style.safetensors: left out 5 of its 10 tensors: "
         f"diffusion_model.blocks.*.diff_m (3; its shape is (1, 6, 8), that of the transformer's weight (1, 6, {dim})), "
         "lora_te_layers_0_q.lora_down.weight (1; there is no such weight), "
         "lora_te_layers_0_q.lora_up.weight (1; there is no such weight)"
@@ -240,7 +240,7 @@ def test_files_of_the_field(shared):
     for name in ("plain", "kohya_keys", "diff_m"):
         assert all(torch.equal(after[name][key], value) for key, value in expected.items()), name
     assert notices["plain"] is notices["kohya_keys"] is notices["lightx2v_keys"] is None
-    assert "1 of its 7 tensors were left out: diffusion_model.blocks.*.diff_m" in notices["diff_m"]
+    assert "left out 1 of its 7 tensors: diffusion_model.blocks.*.diff_m" in notices["diff_m"]
 
     tensors = load_file(folder / "lightx2v_keys.safetensors")
     for key, name in {"self_attn.q.diff_b": "attn1.to_q.bias", "self_attn.norm_q.diff": "attn1.norm_q.weight"}.items():
@@ -254,7 +254,9 @@ def test_models_warn_of_what_is_left_out_each_time(tiny_snapshot, tmp_path, capl
     models = Models(open_snapshot(tiny_snapshot), CPU, torch.float32)
     for _ in range(2):
         models.transformer((Lora(file),))
-    assert [record.getMessage() for record in caplog.records if "1 of its 2" in record.getMessage()] == caplog.messages
+    assert [
+        record.getMessage() for record in caplog.records if "left out 1 of its 2" in record.getMessage()
+    ] == caplog.messages
     assert len(caplog.messages) == 2
 
 

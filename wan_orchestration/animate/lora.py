@@ -246,7 +246,7 @@ def _in_words(file: Path, left_out: Mapping[str, str], total: int) -> str:
     counts = Counter(re.sub(r"(?<=blocks[._])\d+", "*", key) for key in left_out)
     named = [f"{key} ({counts[key]}; {reason})" for key, reason in reasons.items()]
     more = f" and {len(named) - 10} more" if len(named) > 10 else ""
-    return f"LoRA {file.name}: {len(left_out)} of its {total} tensors were left out: {', '.join(named[:10])}{more}"
+    return f"LoRA {file.name}: left out {len(left_out)} of its {total} tensors: {', '.join(named[:10])}{more}"
 
 
 def _config(lora: Lora) -> dict[str, Any]:

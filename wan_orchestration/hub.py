@@ -381,8 +381,8 @@ def _explained(error: BaseException, env: Environment, subject: Path) -> BadInpu
     if isinstance(error, hub.FileIntegrityError):
         return DownloadError(
             f"{subject}: what the hub sends is not what it lists ({reason}). It was tried several times and nothing "
-            "of it was kept; see that no sign-in page or proxy of the network answers in its place, and try again later, "
-            "or another WAN_MODEL_ENDPOINT"
+            "of it was kept; see that no sign-in page or proxy of the network answers in its place, and try again "
+            "later, or another WAN_MODEL_ENDPOINT"
         )
     if isinstance(error, hub.NotExistError):
         return DownloadError(f"{subject}: the hub lists this file but does not have it; try again later")

@@ -220,7 +220,10 @@ def _places(weights: Mapping[str, Tensor], name: str, change: Change) -> dict[st
     for candidate in (name, name.removesuffix(".weight")):  # a modulation is a weight without a module of its own
         if candidate in weights:
             return {candidate: change}
-        converted = convert_transformer(candidate, change.value)
+        try:
+            converted = convert_transformer(candidate, change.value)
+        except IndexError:  # the motion encoder's biases have four dimensions there, this one has fewer
+            return {}
         if converted.keys() <= weights.keys():
             return {place: replace(change, value=value) for place, value in converted.items()}
     return {}

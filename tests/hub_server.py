@@ -120,6 +120,8 @@ class HubServer:
         self.files, self.repo, self.revisions = files, repo, revisions
         self.faults: dict[str, Fault] = {}
         self.listing_status = 200
+        self.page: bytes | None = None
+        """What everything is answered with, as by a network that wants one to sign in."""
         self.requests: list[tuple[str, str | None]] = []
         """(what was asked for: "listing" or a file's path, the Range header)"""
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -157,7 +159,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub, url = self.server.hub, urlsplit(self.path)
         query = dict(parse_qsl(url.query))
         route = url.path.removeprefix(f"/api/v1/models/{hub.repo}")
-        if route == "/revisions":
+        if hub.page is not None:
+            self._send(200, "text/html", hub.page)
+        elif route == "/revisions":
             branches = [{"Revision": name} for name in hub.revisions]
             self._answer(200, {"RevisionMap": {"Branches": branches, "Tags": []}})
         elif query.get("Revision", "master") not in hub.revisions:
@@ -173,11 +177,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, data: object = None) -> None:
         body = json.dumps({"Code": status, "Success": status == 200, "Message": "as the test wants", "Data": data})
+        self._send(status, "application/json", body.encode())
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body.encode())
+        self.wfile.write(body)
 
     def _listing(self) -> list[dict[str, object]]:
         files, faults = self.server.hub.files, self.server.hub.faults

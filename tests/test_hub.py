@@ -217,6 +217,12 @@ def test_listing_must_stay_inside(server, env, path: str) -> None:
     assert not env.models_root.exists()
 
 
+def test_a_page_in_place_of_the_listing(server, env) -> None:
+    server.page = b"<!DOCTYPE html><html>Sign in</html>"
+    with pytest.raises(DownloadError, match=r"file listing, but with '<!DOCTYPE html>.*Sign in.*sign-in page or proxy"):
+        download(env)
+
+
 def test_pattern_without_a_match(server, env) -> None:
     del server.files["models_t5_umt5-xxl-enc-bf16.pth"]
     with pytest.raises(BadInput, match=r"has no file 'models_t5_umt5-xxl-enc-bf16.pth'"):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import torch
 
 from wan_orchestration import runner
 from wan_orchestration.animate.animator import Animator
@@ -113,8 +114,13 @@ def test_replace_keeps_face_shorter_than_pose(tiny_snapshot, make_task):
 
 
 def test_every_input_matters(tiny_snapshot, make_task, make_job, tmp_path):
-    """Another prompt, seed, guidance, LoRA strength or reference gives other frames; the same gives the same."""
-    lora = f"{tiny_snapshot / 'relighting_lora.ckpt'}:0.5"
+    """Another prompt, seed, guidance, LoRA strength or reference gives other frames; the same gives the same.
+
+    What of the LoRA has no place in the model is said of the job that uses it.
+    """
+    lora = tmp_path / "lora.ckpt"
+    weights = torch.load(tiny_snapshot / "relighting_lora.ckpt", weights_only=True)["state_dict"]
+    torch.save(weights | {"blocks.0.diff_m": torch.ones(1)}, lora)
     variants = {
         "base": {},
         "again": {},
@@ -122,14 +128,17 @@ def test_every_input_matters(tiny_snapshot, make_task, make_job, tmp_path):
         "prompt": {"prompt": "a dog"},
         "guided": {"guide_scale": 2.0},
         "negative": {"guide_scale": 2.0, "negative_prompt": "a dog"},
-        "lora": {"lora": [lora]},
+        "lora": {"lora": [f"{lora}:0.5"]},
     }
     tasks = [
         make_task(key, frames=5, settings=settings, save_frames=tmp_path / f"{key}.npz")
         for key, settings in variants.items()
     ]
-    results, _ = run(tiny_snapshot, *tasks)
+    results, recorder = run(tiny_snapshot, *tasks)
     assert [result.error for result in results] == [None] * len(tasks)
+    notices = {result.job_id: result.notices for result in results if result.notices}
+    assert list(notices) == ["lora"] and "blocks.*.diff_m" in notices["lora"][0]
+    assert [line for line in recorder.lines if "diff_m" in line] == [f"lora: {notices['lora'][0]}"]
     frames = {key: np.load(tmp_path / f"{key}.npz")["frames"] for key in variants}
     assert np.array_equal(frames["base"], frames["again"])
     for key, other in (

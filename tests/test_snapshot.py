@@ -79,9 +79,12 @@ def test_missing_file_of_the_diffusers_layout_is_named(tmp_path: Path, name: str
         (VAE, original_layout()[VAE][:-50], "is cut off after"),
         (SHARDS[1], b"", "is empty"),
         (SHARDS[1], original_layout()[SHARDS[1]][:-1], "bytes, its header says"),
-        (SHARDS[1], b"version https://git-lfs.github.com/spec/v1", "is not a safetensors file"),
         ("config.json", b"{", "not readable as JSON"),
         ("config.json", b"[]", "holds a JSON list"),
+        ("config.json", b'{"Code": 404, "Message": "no such file"}', "holds a server's error.*'no such file'"),
+        ("google/umt5-xxl/tokenizer.json", b'{"error": "gated"}', "holds a server's error.*'gated'"),
+        (VAE, b'{"error": "gated"}', "is a JSON text, not a PyTorch"),
+        (SHARDS[1], b'{"error": {"code": 404}}', "is a JSON text .24 bytes., not a whole"),
         ("config.json", b'{"_class_name": "WanModel"}', "is a WanModel; expected WanAnimateModel"),
         ("diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {}}', "weight_map is missing or empty"),
         ("diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {"a": "../x"}}', "not a plain file name"),
@@ -93,6 +96,31 @@ def test_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, messag
     with pytest.raises(BadInput, match=message) as caught:
         open_snapshot(tmp_path)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html>\n<html><body>Sign in to this network</body></html>", "an HTML page"),
+    ],
+)
+def test_what_stands_in_place_of_a_file_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    """Whatever is read of either layout."""
+    for layout in (original_layout(100), diffusers_layout()):
+        folder = write_files(tmp_path / str(len(layout)), layout)
+        for name in layout:
+            if not name.startswith(("process_checkpoint", "scheduler", "relighting", "model_index", *UNNEEDED)):
+                (folder / name).write_bytes(content)
+                with pytest.raises(BadInput, match=rf"{Path(name).name} is {words}"):
+                    open_snapshot(folder)
+                (folder / name).write_bytes(layout[name])
+        open_snapshot(folder)
+
+
+def test_a_pickle_of_an_old_pytorch(tmp_path: Path) -> None:
+    write_files(tmp_path, original_layout() | {VAE: b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."})
+    assert open_snapshot(tmp_path).layout == "original"
 
 
 def manifest_of(folder: Path) -> Manifest:

@@ -193,7 +193,8 @@ def _listing(repository: Repository) -> dict[str, Listed]:
         raise BadInput(_not_there(repository)) from None
     except (AttributeError, TypeError, ValueError) as error:
         raise DownloadError(
-            f"{repository.endpoint} did not answer with a file listing ({error}); is it a ModelScope hub?"
+            f"{repository.endpoint} did not answer with a file listing{_instead(error)}; is it a ModelScope hub, and "
+            "is no sign-in page or proxy of the network in between?"
         ) from error
     files = {}
     for entry in entries:
@@ -207,6 +208,12 @@ def _listing(repository: Repository) -> dict[str, Listed]:
         if not entry.is_dir:
             files[entry.path] = Listed(entry.size, entry.sha256.lower() if entry.sha256 else None)
     return files
+
+
+def _instead(error: Exception) -> str:
+    """What was answered where JSON was expected, as far as the error holds it."""
+    answer = str(getattr(error, "doc", "")).strip()
+    return f", but with {answer[:80]!r}" if answer else f" ({error})"
 
 
 def _not_there(repository: Repository) -> str:
@@ -374,7 +381,8 @@ def _explained(error: BaseException, env: Environment, subject: Path) -> BadInpu
     if isinstance(error, hub.FileIntegrityError):
         return DownloadError(
             f"{subject}: what the hub sends is not what it lists ({reason}). It was tried several times and nothing "
-            "of it was kept; try again later, or another WAN_MODEL_ENDPOINT"
+            "of it was kept; see that no sign-in page or proxy of the network answers in its place, and try again "
+            "later, or another WAN_MODEL_ENDPOINT"
         )
     if isinstance(error, hub.NotExistError):
         return DownloadError(f"{subject}: the hub lists this file but does not have it; try again later")

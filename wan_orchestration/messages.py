@@ -230,6 +230,8 @@ class Result(BaseModel):
     compile_error: str | None = None
     """Why blocks ran uncompiled that were to be compiled."""
     placement: str | None = None
+    notices: list[str] = []
+    """What a user should know of the inputs and what was made of them."""
     settings: GenerateSettings | None = None
     snapshot: SnapshotInfo | None = None
     error: str | None = None

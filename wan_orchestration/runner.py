@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import resource
 import time
@@ -98,6 +99,7 @@ class Runner:
             ),
         )
         with ExitStack() as stack:
+            stack.enter_context(_Notices(result, self.reporter))
             try:
                 self._generate(task, result, stack)
                 result.status = "succeeded"
@@ -270,6 +272,7 @@ class Runner:
     ) -> str:
         """A hash of everything that decides the frames."""
         files = [clips.reference, *(lora.file for lora in loras)]
+        files += [lora.config for lora in loras if lora.config]
         files += [info.path for info in (clips.pose, clips.face, clips.background, clips.mask) if info]
         facts = {
             "settings": task.settings.decisive(),
@@ -281,6 +284,26 @@ class Runner:
             "snapshot": self.snapshot.fingerprint,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class _Notices(logging.Handler):
+    """Warnings of this package while a task runs: each goes once into its result and to the log that users read."""
+
+    def __init__(self, result: Result, reporter: Reporter) -> None:
+        super().__init__(logging.WARNING)
+        self.result, self.reporter = result, reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.result.notices:
+            self.result.notices.append(text)
+            self.reporter.log(f"{self.result.job_id}: {text}")
+
+    def __enter__(self) -> None:
+        logging.getLogger("wan_orchestration").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("wan_orchestration").removeHandler(self)
 
 
 class _Ticker:

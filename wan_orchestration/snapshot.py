@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.formats import describe
 
 Layout = Literal["original", "diffusers"]
 
@@ -61,6 +62,11 @@ OPTIONAL: dict[str, str] = {
     "process_checkpoint/pose2d/*": "the ViTPose estimator for raw videos",
     "process_checkpoint/sam2/*": "SAM 2 for replacement masks",
 }
+
+# What servers send in place of a file.
+_ERROR_KEYS = {"error", "errors", "message", "detail"}
+_STAND_INS = ("a Git LFS pointer", "an HTML page", "a text", "a file of zeros")
+_SHORT = 10_000  # bytes; an error is shorter, a tokenizer takes long to parse
 
 
 @dataclass(frozen=True)
@@ -251,17 +257,20 @@ def _safetensors_header(file: Path) -> dict[str, Any]:
         header.pop("__metadata__", None)
         expected = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     except (struct.error, ValueError, AttributeError, KeyError, TypeError, IndexError):
-        raise BadInput(f"{file} is not a safetensors file ({size} bytes); download it again") from None
+        raise BadInput(
+            f"{file} is {describe(file)} ({size} bytes), not a whole safetensors file; download it again"
+        ) from None
     if size != expected:
         raise BadInput(f"{file} has {size} bytes, its header says {expected}; download it again")
     return header
 
 
 def _check_pickle(file: Path) -> None:
-    """A .pth file is a zip archive, whose directory is at the end: a file that was cut off has none."""
-    with _check_present(file).open("rb") as stream:
-        is_archive = stream.read(2) == b"PK"
-    if is_archive and not zipfile.is_zipfile(file):
+    """A .pth file is a pickle, or a zip archive, whose directory is at the end: a file that was cut off has none."""
+    found = describe(_check_present(file))
+    if found not in ("a zip archive", "a Python pickle"):
+        raise BadInput(f"{file} is {found}, not a PyTorch weight file; download it again")
+    if found == "a zip archive" and not zipfile.is_zipfile(file):
         raise BadInput(f"{file} is cut off after {file.stat().st_size} bytes; download it again")
 
 
@@ -271,16 +280,24 @@ def _check_tokenizer(folder: Path) -> None:
     if not present:
         raise BadInput(f"{folder} holds no tokenizer: tokenizer.json (or spiece.model) is missing; download it again")
     for file in present:
-        _check_present(file)
+        found = describe(_check_present(file))
+        if found.startswith(_STAND_INS) or (file.suffix == ".json" and found != "a JSON text"):
+            raise BadInput(f"{file} is {found}, not a tokenizer; download it again")
+        if file.suffix == ".json" and file.stat().st_size < _SHORT:
+            _read_json(file)
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(_check_present(file).read_bytes())
     except ValueError as error:
-        raise BadInput(f"{file} is not readable as JSON ({error}); download it again") from None
+        raise BadInput(
+            f"{file} is {describe(file)} that is not readable as JSON ({error}); download it again"
+        ) from None
     if not isinstance(content, dict):
         raise BadInput(f"{file} holds a JSON {type(content).__name__}; expected an object")
+    if said := [value for key, value in content.items() if key.lower() in _ERROR_KEYS]:
+        raise BadInput(f"{file} holds a server's error instead of what it is named for: {said[0]!r}; download it again")
     return content
 
 

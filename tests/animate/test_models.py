@@ -6,10 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wan_orchestration.animate import random_snapshot
-from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.models import Models
 from wan_orchestration.errors import BadInput
-from wan_orchestration.snapshot import IMAGE_ENCODER, RELIGHTING_LORA, TEXT_ENCODER, VAE, open_snapshot
+from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, VAE, open_snapshot
 
 CPU = torch.device("cpu")
 
@@ -129,64 +128,6 @@ def test_diffusers_layout_is_strict(source, tmp_path, diffusers_snapshot):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(BadInput, match=r"vae.*unexpected tensor.*extra"):
         open_models(folder).vae()
-
-
-def test_lora_adds_the_product_of_its_matrices(source):
-    file = source / RELIGHTING_LORA
-    down, up = (
-        torch.load(file, weights_only=True)["state_dict"][f"blocks.0.ffn.0.lora_{side}.weight"].float() for side in "AB"
-    )
-    models = open_models(source)
-    before = models.transformer().blocks[0].ffn.net[0].proj.weight.clone()
-    after = models.transformer((Lora(file, 0.5),)).blocks[0].ffn.net[0].proj.weight
-    assert torch.allclose(after, before + 0.5 * up @ down, atol=1e-6)
-    assert torch.equal(models.transformer(()).blocks[0].ffn.net[0].proj.weight, before)
-
-
-@pytest.mark.parametrize(
-    "prefix, down, up",
-    [
-        ("blocks.0.self_attn.q", "lora_A.weight", "lora_B.weight"),
-        ("diffusion_model.blocks.0.self_attn.q", "lora_down.weight", "lora_up.weight"),
-        ("transformer.blocks.0.attn1.to_q", "lora_A.default.weight", "lora_B.default.weight"),
-    ],
-)
-def test_lora_keys_of_other_tools(source, tmp_path, prefix, down, up):
-    a, b = torch.randn(4, 128), torch.randn(128, 4)
-    file = tmp_path / "l.safetensors"
-    save_file({f"{prefix}.{down}": a, f"{prefix}.{up}": b, f"{prefix}.alpha": torch.tensor(2.0)}, file)
-    models = open_models(source)
-    before = models.transformer().blocks[0].attn1.to_q.weight.clone()
-    after = models.transformer((Lora(file),)).blocks[0].attn1.to_q.weight
-    assert torch.allclose(after, before + 2 / 4 * b @ a, atol=1e-5)
-
-
-def test_lora_that_matches_nothing(source, tmp_path):
-    file = tmp_path / "other.safetensors"
-    save_file({"unet.x.lora_A.weight": torch.zeros(4, 8), "unet.x.lora_B.weight": torch.zeros(8, 4)}, file)
-    models = open_models(source)
-    with pytest.raises(BadInput, match=r"other\.safetensors.*1 of its 1.*unet\.x"):
-        models.transformer((Lora(file),))
-    assert models.transformer() is not None
-
-
-def test_lora_of_another_width(source, tmp_path):
-    file = tmp_path / "wide.safetensors"
-    name = "blocks.0.self_attn.q"
-    save_file({f"{name}.lora_A.weight": torch.zeros(4, 256), f"{name}.lora_B.weight": torch.zeros(128, 4)}, file)
-    with pytest.raises(BadInput, match=r"wide\.safetensors.*\(128, 128\)"):
-        open_models(source).transformer((Lora(file),))
-
-
-def test_lora_argument(tmp_path):
-    file = tmp_path / "a.safetensors"
-    file.touch()
-    assert Lora.parse(f"{file}:0.8") == Lora(file, 0.8)
-    assert Lora.parse(str(file)) == Lora(file, 1.0)
-    with pytest.raises(BadInput, match="strong"):
-        Lora.parse(f"{file}:strong")
-    with pytest.raises(BadInput, match="no file"):
-        Lora.parse(str(tmp_path / "b.safetensors"))
 
 
 def test_a_text_encoder_that_does_not_fit_takes_the_transformers_place(tiny_snapshot, monkeypatch):

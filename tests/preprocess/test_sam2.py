@@ -85,7 +85,7 @@ def test_other_weights_are_refused(tmp_path, change):
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "sam.pt").write_bytes(b"not weights")
-    with pytest.raises(BadInput, match=r"sam\.pt: not the weights"):
+    with pytest.raises(BadInput, match=r"sam\.pt is a text, not sam2_hiera_large"):
         load_sam2(tmp_path / "sam.pt", SIDE)
 
 

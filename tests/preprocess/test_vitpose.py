@@ -139,5 +139,5 @@ def test_missing_and_damaged_networks_are_named(tmp_path):
         VitPose(tmp_path, "published")
     (tmp_path / DETECTOR).parent.mkdir(parents=True)
     (tmp_path / DETECTOR).write_bytes(b"not a network")
-    with pytest.raises(BadInput, match=r"yolov10m\.onnx cannot be loaded"):
+    with pytest.raises(BadInput, match=r"yolov10m\.onnx is a text, which cannot be loaded"):
         VitPose(tmp_path, "published")

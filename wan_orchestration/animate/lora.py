@@ -1,9 +1,20 @@
-"""LoRA files, fused into the transformer: W + strength * (alpha / rank) * B A."""
+"""LoRA files, fused into the transformer: W + strength * (alpha / rank) * B A, and differences of whole weights.
 
-from dataclasses import dataclass
+Keys are read as the tools for Wan write them: peft, diffusers, ComfyUI and the original code with dotted names, kohya
+with underscores for dots.
+"""
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -11,10 +22,34 @@ from torch.distributed.tensor import DTensor
 from wan_orchestration.animate.original_layout import convert_transformer, read_pickle
 from wan_orchestration.animate.sharding import own_rows
 from wan_orchestration.errors import BadInput
+from wan_orchestration.formats import describe
 
-_PREFIXES = ("diffusion_model.", "transformer.", "base_model.model.", "model.")
-_DOWN = ("lora_A.weight", "lora_A.default.weight", "lora_down.weight")
-_UP = ("lora_B.weight", "lora_B.default.weight", "lora_up.weight")
+_PREFIX = re.compile(r"((base_model|model|diffusion_model|transformer|unet|dit|pipe)\.)*")
+_UNDERSCORED = re.compile(r"(lora_unet|lora_transformer|lycoris)_+")
+# Names of the original transformer with an underscore of their own.
+_COMPOUND = re.compile(
+    r"(self_attn|cross_attn|norm_k_img|norm_[qk]|[kv]_img|[qk]_norm|(?:pose_)?patch_embedding|text_embedding"
+    r"|time_embedding|time_projection|img_emb|face_adapter|fuser_blocks|linear1_kv|linear1_q|face_encoder|conv1_local"
+    r"|out_proj|padding_tokens|motion_encoder|net_app)|_"
+)
+_PARTS = {
+    "down": re.compile(r"\.lora_(A|down)(\.\w+)?\.weight$"),
+    "up": re.compile(r"\.lora_(B|up)(\.\w+)?\.weight$"),
+    "up_bias": re.compile(r"\.lora_(B|up)(\.\w+)?\.bias$"),
+    "alpha": re.compile(r"\.alpha$"),
+    "diff": re.compile(r"\.diff$"),
+    "diff_b": re.compile(r"\.diff_b$"),
+    "diff_m": re.compile(r"\.diff_m$"),
+}
+"""How keys end; `diff_m` is the difference of a block's modulation."""
+_OTHER_KINDS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "lora_mid": "a LoCon with a third matrix",
+    "oft_": "OFT",
+}
 
 
 @dataclass(frozen=True)
@@ -40,62 +75,195 @@ class Lora:
             raise BadInput(f"lora {text!r}: there is no file {lora.file}")
         return lora
 
+    @property
+    def config(self) -> Path | None:
+        """The configuration that peft writes beside its adapters; it says alpha, where the file does not."""
+        beside = self.file.with_name("adapter_config.json")
+        return beside if self.file.stem == "adapter_model" and beside.is_file() else None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is added to a weight: `scale * value`, or, with `down`, `scale * value @ down`."""
+
+    keys: tuple[str, ...]
+    """Of the file."""
+    scale: float
+    value: Tensor
+    """Shaped like the weight; with `down` (out, rank), of a convolution (out, rank, 1, ...)."""
+    down: Tensor | None = None
+    """(rank, in), of a convolution (rank, in, ...)."""
+
+    @property
+    def shape(self) -> str:
+        up = str(tuple(self.value.shape))
+        return up if self.down is None else f"{up} x {tuple(self.down.shape)}"
+
+    def fits(self, weight: Tensor) -> bool:
+        if self.down is None:
+            return self.value.shape == weight.shape
+        up, down, whole = _as_matrix(self.value), _as_matrix(self.down), _as_matrix(weight)
+        return up[1] == down[0] and (up[0], down[1]) == whole
+
+    def delta(self, weight: Tensor, local: Tensor) -> Tensor:
+        """(rows of `local`) in float32 on its device; `local` holds this rank's rows of `weight`."""
+        rows = own_rows(weight, self.value).to(local.device, torch.float32)
+        if self.down is not None:
+            rows = rows.flatten(1) @ self.down.to(local.device, torch.float32).flatten(1)
+        return self.scale * rows.reshape(local.shape)
+
 
 @torch.no_grad()
-def fuse(model: nn.Module, lora: Lora) -> None:
-    """Add a LoRA to the weights it names, in float32, whatever their dtype.
+def fuse(model: nn.Module, lora: Lora) -> str | None:
+    """Add a LoRA to the weights it names, in float32, whatever their dtype; alpha defaults to the rank.
 
-    Keys may be those of the original code, of diffusers, peft or kohya; alpha defaults to the rank.
+    Returns in words what has no place in the model and was left out; None where all was added.
 
     Raises:
-        BadInput: a key of the file matches no weight of the model, or its shape does not.
+        BadInput: the file is no LoRA or is damaged, or most of its modules have no place in the model. The model is
+            as it was.
     """
-    pairs, alphas = _read(lora.file)
-    weights = dict(model.named_parameters())
-    unmatched = []
-    for module, (down, up) in pairs.items():
-        name = f"{module}.weight"
-        if name not in weights:
-            name = next(iter(convert_transformer(name, up)))
-        if name not in weights:
-            unmatched.append(module)
-            continue
-        weight = weights[name]
-        if (up.shape[0], down.shape[1]) != tuple(weight.shape) or up.shape[1] != down.shape[0]:
-            raise BadInput(
-                f"{lora.file}: {module} is a LoRA {tuple(up.shape)} x {tuple(down.shape)}, but the transformer's "
-                f"weight is {tuple(weight.shape)}; the file was made for another model"
-            )
-        scale = lora.strength * alphas.get(module, down.shape[0]) / down.shape[0]
-        local = weight.to_local() if isinstance(weight, DTensor) else weight
-        up = own_rows(weight, up)
-        delta = up.to(local.device, torch.float32) @ down.to(local.device, torch.float32)
-        local.copy_(local.float() + scale * delta)
-    if unmatched:
+    tensors = _tensors(lora.file)
+    modules, weights = _modules(lora.file, tensors), dict(model.named_parameters())
+    dotted = {name.replace(".", "_"): name for name, _ in [*model.named_modules(), *weights.items()]}
+    config = _config(lora)
+    changes: dict[str, list[Change]] = defaultdict(list)
+    left_out: dict[str, str] = {}
+    strangers = 0
+    for module, keys in modules.items():
+        parts = {part: tensors[key] for part, key in keys.items()}
+        wanted = list(_changes(_name(module, dotted), keys, parts, lora.strength, config))
+        if not wanted:
+            left_out |= dict.fromkeys(keys.values(), "it is no part of a LoRA")
+        fits = 0
+        for name, change in wanted:
+            places = _places(weights, name, change)
+            if reason := _misfit(weights, places):
+                left_out |= dict.fromkeys(change.keys, reason)
+                continue
+            fits += 1
+            for place, part in places.items():
+                changes[place].append(part)
+        strangers += not fits
+    if 2 * strangers > len(modules):
+        key, reason = next(iter(left_out.items()))
         raise BadInput(
-            f"{lora.file}: {len(unmatched)} of its {len(pairs)} LoRA modules match nothing in the transformer, "
-            f"for instance {unmatched[0]!r}; the file was made for another model"
+            f"{lora.file}: {strangers} of its {len(modules)} modules have no place in the transformer, for instance "
+            f"{key!r}: {reason}; the file was made for another model"
         )
+    for place, parts in changes.items():
+        _add(weights[place], parts)
+    return _in_words(lora.file, left_out, len(tensors)) if left_out else None
 
 
-def _read(file: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, float]]:
-    tensors = _tensors(file)
-    downs, ups, alphas, other = {}, {}, {}, []
-    for key, tensor in tensors.items():
-        module = _strip(key, _PREFIXES)
-        if end := _ending(module, _DOWN):
-            downs[module.removesuffix(f".{end}")] = tensor
-        elif end := _ending(module, _UP):
-            ups[module.removesuffix(f".{end}")] = tensor
-        elif module.endswith(".alpha"):
-            alphas[module.removesuffix(".alpha")] = float(tensor)
-        else:
-            other.append(key)
-    alone = sorted(downs.keys() ^ ups.keys())
-    if other or alone or not downs:
-        found = (other or alone or list(tensors) or ["nothing"])[0]
-        raise BadInput(f"{file}: expected pairs of LoRA matrices (lora_A and lora_B, or down and up), found {found!r}")
-    return {module: (downs[module], ups[module]) for module in downs}, alphas
+def _add(weight: Tensor, changes: Iterable[Change]) -> None:
+    local = weight.to_local() if isinstance(weight, DTensor) else weight
+    total = local.float()
+    for change in changes:
+        total = total + change.delta(weight, local)
+    local.copy_(total)
+
+
+def _modules(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """The keys of each module by part; a key that is no part of a LoRA stands for a module of its own."""
+    modules: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in tensors:
+        if kind := next((kind for sign, kind in _OTHER_KINDS.items() if sign in key), None):
+            raise BadInput(
+                f"{file}: {key!r} belongs to {kind}, which cannot be fused here; use a plain LoRA "
+                "(lora_A and lora_B, or lora_down and lora_up)"
+            )
+        part, ending = next(
+            ((part, match) for part, pattern in _PARTS.items() if (match := pattern.search(key))), ("other", None)
+        )
+        modules[key[: ending.start()] if ending else key][part] = key
+    for module, keys in modules.items():
+        if ("down" in keys) != ("up" in keys):
+            raise BadInput(f"{file}: {module} has one of its two LoRA matrices; the file is damaged")
+    if not modules:
+        raise BadInput(f"{file}: it holds no tensors; expected pairs of LoRA matrices")
+    return modules
+
+
+def _name(module: str, dotted: Mapping[str, str]) -> str:
+    """A module's dotted name, of diffusers or of the original code."""
+    if prefix := _UNDERSCORED.match(module):
+        underscored = module[prefix.end() :]
+        return dotted.get(underscored) or _COMPOUND.sub(lambda match: match[1] or ".", underscored)
+    return _PREFIX.sub("", module, count=1)
+
+
+def _changes(
+    module: str, keys: Mapping[str, str], parts: Mapping[str, Tensor], strength: float, config: Mapping[str, Any]
+) -> Iterator[tuple[str, Change]]:
+    """What the parts of a module add to which of its weights."""
+    if "down" in parts:
+        scale = strength * _scale(module, parts["down"].shape[0], parts.get("alpha"), config)
+        yield f"{module}.weight", Change((keys["down"], keys["up"]), scale, parts["up"], parts["down"])
+        if "up_bias" in parts:
+            yield f"{module}.bias", Change((keys["up_bias"],), scale, parts["up_bias"])
+    for part, weight in (("diff", "weight"), ("diff_b", "bias"), ("diff_m", "modulation")):
+        if part in parts:
+            yield f"{module}.{weight}", Change((keys[part],), strength, parts[part])
+
+
+def _scale(module: str, rank: int, alpha: Tensor | None, config: Mapping[str, Any]) -> float:
+    """alpha / rank. Patterns in peft's configuration are ends of names."""
+    patterns = config.get("alpha_pattern") or {}
+    special = (value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
+    value = float(alpha) if alpha is not None else next(special, config.get("lora_alpha") or rank)
+    return value / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _places(weights: Mapping[str, Tensor], name: str, change: Change) -> dict[str, Change]:
+    """The change by the names of the weights that it is for; a fused key/value has two. Empty: there is none."""
+    for candidate in (name, name.removesuffix(".weight")):  # a modulation is a weight without a module of its own
+        if candidate in weights:
+            return {candidate: change}
+        try:
+            converted = convert_transformer(candidate, change.value)
+        except IndexError:  # the motion encoder's biases have four dimensions there, this one has fewer
+            return {}
+        if converted.keys() <= weights.keys():
+            return {place: replace(change, value=value) for place, value in converted.items()}
+    return {}
+
+
+def _as_matrix(tensor: Tensor) -> tuple[int, int]:
+    return (tensor.shape[0], math.prod(tensor.shape[1:])) if tensor.dim() else (1, 1)
+
+
+def _misfit(weights: Mapping[str, Tensor], places: Mapping[str, Change]) -> str | None:
+    """Why a change cannot be made."""
+    if not places:
+        return "there is no such weight"
+    for place, change in places.items():
+        if not change.fits(weights[place]):
+            return f"its shape is {change.shape}, that of the transformer's weight {tuple(weights[place].shape)}"
+    return None
+
+
+def _in_words(file: Path, left_out: Mapping[str, str], total: int) -> str:
+    """Equal keys of different blocks are named once."""
+    reasons = {re.sub(r"(?<=blocks[._])\d+", "*", key): reason for key, reason in left_out.items()}
+    counts = Counter(re.sub(r"(?<=blocks[._])\d+", "*", key) for key in left_out)
+    named = [f"{key} ({counts[key]}; {reason})" for key, reason in reasons.items()]
+    more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+    return f"LoRA {file.name}: left out {len(left_out)} of its {total} tensors: {', '.join(named[:10])}{more}"
+
+
+def _config(lora: Lora) -> dict[str, Any]:
+    """What peft says of the adapter, in the metadata, as diffusers writes it, or in a file beside it."""
+    text, place = "{}", lora.file
+    if lora.config:
+        text, place = lora.config.read_text(), lora.config
+    elif lora.file.suffix == ".safetensors":
+        with safe_open(lora.file, framework="pt") as file:
+            text = (file.metadata() or {}).get("lora_adapter_metadata", text)
+    try:
+        return {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError):
+        raise BadInput(f"{place}: the LoRA's configuration is not a JSON object; found {text[:80]!r}") from None
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
@@ -104,14 +272,4 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except Exception as error:
-        raise BadInput(f"{file}: cannot be read as safetensors: {error}") from None
-
-
-def _strip(key: str, prefixes: tuple[str, ...]) -> str:
-    for prefix in prefixes:
-        key = key.removeprefix(prefix)
-    return key
-
-
-def _ending(name: str, endings: tuple[str, ...]) -> str | None:
-    return next((end for end in endings if name.endswith(f".{end}")), None)
+        raise BadInput(f"{file} is {describe(file)}, which cannot be read as safetensors: {error}") from None

@@ -1,6 +1,7 @@
 """Opens the models of a snapshot, in either layout, strictly: every tensor has its place and every place a tensor."""
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.settings import Quantization
 from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
 
+log = logging.getLogger(__name__)
+
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
 
@@ -72,6 +75,8 @@ class Models:
     load_seconds: float = field(default=0.0, init=False)
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
+    _left_out: list[str] = field(default_factory=list, init=False, repr=False)
+    """What of the LoRAs has no place in the transformer, in words."""
     _parked: Parking | None = field(default=None, init=False, repr=False)
     _placed: bool = field(default=False, init=False, repr=False)
 
@@ -80,18 +85,25 @@ class Models:
         self.cache = TensorCache(folder, self.ranks, "tf32" if self.tf32 else "")
 
     def transformer(self, loras: tuple[lora.Lora, ...] = ()) -> AnimateTransformer:
-        """The transformer with these LoRAs fused; another set than before reloads the weights."""
+        """The transformer with these LoRAs fused; another set than before reloads the weights.
+
+        What of them has no place in it is a warning, each time, from the leading rank.
+        """
         if self._loras != loras:
             self.free("transformer")
         transformer = self._once("transformer", self._load_transformer)
         if self._loras != loras:
             for item in loras:
                 try:
-                    lora.fuse(transformer, item)
+                    left_out = lora.fuse(transformer, item)
                 except BaseException:
                     self.free("transformer")
                     raise
+                self._left_out += [left_out] if left_out else []
             self._loras = loras
+        if self.ranks.leads:
+            for text in self._left_out:
+                log.warning(text)
         if not self._placed:
             self._place(transformer)
         return transformer
@@ -142,7 +154,7 @@ class Models:
         for name in names:
             self._loaded.pop(name, None)
         if "transformer" in names:
-            self._loras, self._parked, self._placed = (), None, False
+            self._loras, self._left_out, self._parked, self._placed = (), [], None, False
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -5,6 +5,7 @@ a scaled-down one alike. Key maps of the transformer and the VAE are those of di
 """
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.formats import describe
 from wan_orchestration.snapshot import TRANSFORMER
 
 CLIP_HEAD_DIM = 80  # ViT-H/14: 1280 / 16. The fused projection does not show the number of heads.
@@ -220,15 +222,18 @@ def read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_pickle(file: Path) -> dict[str, Tensor]:
-    """Tensors of a `.pth` or `.ckpt` file, memory-mapped; only plain tensors are unpickled.
+    """Tensors of a `.pth` or `.ckpt` file, memory-mapped where it can be; only plain tensors are unpickled.
 
     Raises:
         BadInput: the file is missing, cut short, or holds anything but tensors.
     """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # Files of PyTorch before 1.6 are no archives, and cannot be mapped.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:
-        raise BadInput(f"{file}: cannot be read as a PyTorch weight file: {_first_line(error)}") from None
+        raise BadInput(
+            f"{file} is {describe(file)}, which cannot be read as a PyTorch weight file: {_first_line(error)}"
+        ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BadInput(f"{file}: expected a dictionary of tensors, found {type(content).__name__}")
@@ -247,7 +252,9 @@ def _safetensors_shapes(snapshot: Path) -> Shapes:
             with safe_open(shard, framework="pt") as file:
                 shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except Exception as error:
-            raise BadInput(f"{shard}: cannot be read as safetensors: {_first_line(error)}") from None
+            raise BadInput(
+                f"{shard} is {describe(shard)}, which cannot be read as safetensors: {_first_line(error)}"
+            ) from None
     return shapes
 
 

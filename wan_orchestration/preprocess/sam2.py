@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.formats import describe
 from wan_orchestration.preprocess.keypoints import Pose, confident
 
 _PROMPTED = [0, 1, 2, 5, 8, 11, 10, 13]
@@ -82,7 +83,7 @@ def load_sam2(path: Path, side: int = 1024) -> Sam2VideoModel:
         state = converted(weights)
         model = Sam2VideoModel(_config(state, side))
     except Exception as error:  # torch.load raises whatever the damaged bytes lead to
-        raise BadInput(f"{path}: not the weights sam2_hiera_large.pt of SAM 2: {error!r}") from error
+        raise BadInput(f"{path} is {describe(path)}, not sam2_hiera_large.pt, SAM 2's weights: {error!r}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:

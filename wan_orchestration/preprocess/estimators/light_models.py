@@ -12,6 +12,7 @@ from pathlib import Path
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
+from wan_orchestration.formats import describe
 
 WHEEL = "mediapipe==0.10.21"
 
@@ -63,7 +64,9 @@ def _check(file: Path) -> None:
         )
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != expected:
-        raise BadInput(f"{file}: found SHA-256 {found}, expected {expected}, the file of the wheel {WHEEL}")
+        raise BadInput(
+            f"{file} is {describe(file)} with SHA-256 {found}; expected {expected}, the file of the wheel {WHEEL}"
+        )
 
 
 def _fetch(folder: Path) -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.formats import describe
 from wan_orchestration.preprocess.estimators import dark
 from wan_orchestration.preprocess.estimators.base import Detection, Frame
 from wan_orchestration.preprocess.keypoints import Pose
@@ -82,7 +83,7 @@ class _Network:
         try:
             self._session = onnxruntime.InferenceSession(file, providers=providers)
         except Exception as error:  # onnxruntime raises its own types, and bare RuntimeError for some files
-            raise BadInput(f"{file} cannot be loaded as an ONNX network: {error}") from error
+            raise BadInput(f"{file} is {describe(file)}, which cannot be loaded as an ONNX network: {error}") from error
         if device == "cuda" and _CUDA not in self._session.get_providers():
             raise BadInput(
                 "device: cuda was asked for, but onnxruntime runs on the CPU here: install onnxruntime-gpu in place of "

@@ -232,6 +232,8 @@ class Result(BaseModel):
     placement: str | None = None
     settings: GenerateSettings | None = None
     snapshot: SnapshotInfo | None = None
+    notices: list[str] = []
+    """What a user should know of the clips and of what was made of them."""
     error: str | None = None
     bad_input: bool = False
     """True where the error is the input's, so that a retry cannot help."""

@@ -125,6 +125,7 @@ class Runner:
         settings = task.settings
         loras = self._loras(settings)
         clips = check_clips(task.clips, settings.mode, settings.refert_num)
+        self._note(result, *clips.notices)
         device, dtype = pick_device(settings, self.ranks)
         result.device, result.dtype = _device_name(device), str(dtype).removeprefix("torch.")
         if device.type == "cuda":
@@ -158,6 +159,11 @@ class Runner:
         result.clips = count
         result.finite = all(record.finite for record in work.clips)
         result.peak_memory_bytes = _peak_memory(device)
+
+    def _note(self, result: Result, *notices: str) -> None:
+        for notice in notices:
+            self.reporter.log(f"{result.job_id}: {notice}")
+        result.notices += notices
 
     def _make_clips(self, plan: Plan, work: Work) -> None:
         if not self.ranks.usable:
@@ -228,7 +234,8 @@ class Runner:
 
     def _assemble(self, task: Task, clips: Clips, work: Work, result: Result) -> None:
         video = task.output / "video.mp4"
-        concatenate(work.segments(), video, audio_from=clips.pose.path if clips.pose.has_audio else None)
+        if lost := concatenate(work.segments(), video, clips.sound, clips.pose.start):
+            self._note(result, lost)
         with FrameReader(video) as reader:
             info = reader.info
             write_poster(task.output / "poster.jpg", reader.read([info.frames // 2])[0])

@@ -121,6 +121,7 @@ def test_sound_keeps_its_place_in_a_cut_video(tmp_path: Path) -> None:
     cut = tmp_path / "cut.mp4"
     subprocess.run([get_ffmpeg_exe(), "-v", "error", "-ss", "0.6", "-i", whole, "-c", "copy", cut], check=True)
     write_segment(tmp_path / "s.mp4", moving_frames(30, 48, 64), FPS)
+    assert find_sound(cut).copied
     concatenate([tmp_path / "s.mp4"], tmp_path / "out.mp4", find_sound(cut), probe(cut).start)
     assert onset(tmp_path / "out.mp4") == pytest.approx(0.4, abs=0.05)
 
@@ -190,6 +191,12 @@ def jumps(good: Path, folder: Path) -> Path:
     return remuxed(good, folder / "v.mkv", {50: 0.3})
 
 
+def crowded(good: Path, folder: Path) -> Path:
+    """Joined with what comes before the cut, each packet of which ffmpeg has put just after the one before."""
+    moves = {number: -0.0213 for number in range(50, 70)} | {70: 20 * 0.0213}
+    return remuxed(good, folder / "v.mp4", {number: shift + 1 / 48000 for number, shift in moves.items()})
+
+
 def damaged(good: Path, folder: Path) -> Path:
     data, rng = bytearray(good.read_bytes()), np.random.default_rng(0)
     for packet in packets(good)[50:55]:
@@ -235,9 +242,10 @@ WHOLE = [(0.5, 2.0)]
         (strays, False, "1 timestamp mended", WHOLE),
         (starts_anew, False, "1 timestamp mended", WHOLE),
         (jumps, False, "1 gap filled with silence", [(0.5, 1.07), (1.37, 2.0)]),
+        (crowded, False, "overlapping pieces left out", [(0.5, 1.09), (1.47, 2.0)]),
         (damaged, False, "damaged, 1 gap filled with silence", [(0.5, 1.05), (1.17, 2.0)]),
         (late, True, None, [(1.2, 2.0)]),
-        (second_track, True, "sound track 1 of 2 has a codec that nothing here decodes", WHOLE),
+        (second_track, True, "sound track 1 of 2 has a codec that nothing here decodes; track 2 is used", WHOLE),
         (changes, False, "the kind of sound changes", [(0.52, 1.02), (1.09, 2.0)]),
         (low_rate, False, None, WHOLE),
     ],

@@ -3,11 +3,12 @@
 No flaw of a track costs more than the track. `find_sound` decodes each until one can be used, so that whoever needs
 the sound hours later knows before what will become of it.
 
-One rule for time: a track begins where its first timestamp says, each piece follows the one before it, and only a
-jump forward that the next piece confirms is believed and filled with silence. Timestamps that repeat, go back or
-are missing are passed over by counting samples.
+One rule for time: a track begins where its first timestamp says, and each piece follows the one before it. A jump
+forward that the next piece confirms is believed and filled with silence; a piece that lies where others have been
+heard is left out. Timestamps that repeat, go back or are missing are passed over by counting samples.
 """
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -31,12 +32,15 @@ COPIED = {"aac", "mp3"}
 # The MPEG-2.5 rates of mp3 have no place in an mp4.
 MP3_RATE = 16000
 RATE = 48000
-# Timestamps are believed to be rounded, or to tremble, by so many seconds. Less than a packet of AAC or mp3 lasts.
-TREMBLE = Fraction(1, 50)
+# By so many seconds timestamps may tremble; nobody hears sound and picture so far apart.
+TREMBLE = Fraction(1, 25)
 # What separates one timestamp from the next at least, in seconds.
 STEP = Fraction(1, 1000)
 # Sound before the first frame that a decoder wants for warming up, in seconds.
 WARM_UP = Fraction(1, 10)
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,18 +77,20 @@ class _Flaws:
     mended: int = 0
     """Timestamps that repeat, go back or are missing."""
     jumps: int = 0
+    overlaps: int = 0
     kinds: list["_Kind"] = field(default_factory=list)
     """One after another."""
     framed: bool = False
     """Whether packets carry the headers of a stream (ADTS), which have no place in an mp4."""
     hidden: bool = False
-    """Whether an edit list hides packets between others."""
+    """Whether an edit list hides packets after others that it shows."""
 
     def in_words(self) -> list[str]:
         found = {
             f"{_count(self.damaged, 'piece')} damaged": self.damaged,
             f"{_count(self.mended, 'timestamp')} mended": self.mended,
             f"{_count(self.jumps, 'gap')} filled with silence": self.jumps,
+            f"{_count(self.overlaps, 'overlapping piece')} left out": self.overlaps,
             f"the kind of sound changes {_count(len(self.kinds) - 1, 'time')} on the way": len(self.kinds) > 1,
         }
         return [text for text, count in found.items() if count]
@@ -106,7 +112,13 @@ def find_sound(path: Path) -> Sound:
         name = f"{path.name}: the sound" if len(tracks) == 1 else f"{path.name}: sound track {number} of {len(tracks)}"
         # Opened for each, since going through one track passes the others by.
         with open_input(path) as source:
-            sound = _examine(name, path, source, source.streams[track])
+            try:
+                sound = _examine(name, path, source, source.streams[track])
+            except Exception as error:
+                log.warning("%s", name, exc_info=True)
+                sound = Sound(path, notices=(f"{name} cannot be read ({error})",))
+        if notices and sound.track is not None:
+            notices[-1] += f"; track {number} is used"
         notices += sound.notices
         if sound.track is not None:
             return Sound(path, track, sound.copied, tuple(notices))
@@ -264,6 +276,10 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws) -> Iterator[tuple[AudioF
                 if stamp + shift > moment and _confirms(after, stamp, length):
                     moment = stamp + shift
                     flaws.jumps += 1
+                elif stamp + shift < moment and last is not None and stamp > last:
+                    flaws.overlaps += 1
+                    last = stamp
+                    continue
                 else:
                     wrong = True
                     if stamp + shift < moment:
@@ -289,7 +305,7 @@ def _stamp(frame: AudioFrame) -> Fraction | None:
 
 def _decoded(source: InputContainer, stream: AudioStream, flaws: _Flaws) -> Iterator[AudioFrame]:
     """The frames of a track; what cannot be decoded is counted and left out."""
-    packets = source.demux(stream)
+    packets, shown = source.demux(stream), False
     while True:
         try:
             packet = next(packets, None)
@@ -299,7 +315,8 @@ def _decoded(source: InputContainer, stream: AudioStream, flaws: _Flaws) -> Iter
         if packet is None:
             return
         if packet.size:
-            flaws.hidden = flaws.hidden or (packet.is_discard and flaws.pieces > 0)
+            shown = shown or not packet.is_discard
+            flaws.hidden = flaws.hidden or (shown and packet.is_discard)
             flaws.pieces += 1
             flaws.mended += packet.pts is None
             flaws.framed = flaws.framed or _has_header(packet, stream)

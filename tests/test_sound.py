@@ -193,7 +193,7 @@ def jumps(good: Path, folder: Path) -> Path:
 
 def crowded(good: Path, folder: Path) -> Path:
     """Joined with what comes before the cut, each packet of which ffmpeg has put just after the one before."""
-    moves = {number: -0.0213 for number in range(50, 70)} | {70: 20 * 0.0213}
+    moves = dict.fromkeys(range(50, 70), -0.0213) | {70: 20 * 0.0213}
     return remuxed(good, folder / "v.mp4", {number: shift + 1 / 48000 for number, shift in moves.items()})
 
 

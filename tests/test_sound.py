@@ -157,14 +157,16 @@ def remuxed(source: Path, output: Path, moved: dict[int, float]) -> Path:
     return output
 
 
-def patched(source: Path, output: Path, number: int, milliseconds: int) -> Path:
-    """A matroska file in which one sound packet says another time, which no muxer would write."""
-    data, victim = bytearray(source.read_bytes()), bytes(packets(source)[number])
-    place = data.index(victim) - 3
-    time = int.from_bytes(data[place : place + 2], "big", signed=True) + milliseconds
-    data[place : place + 2] = time.to_bytes(2, "big", signed=True)
-    output.write_bytes(data)
-    return output
+def patched(good: Path, folder: Path, numbers: slice, milliseconds: int) -> Path:
+    """A matroska file in which some sound packets say another time, which no muxer would write."""
+    source = ffmpeg(folder / "whole.mkv", "-i", good, "-c", "copy")
+    data = bytearray(source.read_bytes())
+    for packet in packets(source)[numbers]:
+        place = data.index(bytes(packet)) - 3
+        time = int.from_bytes(data[place : place + 2], "big", signed=True) + milliseconds
+        data[place : place + 2] = time.to_bytes(2, "big", signed=True)
+    (folder / "v.mkv").write_bytes(data)
+    return folder / "v.mkv"
 
 
 def repeats(good: Path, folder: Path) -> Path:
@@ -172,19 +174,16 @@ def repeats(good: Path, folder: Path) -> Path:
 
 
 def goes_back(good: Path, folder: Path) -> Path:
-    return patched(ffmpeg(folder / "whole.mkv", "-i", good, "-c", "copy"), folder / "v.mkv", 60, -200)
+    return patched(good, folder, slice(60, 61), -200)
 
 
 def strays(good: Path, folder: Path) -> Path:
-    return patched(ffmpeg(folder / "whole.mkv", "-i", good, "-c", "copy"), folder / "v.mkv", 60, 5000)
+    return patched(good, folder, slice(60, 61), 5000)
 
 
 def starts_anew(good: Path, folder: Path) -> Path:
     """The clock goes back by 0.6 s and goes on from there."""
-    path = ffmpeg(folder / "whole.mkv", "-i", good, "-c", "copy")
-    for number in range(50, len(packets(path))):
-        path = patched(path, folder / "v.mkv", number, -600)
-    return path
+    return patched(good, folder, slice(50, None), -600)
 
 
 def jumps(good: Path, folder: Path) -> Path:

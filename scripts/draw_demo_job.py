@@ -20,7 +20,7 @@ from mini.figures import FPS, Act, Build, Figure, Look, perform, stand
 from mini.jobs import write_raw
 from mini.scene import Scene
 from wan_orchestration.files import replacing
-from wan_orchestration.video import concatenate
+from wan_orchestration.video import concatenate, find_sound
 
 FRAMES = 97
 DANCER = Look(
@@ -82,7 +82,7 @@ def main(folder: Path) -> None:
         silent, sound = Path(work, "silent.mp4"), Path(work, "sound.mp4")
         (part / "driving.mp4").rename(silent)
         write_sound(sound, tune(FRAMES / FPS))
-        concatenate([silent], part / "driving.mp4", audio_from=sound)
+        concatenate([silent], part / "driving.mp4", find_sound(sound))
 
 
 if __name__ == "__main__":

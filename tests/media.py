@@ -28,6 +28,12 @@ def sine(seconds: float, rate: int = 48000, silent_until: float = 0.0) -> np.nda
     return (0.5 * np.sin(2 * np.pi * 440 * t) * (t >= silent_until)).astype(np.float32)[None]
 
 
+def without_decoder(path: Path) -> Path:
+    """Makes the first AAC track of an mp4 or mov one whose codec nothing decodes, as of phones' spatial sound."""
+    path.write_bytes(path.read_bytes().replace(b"mp4a", b"zzzz", 1).replace(b"esds", b"free", 1))
+    return path
+
+
 def write_video(
     path: Path,
     frames: Sequence[np.ndarray],

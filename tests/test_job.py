@@ -3,11 +3,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from media import moving_frames
+from media import moving_frames, sine, without_decoder, write_video
 from PIL import Image
 
 from wan_orchestration.errors import BadInput, validate
@@ -228,9 +229,28 @@ def test_fingerprint_of_raw_inputs_covers_keypoints(tmp_path: Path) -> None:
 def test_check_clips(make_job: Make) -> None:
     clips = check_clips(make_job(frames=6, face_frames=3), "animate")
     assert (clips.pose.frames, clips.face.frames, clips.background, clips.mask) == (6, 3, None, None)
+    assert clips.notices == ("src_face.mp4: 3 frames, but src_pose.mp4 has 6; it is played forwards and backwards",)
     clips = check_clips(make_job("other", mode="replace"), "replace", refert_num=1)
     assert clips.background is not None
     assert [info.path.name for info in clips.videos()] == [f"src_{n}.mp4" for n in ("pose", "face", "bg", "mask")]
+    assert clips.notices == ()
+
+
+def test_unlike_clips_and_flaws_of_the_sound_are_told(make_job: Make) -> None:
+    folder = make_job(mode="replace")
+    write_lossless(folder / "src_bg.mp4", moving_frames(8, 64, 96), 25)
+    write_lossless(folder / "src_mask.mp4", moving_frames(5, 64, 96), Fraction(2997, 100))
+    without_decoder(
+        write_video(folder / "src_pose.mp4", moving_frames(5, 64, 96), Fraction(30000, 1001), sound=sine(0.3))
+    )
+    clips = check_clips(folder, "replace")
+    assert clips.sound.track is None
+    assert clips.notices == (
+        "src_bg.mp4: 8 frames, but src_pose.mp4 has 5; the rest is not used",
+        "src_bg.mp4: 25 frames a second, but src_pose.mp4 has 29.97; frame goes with frame, at the rate of "
+        "src_pose.mp4",
+        "src_pose.mp4: the sound has a codec that nothing here decodes; the video is silent",
+    )
 
 
 def test_clips_missing(make_job: Make) -> None:

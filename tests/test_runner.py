@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 import torch
+from media import moving_frames, sine, without_decoder, write_video
 
 from wan_orchestration import runner
 from wan_orchestration.animate.animator import Animator
@@ -107,10 +108,16 @@ def test_settings(tiny_snapshot, make_task, settings, frames, clips):
     assert (result.error, result.clips, result.frames, result.finite) == (None, clips, frames, True)
 
 
-def test_replace_keeps_face_shorter_than_pose(tiny_snapshot, make_task):
+def test_a_shorter_face_and_bad_sound_are_told_and_cost_nothing(tiny_snapshot, make_task):
     task = make_task(frames=8, face_frames=3, mode="replace")
-    [result], _ = run(tiny_snapshot, task)
+    without_decoder(write_video(task.clips / "src_pose.mp4", moving_frames(8, 64, 96), sound=sine(0.3)))
+    [result], recorder = run(tiny_snapshot, task)
     assert (result.error, result.frames, result.clips) == (None, 8, 2)
+    face, sound = result.notices
+    assert "src_face.mp4: 3 frames, but src_pose.mp4 has 8" in face and "src_pose.mp4: the sound has a codec" in sound
+    assert recorder.lines[:2] == [f"job: {face}", f"job: {sound}"]
+    assert json.loads((task.output / "result.json").read_text())["notices"] == [face, sound]
+    assert not probe(task.output / "video.mp4").has_audio
 
 
 def test_every_input_matters(tiny_snapshot, make_task, make_job, tmp_path):

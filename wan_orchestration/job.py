@@ -23,7 +23,7 @@ from wan_orchestration.files import replacing
 from wan_orchestration.settings import GenerateSettings, Mode, PreprocessSettings
 
 if TYPE_CHECKING:
-    from wan_orchestration.video import VideoInfo
+    from wan_orchestration.video import Sound, VideoInfo
 
 KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 JOB_FILE = "job.yaml"
@@ -219,6 +219,10 @@ class Clips:
     reference: Path
     background: "VideoInfo | None"
     mask: "VideoInfo | None"
+    sound: "Sound"
+    """Of the pose clip; the video gets it."""
+    notices: tuple[str, ...]
+    """What a user should know of the clips, in words."""
 
     def videos(self) -> "list[VideoInfo]":
         """All that are video."""
@@ -226,14 +230,17 @@ class Clips:
 
 
 def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
-    """Looks at the clips in `folder` as generation will use them, without decoding more than first frames.
+    """Looks at the clips in `folder` as generation will use them: decodes first frames, and the sound.
+
+    A flaw of the sound is no error, but is said in `Clips.notices`; so is what becomes of clips that differ in
+    length or rate.
 
     BadInput: a file missing, unreadable or truncated; pose sides not multiples of 16; a pose clip of 1 frame or
     of no more than `refert_num`; a face clip of 1 frame or not 512x512; background or mask of another size than
     the pose clip; a reference picture that cannot be decoded.
     """
     # PyAV takes a third of a second to import, and the code location loads this module.
-    from wan_orchestration.video import probe, read_image  # noqa: PLC0415
+    from wan_orchestration.video import find_sound, probe, read_image  # noqa: PLC0415
 
     folder = Path(folder)
     paths = {name: folder / file for name, file in clip_names(mode).items()}
@@ -270,7 +277,35 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
     height, width = read_image(paths["src_ref"]).shape[:2]
     if min(height, width) < REFERENCE_MIN:
         raise BadInput(f"{paths['src_ref']}: found {width}x{height} pixels, expected sides of {REFERENCE_MIN} or more")
-    return Clips(folder, mode, pose, face, paths["src_ref"], videos.get("src_bg"), videos.get("src_mask"))
+    sound = find_sound(pose.path)
+    told = [f"{info.path.name}: {notice}" for info in videos.values() for notice in info.notices]
+    told += [notice for info in videos.values() for notice in _unlike(info, pose)]
+    return Clips(
+        folder=folder,
+        mode=mode,
+        pose=pose,
+        face=face,
+        reference=paths["src_ref"],
+        background=videos.get("src_bg"),
+        mask=videos.get("src_mask"),
+        sound=sound,
+        notices=(*told, *sound.notices),
+    )
+
+
+def _unlike(info: "VideoInfo", pose: "VideoInfo") -> list[str]:
+    """How generation, which takes frame for frame, uses a clip that differs from the pose clip in length or rate."""
+    found = []
+    if info.frames != pose.frames:
+        use = "it is played forwards and backwards" if info.frames < pose.frames else "the rest is not used"
+        found.append(f"{info.path.name}: {_frames(info)}, but {pose.path.name} has {pose.frames}; {use}")
+    # 30, 30000/1001 and 29.97 count as one rate.
+    if abs(info.fps - pose.fps) > pose.fps / 500:
+        found.append(
+            f"{info.path.name}: {float(info.fps):.6g} frames a second, but {pose.path.name} has "
+            f"{float(pose.fps):.6g}; frame goes with frame, at the rate of {pose.path.name}"
+        )
+    return found
 
 
 def _frames(info: "VideoInfo") -> str:

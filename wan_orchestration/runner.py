@@ -35,6 +35,8 @@ from wan_orchestration.snapshot import RELIGHTING_LORA, Snapshot, open_snapshot
 from wan_orchestration.video import FrameReader, concatenate, write_poster
 from wan_orchestration.work import ClipRecord, Work
 
+log = logging.getLogger(__name__)
+
 
 def run(request: Request | None, reporter: Reporter | None) -> list[Result]:
     """Run every task of a request, together with the other ranks of the launch where there are any.
@@ -127,6 +129,8 @@ class Runner:
         settings = task.settings
         loras = self._loras(settings)
         clips = check_clips(task.clips, settings.mode, settings.refert_num)
+        for notice in clips.notices:
+            log.warning(notice)
         device, dtype = pick_device(settings, self.ranks)
         result.device, result.dtype = _device_name(device), str(dtype).removeprefix("torch.")
         if device.type == "cuda":
@@ -230,7 +234,8 @@ class Runner:
 
     def _assemble(self, task: Task, clips: Clips, work: Work, result: Result) -> None:
         video = task.output / "video.mp4"
-        concatenate(work.segments(), video, audio_from=clips.pose.path if clips.pose.has_audio else None)
+        if lost := concatenate(work.segments(), video, clips.sound, clips.pose.start):
+            log.warning(lost)
         with FrameReader(video) as reader:
             info = reader.info
             write_poster(task.output / "poster.jpg", reader.read([info.frames // 2])[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from api_server import JOBS, running
+from media import moving_frames, sine, without_decoder, write_video
 
 from wan_orchestration.api.queue import Queue
 from wan_orchestration.defs.jobs.runs import Ask, already_run, at_work
@@ -142,3 +143,10 @@ def test_damaged_clips_are_refused(api, add_job, project):
     answer = api.post(JOBS, json={"src_root_path": "data/jobs/damaged"})
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("data/jobs/damaged/src_pose.mp4: ")
+
+
+def test_bad_sound_is_no_reason_to_refuse(api, add_job, project):
+    add_job("muffled")
+    clip = project / "data" / "jobs" / "muffled" / "src_pose.mp4"
+    without_decoder(write_video(clip, moving_frames(5, 64, 96), sound=sine(0.2)))
+    assert api.post(JOBS, json={"src_root_path": "data/jobs/muffled"}).status_code == 202

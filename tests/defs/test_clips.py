@@ -1,5 +1,5 @@
 def test_ready_clips_are_placed(make_job, materialize, data_root):
-    folder = make_job("ready")
+    folder = make_job("ready", face_frames=3)
     result = materialize("preprocessed_clips", key="ready")
     assert result.success
     placed = {path.name: path.read_bytes() for path in (data_root / "clips" / "ready").iterdir()}
@@ -7,6 +7,8 @@ def test_ready_clips_are_placed(make_job, materialize, data_root):
     (event,) = result.asset_materializations_for_node("preprocessed_clips")
     assert event.metadata["frames"].value == 5 and event.metadata["size"].value == "96x64"
     assert 1000 < len(event.metadata["contact_sheet"].value) < 50_000
+    (warning,) = event.metadata["warnings"].records
+    assert warning.data["what"].startswith("src_face.mp4: 3 frames, but src_pose.mp4 has 5; it is played forwards")
 
 
 def test_the_data_version_is_what_the_clips_hold(make_job, materialize):

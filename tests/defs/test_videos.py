@@ -4,6 +4,7 @@ import base64
 import io
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import dagster as dg
 import numpy as np
@@ -16,7 +17,9 @@ from wan_orchestration.defs import failures
 from wan_orchestration.defs.config import GenerateConfig
 from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.defs.previews import poster
+from wan_orchestration.defs.videos.orders import facts
 from wan_orchestration.hub import DownloadError
+from wan_orchestration.messages import Result
 from wan_orchestration.settings import GenerateSettings, environment
 from wan_orchestration.video import write_poster
 
@@ -49,6 +52,12 @@ def test_only_what_was_filled_in_is_given():
     }
     with pytest.raises(ValidationError):
         GenerateConfig(sample_solver="euler")
+
+
+def test_notices_are_shown():
+    result = Result(job_id="job", status="succeeded", created_at=datetime.now(UTC), notices=["the face is short"])
+    assert [row.data["what"] for row in facts(result)["warnings"].records] == ["the face is short"]
+    assert "warnings" not in facts(result.model_copy(update={"notices": []}))
 
 
 def test_bad_input_is_not_tried_again(make_job, materialize, reason, data_root, monkeypatch, weights):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -22,7 +23,7 @@ from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import Outline
 from wan_orchestration.preprocess.outputs import ClipWriter
 from wan_orchestration.settings import PreprocessSettings
-from wan_orchestration.video import concatenate
+from wan_orchestration.video import Sound, concatenate
 
 _LONGEST_REFERENCE_SIDE = 4096
 _FRAMES_AHEAD = 4
@@ -115,15 +116,14 @@ class _Replaced:
         return box_mask(pose)
 
 
-def add_sound(clip: Path, driving: Path, start: float, notices: Notices) -> bool:
-    """Puts the driving video's sound from `start` seconds into the clip; tells whether that worked."""
+def add_sound(clip: Path, sound: Sound, start: Fraction, notices: Notices) -> bool:
+    """Puts the sound from the moment `start` of its file into the clip; tells whether the clip has sound then."""
+    if sound.track is None:
+        return False
     silent = clip.with_name("silent.mp4")
     clip.rename(silent)
-    try:
-        concatenate([silent], clip, audio_from=driving, audio_start=start)
-    except (BadInput, OSError) as error:
-        silent.rename(clip)
-        notices.add(f"the sound could not be taken over: {error}")
-        return False
+    lost = concatenate([silent], clip, sound, start)
     silent.unlink()
-    return True
+    if lost:
+        notices.add(lost)
+    return not lost

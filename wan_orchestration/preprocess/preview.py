@@ -13,7 +13,7 @@ from wan_orchestration.messages import PreprocessResult
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import fit_picture
 from wan_orchestration.preprocess.run import RESULT
-from wan_orchestration.video import FrameReader, concatenate, read_image, write_segment
+from wan_orchestration.video import FrameReader, concatenate, find_sound, read_image, write_segment
 
 HEIGHT = 360
 _MISMATCH = "the clips in it do not belong together; preprocess again"
@@ -39,7 +39,7 @@ def preview(folder: Path, output: Path, driving: Path | None = None) -> Path:
             segment = output.with_name(f".{output.name}.segment.mp4")
             try:
                 write_segment(segment, _rows(readers, video, picture, pose.frames), Fraction(pose.fps))
-                concatenate([segment], part, audio_from=folder / "src_pose.mp4")
+                concatenate([segment], part, find_sound(pose.path), pose.start)
             finally:
                 segment.unlink(missing_ok=True)
     finally:

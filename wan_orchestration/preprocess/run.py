@@ -8,6 +8,7 @@ import logging
 import resource
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,7 @@ from wan_orchestration.preprocess.retarget import Retargeting
 from wan_orchestration.preprocess.retarget_published import PublishedRetargeting
 from wan_orchestration.preprocess.tracking import Choice, numbered
 from wan_orchestration.settings import PreprocessSettings
-from wan_orchestration.video import read_image
+from wan_orchestration.video import find_sound, read_image
 
 RESULT = "preprocess.json"
 CONTACT_SHEET = "contact_sheet.jpg"
@@ -74,6 +75,9 @@ def preprocess(
     picture = read_image(reference)
     if video.broken_off:
         notices.add(f"{driving.name} is truncated: {video.broken_off}; what is there was used")
+    sound = find_sound(driving)
+    for notice in sound.notices:
+        notices.add(notice)
     sized_by = video.size if settings.mode == "replace" else (picture.shape[1], picture.shape[0])
     size = canvas_size(*sized_by, settings.resolution_area)
     estimator = open_estimator(settings, driving, video.info.frames, snapshot, models_root, log)
@@ -115,7 +119,9 @@ def preprocess(
             *(part, video, motion, size, place, boxes, outline, settings, notices),
             lambda done: progress("clips", done, len(video)),
         )
-        has_audio = video.info.has_audio and add_sound(part / "src_pose.mp4", driving, settings.start, notices)
+        has_audio = add_sound(
+            part / "src_pose.mp4", sound, video.info.start + Fraction(settings.start).limit_denominator(48000), notices
+        )
         write_contact_sheet(part / CONTACT_SHEET, person.samples, motion, float(video.fps))
         ended = time.monotonic()
         result = PreprocessResult(

@@ -4,50 +4,67 @@ import heapq
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.audio.stream import AudioStream
-from av.container import InputContainer, OutputContainer
-from av.error import InvalidDataError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from wan_orchestration.files import replacing
 from wan_orchestration.video.reader import open_input
-
-# What an mp4 carries and every player plays; other sound is encoded anew.
-COPIED = {"aac", "mp3"}
-# Sound before the first frame that a decoder wants for warming up, in seconds.
-WARM_UP = Fraction(1, 10)
+from wan_orchestration.video.sound import Sound, sound_packets
 
 log = logging.getLogger(__name__)
 
 
 def concatenate(
-    segments: Sequence[Path], output: Path, audio_from: Path | None = None, audio_start: float = 0.0
-) -> None:
-    """Joins segments of `write_segment` without encoding again, and adds the sound of `audio_from`, if it has any.
+    segments: Sequence[Path], output: Path, sound: Sound | None = None, start: Fraction = Fraction(0)
+) -> str | None:
+    """Joins segments of `write_segment` without encoding again, and adds `sound`; says why where that is left out.
 
-    The video starts at 0 and lasts frames / fps; the sound begins `audio_start` seconds after the first frame of
-    its own video and is cut to that length. Written beside `output` and renamed. ValueError: no segments, or
-    segments that differ in size, rate or encoding. BadInput: `audio_from` cannot be opened.
+    The video starts at 0 and lasts frames / fps; the sound is taken from `start`, a moment on its file's clock in
+    seconds, and is cut to that length. Written beside `output` and renamed. Sound that cannot be written after all
+    does not cost the video. ValueError: no segments, or segments that differ in size, rate or encoding.
     """
     frames, rate = _check(segments)
+    with replacing(output) as part:
+        if sound is None or sound.track is None:
+            _join(segments, part, frames, rate, None, start)
+            return None
+        reason = "there is none in the part that is used"
+        for attempt in [sound, replace(sound, copied=False)] if sound.copied else [sound]:
+            try:
+                if _join(segments, part, frames, rate, attempt, start):
+                    return None
+                break
+            except Exception as error:
+                # If it was not the sound, the silent video fails as well.
+                log.info("%s: the sound could not be written", sound.path, exc_info=True)
+                reason = f"it could not be written ({error})"
+        else:
+            _join(segments, part, frames, rate, None, start)
+    return f"{sound.path.name}: the sound is left out, {reason}; the video is silent"
+
+
+def _join(
+    segments: Sequence[Path], output: Path, frames: int, rate: Fraction, sound: Sound | None, start: Fraction
+) -> bool:
+    """Writes the file; tells whether it has sound."""
     with ExitStack() as stack:
-        part = stack.enter_context(replacing(output))
-        source = stack.enter_context(open_input(audio_from)) if audio_from else None
-        joined = stack.enter_context(av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}))
+        source = stack.enter_context(open_input(sound.path)) if sound else None
+        joined = stack.enter_context(av.open(str(output), "w", format="mp4", options={"movflags": "+faststart"}))
         with av.open(str(segments[0])) as first:
             video = joined.add_stream_from_template(first.streams.video[0])
         video.time_base = 1 / rate
         packets = [_video_packets(segments, video, 1 / rate)]
-        if source is not None and source.streams.audio:
-            packets.append(_audio_packets(source, joined, Fraction(audio_start), frames / rate))
+        if sound and source and (heard := sound_packets(sound, source, joined, start, frames / rate)):
+            packets.append(heard)
         # The muxer waits for the stream that lags behind, so packets go to it in the order of time.
         for packet in heapq.merge(*packets, key=_time):
             joined.mux(packet)
+    return len(packets) > 1
 
 
 def _check(segments: Sequence[Path]) -> tuple[int, Fraction]:
@@ -77,53 +94,6 @@ def _video_packets(segments: Sequence[Path], stream: VideoStream, tick: Fraction
                     packet.duration = 1
                     place += 1
                     yield packet
-
-
-def _audio_packets(source: InputContainer, output: OutputContainer, start: Fraction, end: Fraction) -> Iterator[Packet]:
-    """The packets of the first sound track from `start` in the output's stream and time, up to `end` seconds."""
-    sound = source.streams.audio[0]
-    zero = start
-    if source.streams.video:
-        video = source.streams.video[0]
-        zero += Fraction((video.start_time or 0) * (video.time_base or 0))
-    if sound.codec_context.codec.canonical_name in COPIED:
-        stream = output.add_stream_from_template(sound)
-        packets = source.demux(sound)
-    else:
-        stream = output.add_stream("aac", rate=48000, layout="stereo")
-        packets = _transcode(source, sound, stream)
-    return _placed(packets, stream, zero, end)
-
-
-def _transcode(source: InputContainer, sound: AudioStream, stream: AudioStream) -> Iterator[Packet]:
-    damaged = 0
-    for packet in source.demux(sound):
-        try:
-            frames = packet.decode()
-        except InvalidDataError:
-            # A crack in the sound is no reason to lose the video.
-            damaged += 1
-            continue
-        for frame in frames:
-            yield from stream.encode(frame)
-    yield from stream.encode(None)
-    if damaged:
-        log.warning("%d damaged pieces of the sound were left out", damaged)
-
-
-def _placed(packets: Iterator[Packet], stream: AudioStream, zero: Fraction, end: Fraction) -> Iterator[Packet]:
-    for packet in packets:
-        if packet.size == 0 or packet.pts is None:
-            continue
-        shift = round(zero / packet.time_base)
-        start = (packet.pts - shift) * packet.time_base
-        if start < -WARM_UP:
-            continue
-        if start + (packet.duration or 0) * packet.time_base > end:
-            return
-        packet.stream = stream
-        packet.pts = packet.dts = packet.pts - shift
-        yield packet
 
 
 def _time(packet: Packet) -> Fraction:

@@ -1,6 +1,7 @@
 """Clips of one job: placed where they are ready, made where the job brings a driving video and a picture."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from wan_orchestration.defs import launching
 from wan_orchestration.defs.previews import picture
 from wan_orchestration.job import Clips, Job, check_clips, clip_names, place_clips
 from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.messages import PreprocessRequest, PreprocessResult
+from wan_orchestration.messages import Notice, PreprocessRequest, PreprocessResult
 from wan_orchestration.settings import Mode, environment
 
 
@@ -38,8 +39,13 @@ def make_clips(context: dg.AssetExecutionContext, launcher: Launcher, job: Job, 
     folder = env.clips_root / job.key
     if job.kind == "clips":
         clips = place_clips(job, folder, given.get("mode"))
-        sheet = picture(contact_sheet(clips), "contact sheet")
-        return Made(clips, clips_version(folder, clips.mode), {"contact_sheet": sheet, **facts(clips)})
+        for notice in clips.notices:
+            context.log.warning(notice)
+        shown = {
+            "contact_sheet": picture(contact_sheet(clips), "contact sheet"),
+            "warnings": notices_table([Notice(text=notice) for notice in clips.notices]),
+        }
+        return Made(clips, clips_version(folder, clips.mode), shown | facts(clips))
     assert env.models_root is not None
     request = PreprocessRequest(
         job_id=job.key,
@@ -72,18 +78,13 @@ def facts(clips: Clips) -> dict[str, Any]:
         "fps": float(clips.pose.fps),
         "size": f"{clips.pose.width}x{clips.pose.height}",
         "duration": clips.pose.duration,
-        "audio": clips.pose.has_audio,
+        "audio": clips.sound.track is not None,
         "path": dg.MetadataValue.path(clips.folder),
     }
 
 
 def making_facts(result: PreprocessResult) -> dict[str, Any]:
     """How clips were made, as Dagster shows it."""
-    notices = [
-        dg.TableRecord({"what": notice.text, "frames": ", ".join(_range(*part) for part in notice.frames)})
-        for notice in result.warnings
-    ]
-    columns = [dg.TableColumn("what", "string"), dg.TableColumn("frames", "string")]
     return {
         "contact_sheet": picture(result.contact_sheet, "contact sheet"),
         "estimator": result.estimator,
@@ -91,11 +92,21 @@ def making_facts(result: PreprocessResult) -> dict[str, Any]:
         **({"masks": result.masks} if result.masks else {}),
         "person_found": round(result.person_found / result.frames, 4),
         "face_found": round(result.face_found / result.frames, 4),
-        "warnings": dg.MetadataValue.table(notices, schema=dg.TableSchema(columns)),
+        "warnings": notices_table(result.warnings),
         **{f"seconds_{phase}": round(seconds, 2) for phase, seconds in result.seconds.items()},
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
         "settings": result.settings.model_dump(mode="json"),
     }
+
+
+def notices_table(notices: Iterable[Notice]) -> dg.TableMetadataValue:
+    """A row for each notice."""
+    rows = [
+        dg.TableRecord({"what": notice.text, "frames": ", ".join(_range(*part) for part in notice.frames)})
+        for notice in notices
+    ]
+    columns = [dg.TableColumn("what", "string"), dg.TableColumn("frames", "string")]
+    return dg.MetadataValue.table(rows, schema=dg.TableSchema(columns))
 
 
 def _range(first: int, last: int) -> str:

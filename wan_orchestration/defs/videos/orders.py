@@ -8,11 +8,11 @@ from typing import Any
 
 import dagster as dg
 
-from wan_orchestration.defs.clips.making import clips_version
+from wan_orchestration.defs.clips.making import clips_version, notices_table
 from wan_orchestration.defs.previews import animation, poster
 from wan_orchestration.errors import validate
 from wan_orchestration.job import Job, check_clips
-from wan_orchestration.messages import Result, Task
+from wan_orchestration.messages import Notice, Result, Task
 from wan_orchestration.settings import ClientSettings, GenerateSettings, environment
 from wan_orchestration.snapshot import Snapshot
 
@@ -81,6 +81,7 @@ def facts(result: Result) -> dict[str, Any]:
         "compiled": result.compiled,
         "compile_error": result.compile_error,
         "placement": result.placement,
+        "warnings": notices_table([Notice(text=notice) for notice in result.notices]) if result.notices else None,
         "settings": result.settings and result.settings.model_dump(mode="json"),
         "snapshot": result.snapshot and result.snapshot.model_dump(mode="json"),
     }

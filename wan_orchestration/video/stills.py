@@ -11,7 +11,7 @@ from PIL.ExifTags import Base
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
-from wan_orchestration.formats import PICTURE_SUFFIXES, look
+from wan_orchestration.formats import A_PICTURE, PICTURE_SUFFIXES, look
 from wan_orchestration.video.srgb import to_srgb
 
 MAX_PIXELS = 100_000_000
@@ -41,7 +41,7 @@ def read_image(path: Path) -> np.ndarray:
     except (OSError, EOFError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         found, suffix = look(path)
         if suffix not in PICTURE_SUFFIXES:
-            raise BadInput(f"{path}: found {found}, expected a picture ({', '.join(PICTURE_SUFFIXES)})") from None
+            raise BadInput(f"{path}: found {found}, expected {A_PICTURE}") from None
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise BadInput(
             f"{path}: found {found} that is damaged or of a kind that cannot be read{reason}; save it anew"

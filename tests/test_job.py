@@ -12,7 +12,7 @@ from PIL import Image
 
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.files import replacing
-from wan_orchestration.job import Job, check_clips, check_key, place_clips
+from wan_orchestration.job import Job, check_clips, check_key, key_from, place_clips
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.video import probe, write_lossless
 
@@ -394,3 +394,21 @@ def test_import_is_light() -> None:
     code = "import sys, wan_orchestration.job; print({'av', 'numpy', 'PIL', 'cv2', 'torch'} & sys.modules.keys())"
     seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert seen.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("files", "key"),
+    [
+        (("Ada.PNG", "dance.mp4"), "ada-dance"),
+        (("IMG_1234.HEIC", "C:\\Users\\me\\Tanz für Ada (1).mov"), "img-1234-tanz-fur-ada-1"),
+        (("../../etc/passwd", "..", "/"), "passwd"),
+        (("dance.png", "dance.mp4"), "dance"),
+        (("reference.png", "driving.mp4"), ""),
+        (("舞蹈.mp4", "$(rm -rf).png"), "rm-rf"),
+        (("src_ref.png", "src_pose.mp4"), ""),
+        (("x" * 200 + ".png", "-" + "y" * 200), f"{'x' * 24}-{'y' * 24}"),
+    ],
+)
+def test_keys_from_file_names(files: tuple[str, ...], key: str) -> None:
+    assert key_from(*files) == key
+    assert not key or check_key(f"{key}-99") == f"{key}-99"

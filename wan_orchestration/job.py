@@ -10,9 +10,10 @@ import hashlib
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
@@ -27,12 +28,16 @@ if TYPE_CHECKING:
     from wan_orchestration.video import VideoInfo
 
 KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+KEY_PART = 24
+"""Letters of a file's name in a key that is made of it."""
 JOB_FILE = "job.yaml"
 JOB_FILE_BYTES = 1_000_000
 
 CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
 REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
 RAW = {"driving": VIDEO_SUFFIXES, "reference": PICTURE_SUFFIXES}
+SAY_NOTHING = {name.replace("_", "-") for name in (*RAW, *CLIPS, *REPLACEMENT_CLIPS)}
+"""Names of files of which no key is made."""
 JOINTS = "src_pose.npz"
 """Beside clips that were made here: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
 KEYPOINTS = ("keypoints.npz", "keypoints.json", "keypoints")
@@ -60,6 +65,18 @@ def check_key(key: str) -> str:
             "rename the job folder"
         )
     return key
+
+
+def key_from(*files: str) -> str:
+    """A key from the names of a job's files, `ada-dance` for `Ada.png` and `C:\\dance.mp4`; else ""."""
+    parts = []
+    for file in files:
+        stem = PurePosixPath(file.replace("\\", "/")).stem
+        letters = unicodedata.normalize("NFKD", stem.casefold()).encode("ascii", "ignore").decode()
+        part = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:KEY_PART].strip("-")
+        if part not in ("", *parts, *SAY_NOTHING):
+            parts.append(part)
+    return "-".join(parts)
 
 
 class JobFile(BaseModel):

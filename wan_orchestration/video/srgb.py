@@ -45,7 +45,7 @@ HDR = {16, 18}
 """PQ and HLG."""
 
 SRGB = ImageCms.createProfile("sRGB")
-MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
 """Colour spaces of ICC profiles, and the pictures that they are for."""
 
 
@@ -59,7 +59,7 @@ def to_srgb(path: Path, image: Image.Image, colour: Image.Image) -> Image.Image:
         return Image.fromarray(_tone_mapped(_deep(path, image, colour), codes[1]))
     if not codes and (profile := image.info.get("icc_profile")):
         try:
-            colour = _by_profile(colour, ImageCms.ImageCmsProfile(BytesIO(profile)))
+            colour = _by_profile(colour, profile)
         except (ImageCms.PyCMSError, OSError, ValueError) as error:
             log.warning("%s: its colour profile cannot be used (%s), the picture is taken as sRGB", path, error)
     colour = colour.convert("RGB")
@@ -102,13 +102,14 @@ def _primaries(image: Image.Image, codes: tuple[int, int] | None) -> tuple[Point
     )
 
 
-def _by_profile(colour: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    space = profile.profile.xcolor_space
-    if space not in MODES or (space != "RGB " and colour.mode != MODES[space]):
-        raise ValueError(f"it is for {space.strip()}, the picture is {colour.mode}")
-    colour = colour.convert(MODES[space])
-    transform = ImageCms.buildTransform(profile, SRGB, colour.mode, "RGB")
-    if colour.mode == "RGB":
+def _by_profile(colour: Image.Image, profile: bytes) -> Image.Image:
+    mode = MODES.get(profile[16:20])
+    # Cameras give pictures in grey a profile for RGB.
+    if mode is None or (mode != "RGB" and mode != colour.mode):
+        raise ValueError(f"it is for {profile[16:20].decode('ascii', 'replace')}, the picture is {colour.mode}")
+    colour = colour.convert(mode)
+    transform = ImageCms.buildTransform(ImageCms.ImageCmsProfile(BytesIO(profile)), SRGB, mode, "RGB")
+    if mode == "RGB":
         probe = _probe()
         changed = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int) - np.asarray(probe)
         # sRGB by whatever name; what would be left is rounding.

@@ -17,15 +17,18 @@ import av
 import cv2
 import numpy as np
 import pillow_heif
+from av.video.reformatter import Interpolation
 from PIL import Image, ImageCms
 
-from wan_orchestration.video.reader import EXACT
 from wan_orchestration.video.tonemap import to_sdr
 
 log = logging.getLogger(__name__)
 
 BAND = 256
 """Rows that are converted at once: floating point takes much memory."""
+
+EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+"""As for videos: libswscale's default is quicker and darkens by 1/255."""
 
 Points = tuple[float, float, float, float, float, float]
 """x and y of red, green and blue in the CIE 1931 diagram."""

@@ -41,8 +41,7 @@ SAY_NOTHING = {name.replace("_", "-") for name in (*RAW, *CLIPS, *REPLACEMENT_CL
 JOINTS = "src_pose.npz"
 """Beside clips that were made here: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
 KEYPOINTS = ("keypoints.npz", "keypoints.json", "keypoints")
-RAW_FILES = {name: f"{name}.<{'|'.join(suffixes)}>" for name, suffixes in RAW.items()}
-EXPECTED = f"{', '.join(CLIPS.values())}, or {' and '.join(RAW_FILES.values())}"
+EXPECTED = f"{', '.join(CLIPS.values())}, or " + " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
 NAMED = 10
 """Files of a folder that a message names."""
 
@@ -221,7 +220,7 @@ def _missing(folder: Path, names: list[str], ready: dict[str, Path], raw: dict[s
     lacking = [name for name in RAW if name not in raw]
     beside = [_hint(folder / file, name) for name in lacking for file in names if file.lower().startswith(name)]
     if raw or beside:
-        missing += [RAW_FILES[name] for name in lacking]
+        missing += lacking
     if missing:
         return "; ".join([f"missing {', '.join(missing)}", *beside])
     found = [f"{name} ({describe(folder / name)})" for name in names[:NAMED]]

@@ -22,6 +22,7 @@ FTYP = b"\0\0\0\x18ftyp"
         (b"8BPS\0\x01", "a Photoshop document", ""),
         (b"PK\x03\x04", "a zip archive", ""),
         (b"%PDF-1.7", "a PDF document", ""),
+        (b'{"error": {"code": 404}}', "a JSON text", ""),
         (b"\x10\0\0\0\0\0\0\0" + b'{"__metadata__"', "a safetensors file", ""),
         (FTYP + b"mif1\0\0\0\0mif1avifmiaf", "an AVIF picture", "avif"),
         (FTYP + b"mif1\0\0\0\0mif1heicmiaf", "a HEIC picture", "heic"),

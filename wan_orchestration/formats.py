@@ -59,6 +59,7 @@ _KINDS: list[tuple[bytes, str, str]] = [
     (rb"7z\xbc\xaf", "a 7z archive", ""),
     (rb"\x1f\x8b", "a gzip archive", ""),
     (rb".{257}ustar", "a tar archive", ""),
+    (rb'\s*[\[{]\s*("[ -~]{3}|[\]}]\s*\Z)', "a JSON text", ""),
     (rb'.{8}\{\s*"', "a safetensors file", ""),
     (rb"\x80[\x02-\x05]", "a Python pickle", ""),
     (rb"GGUF", "a GGUF file", ""),

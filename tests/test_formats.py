@@ -17,8 +17,8 @@ FTYP = b"\0\0\0\x18ftyp"
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a Git LFS pointer", ""),
         (b"", "an empty file", ""),
         (bytes(4096), "a file of zeros", ""),
-        (b"The free " + "é".encode() * 1000, "a text", ""),
-        (bytes(range(1, 256)), "a file of an unknown kind", ""),
+        (b"The free " + "é".encode() * 1000, "a text", None),
+        (bytes(range(1, 256)), "a file of an unknown kind", None),
         (b"8BPS\0\x01", "a Photoshop document", ""),
         (b"PK\x03\x04", "a zip archive", ""),
         (b"%PDF-1.7", "a PDF document", ""),
@@ -36,7 +36,7 @@ FTYP = b"\0\0\0\x18ftyp"
         ((bytes(4) + b"G" + bytes(187)) * 4, "an MPEG transport stream", "m2ts"),
     ],
 )
-def test_by_first_bytes(tmp_path: Path, head: bytes, words: str, suffix: str) -> None:
+def test_by_first_bytes(tmp_path: Path, head: bytes, words: str, suffix: str | None) -> None:
     path = tmp_path / "file"
     path.write_bytes(head)
     assert look(path)[0].startswith(words), look(path)

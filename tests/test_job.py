@@ -13,7 +13,7 @@ from PIL import Image
 
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.files import replacing
-from wan_orchestration.job import Job, check_clips, check_key, place_clips
+from wan_orchestration.job import Job, check_clips, check_key, key_from, place_clips
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.video import probe, write_lossless
 
@@ -59,6 +59,43 @@ def test_raw_inputs(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("video", "suffix"),
+    [("Driving.MOV", "HEIC"), ("driving.m4v", "avif"), ("DRIVING.MTS", "TIFF"), ("driving.gif", "gif")],
+)
+def test_names_as_devices_write_them(tmp_path: Path, video: str, suffix: str) -> None:
+    job = Job.open(raw(tmp_path / "raw", video, f"REFERENCE.{suffix}"))
+    assert [path.name for path in job.inputs.values()] == [video, f"REFERENCE.{suffix}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "driving.mov.mp4",
+            b"\0\0\0\x18ftypisom",
+            r"found driving\.mov\.mp4, an MP4 video: rename it driving\.mp4",
+        ),
+        ("reference.hif", b"\0\0\0\x18ftypheix", r"found reference\.hif, a HEIC picture: rename it reference\.heic"),
+        ("reference.psd", b"8BPS\0\1", r"missing reference; found reference\.psd, a Photoshop document"),
+        ("driving.mp4", b"<!doctype html>", r"/driving\.mp4: found an HTML page, expected a video \(mp4, mov"),
+        ("driving.mp4", b"\x89PNG\r\n", r"/driving\.mp4: found a PNG picture, expected a video \(mp4, mov"),
+        (
+            "driving.mp4",
+            b"version https://git-lfs.github.com/spec/v1",
+            r"driving\.mp4: found a Git LFS pointer \(",
+        ),
+        ("driving.mp4", bytes(5000), r"/driving\.mp4: found a file of zeros, as an incomplete download leaves it"),
+        ("reference.png", b"\0\0\0\x18ftypisom", r"/reference\.png: found an MP4 video, expected a picture \(png"),
+    ],
+)
+def test_what_is_not_usable_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    folder = raw(tmp_path / "job", "driving.mp4" if name.startswith("reference") else "reference.png")
+    (folder / name).write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        Job.open(folder)
+
+
 def test_complete_clips_win_over_raw_inputs(make_job: Make) -> None:
     folder = make_job()
     raw(folder, "driving.mp4", "reference.png")
@@ -73,11 +110,14 @@ def test_complete_clips_win_over_raw_inputs(make_job: Make) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], r"no inputs, found an empty folder; expected src_pose\.mp4, .*driving\.<mp4\|mov\|webm\|mkv>"),
-        (["notes.txt"], r"no inputs, found notes\.txt"),
+        ([], r"no inputs, found an empty folder; expected src_pose\.mp4, .*driving\.<mp4\|mov\|.*>"),
+        (["notes.txt", "dance.mov"], r"no inputs, found dance\.mov \(a text\), notes\.txt \(a text\); expected"),
         (["src_pose.mp4"], r"missing src_face\.mp4, src_ref\.png; expected"),
-        (["driving.mp4"], r"missing reference\.<png\|jpg\|jpeg\|webp>; expected"),
-        (["reference.png"], r"missing driving\.<mp4"),
+        (["driving.mp4"], r"missing reference; expected .*reference\.<png\|jpg\|.*>"),
+        (["driving.mp4", "reference.psd"], r"missing reference; found reference\.psd, a text; expected"),
+        (["driving.txt"], r"missing driving, reference; found driving\.txt, a text; expected"),
+        (["reference.png", "driving.mp4.crdownload"], r"; found driving\.mp4\.crdownload, which is not whole yet;"),
+        (["reference.png"], r"missing driving; expected"),
         (["driving.mp4", "driving.mov", "reference.png"], r"found driving\.mov and driving\.mp4, expected one driving"),
     ],
 )
@@ -299,7 +339,7 @@ def test_other_sizes(make_job: Make) -> None:
 def test_bad_reference(make_job: Make, content: bytes) -> None:
     folder = make_job()
     (folder / "src_ref.png").write_bytes(content)
-    with pytest.raises(BadInput, match=r"src_ref\.png: not a whole png"):
+    with pytest.raises(BadInput, match=r"src_ref\.png: found (an empty file|a text).*, expected a picture"):
         check_clips(folder, "animate")
     Image.new("RGB", (3, 400)).save(folder / "src_ref.png")
     with pytest.raises(BadInput, match=r"found 3x400 pixels, expected sides of 16 or more"):
@@ -376,3 +416,21 @@ def test_import_is_light() -> None:
     code = "import sys, wan_orchestration.job; print({'av', 'numpy', 'PIL', 'cv2', 'torch'} & sys.modules.keys())"
     seen = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert seen.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("files", "key"),
+    [
+        (("Ada.PNG", "dance.mp4"), "ada-dance"),
+        (("IMG_1234.HEIC", "C:\\Users\\me\\Tanz für Ada (1).mov"), "img-1234-tanz-fur-ada-1"),
+        (("../../etc/passwd", "..", "/"), "passwd"),
+        (("dance.png", "dance.mp4"), "dance"),
+        (("reference.png", "driving.mp4"), ""),
+        (("舞蹈.mp4", "$(rm -rf).png"), "rm-rf"),
+        (("src_ref.png", "src_pose.mp4"), ""),
+        (("x" * 200 + ".png", "-" + "y" * 200), f"{'x' * 24}-{'y' * 24}"),
+    ],
+)
+def test_keys_from_file_names(files: tuple[str, ...], key: str) -> None:
+    assert key_from(*files) == key
+    assert not key or check_key(f"{key}-99") == f"{key}-99"

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from media import moving_frames, sine, write_video
-from PIL import Image
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.video import (
@@ -23,7 +22,6 @@ from wan_orchestration.video import (
     probe,
     read_image,
     write_lossless,
-    write_poster,
     write_segment,
 )
 
@@ -357,43 +355,3 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     assert peaks[1] < peaks[0] * 1.05
     assert probe(tmp_path / "400_out.mp4").frames == 400
-
-
-def test_read_image(tmp_path: Path) -> None:
-    picture = Image.fromarray(moving_frames(1, 20, 30)[0])
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").shape == (30, 20, 3)
-    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
-    clear.save(tmp_path / "clear.png")
-    assert (read_image(tmp_path / "clear.png") == 255).all()
-    Image.new("L", (20, 20), 7).save(tmp_path / "gray.png")
-    assert (read_image(tmp_path / "gray.png") == 7).all()
-    picture.save(tmp_path / "really_a_jpeg.png", "JPEG")
-    assert read_image(tmp_path / "really_a_jpeg.png").shape == (20, 30, 3)
-
-
-def test_bad_images(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no such file"):
-        read_image(tmp_path / "none.png")
-    path = tmp_path / "cut.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(BadInput, match=r"cut\.png: not a whole png, jpeg, webp or bmp picture"):
-        read_image(path)
-    path.write_text("hello")
-    with pytest.raises(BadInput, match="not a whole"):
-        read_image(path)
-    Image.new("1", (20000, 6000)).save(path, compress_level=1)
-    with pytest.raises(BadInput, match="20000x6000 pixels, at most 100 million"):
-        read_image(path)
-    Image.new("1", (20000, 9000)).save(path, compress_level=1)
-    with pytest.raises(BadInput):
-        read_image(path)
-
-
-def test_poster(tmp_path: Path) -> None:
-    frame = moving_frames(1, 48, 64)[0]
-    write_poster(tmp_path / "poster.jpg", frame)
-    assert np.abs(read_image(tmp_path / "poster.jpg").astype(int) - frame).mean() < 3

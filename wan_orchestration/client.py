@@ -179,7 +179,7 @@ def submit(argv: Sequence[str]) -> int:
     add("folder", nargs="?", metavar="FOLDER", help="a job folder of the server, for instance data/jobs/demo")
     for name in FILES:
         add(f"--{name.replace('_', '-')}", type=Path, metavar="FILE", help=f"send this file as the job's {name}")
-    add("--name", help="name of the job that is made of files (default: one made up)")
+    add("--name", help="name of the job that is made of files (default: after the files)")
     add("--priority", type=int, help="jobs of higher priority run first (default: 0)")
     add("--webhook-url", help="is sent the job once it has ended")
     add(

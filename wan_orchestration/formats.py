@@ -7,6 +7,13 @@ from pathlib import Path
 VIDEO_SUFFIXES = ("mp4", "mov", "webm", "mkv", "m4v", "avi", "mpg", "mpeg", "ts", "mts", "m2ts", "gif")
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "heic", "heif", "avif", "gif", "tif", "tiff")
 
+A_VIDEO = f"a video ({', '.join(VIDEO_SUFFIXES)})"
+A_PICTURE = f"a picture ({', '.join(PICTURE_SUFFIXES)})"
+"""What is expected, in words."""
+
+PARTIAL = re.compile(r"\..+\.[A-Za-z0-9]{6}|.+\.(part|partial|filepart|crdownload|download|tmp)|.+~")
+"""Names that rsync (`.name.a1B2c3`), browsers and copy programs give to files that are not whole yet."""
+
 HEAD_BYTES = 1024
 
 _HEIC = rb"(hei[cxms]|hev[cxms])"
@@ -66,21 +73,24 @@ def describe(path: Path) -> str:
     return look(path)[0]
 
 
-def look(path: Path) -> tuple[str, str]:
-    """What a file is, in words, and the suffix that such a file has where a job may bring it, else ""."""
+def look(path: Path) -> tuple[str, str | None]:
+    """What a file is, in words, and the suffix that such a file has.
+
+    The suffix is "" for what no job may bring as a video or a picture, and None where the first bytes do not tell.
+    """
     if path.is_dir():
         return "a folder", ""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
-        return f"something that cannot be read ({error.strerror})", ""
+        return f"something that cannot be read ({error.strerror})", None
     if not head:
         return "an empty file (0 bytes)", ""
     for pattern, words, suffix in _PATTERNS:
         if pattern.match(head):
             return words, suffix
-    return ("a text" if _is_text(head) else "a file of an unknown kind"), ""
+    return ("a text" if _is_text(head) else "a file of an unknown kind"), None
 
 
 def _is_text(head: bytes) -> bool:

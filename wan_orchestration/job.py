@@ -1,18 +1,19 @@
 """The job folder: its key, its inputs, its `job.yaml`, and the clips that generation reads.
 
 A folder `data/jobs/<key>/` is one job. It holds either ready clips (`src_pose.mp4`, `src_face.mp4`, `src_ref.png`,
-for replacement also `src_bg.mp4` and `src_mask.mp4`) or raw inputs (`driving.<mp4|mov|webm|mkv>` and
-`reference.<png|jpg|jpeg|webp>`), and perhaps a `job.yaml`. Where both lie there, ready clips that are complete for
-the job's mode win. Other files are left alone. A job folder is only read.
+for replacement also `src_bg.mp4` and `src_mask.mp4`) or raw inputs (a video `driving.<mp4|mov|...>` and a picture
+`reference.<png|jpg|...>`, in upper or lower case), and perhaps a `job.yaml`. Where both lie there, ready clips that
+are complete for the job's mode win. Other files are left alone. A job folder is only read.
 """
 
 import hashlib
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
@@ -20,26 +21,30 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wan_orchestration.errors import BadInput, unknown_key, validate
 from wan_orchestration.files import replacing
+from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, look
 from wan_orchestration.settings import GenerateSettings, Mode, PreprocessSettings
 
 if TYPE_CHECKING:
     from wan_orchestration.video import Sound, VideoInfo
 
 KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+KEY_PART = 24
+"""Letters of a file's name in a key that is made of it."""
 JOB_FILE = "job.yaml"
 JOB_FILE_BYTES = 1_000_000
 
 CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
 REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
-RAW = {
-    "driving": ("mp4", "mov", "webm", "mkv"),
-    "reference": ("png", "jpg", "jpeg", "webp"),
-}
+RAW = {"driving": VIDEO_SUFFIXES, "reference": PICTURE_SUFFIXES}
+SAY_NOTHING = {name.replace("_", "-") for name in (*RAW, *CLIPS, *REPLACEMENT_CLIPS)}
+"""Names of files of which no key is made."""
 JOINTS = "src_pose.npz"
 """Beside clips that were made here: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
 KEYPOINTS = ("keypoints.npz", "keypoints.json", "keypoints")
 REFERENCE_KEYPOINTS = ("reference_keypoints.npz", "reference_keypoints.json")
 EXPECTED = f"{', '.join(CLIPS.values())}, or " + " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
+NAMED = 10
+"""Files of a folder that a message names."""
 
 FACE_SIZE = 512
 REFERENCE_MIN = 16
@@ -60,6 +65,18 @@ def check_key(key: str) -> str:
             "rename the job folder"
         )
     return key
+
+
+def key_from(*files: str) -> str:
+    """A key from the names of a job's files, `ada-dance` for `Ada.png` and `C:\\dance.mp4`; else ""."""
+    parts = []
+    for file in files:
+        stem = PurePosixPath(file.replace("\\", "/")).stem
+        letters = unicodedata.normalize("NFKD", stem.casefold()).encode("ascii", "ignore").decode()
+        part = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:KEY_PART].strip("-")
+        if part not in ("", *parts, *SAY_NOTHING):
+            parts.append(part)
+    return "-".join(parts)
 
 
 class JobFile(BaseModel):
@@ -173,7 +190,7 @@ def _find_inputs(
     raw = {}
     for name, suffixes in RAW.items():
         # Cameras write .MOV and .JPG.
-        found = [n for n in names if Path(n).stem == name and Path(n).suffix[1:].lower() in suffixes]
+        found = [n for n in names if Path(n).stem.lower() == name and Path(n).suffix[1:].lower() in suffixes]
         if len(found) > 1:
             raise BadInput(f"{folder}: found {' and '.join(found)}, expected one {name} file; remove the others")
         if found:
@@ -190,15 +207,43 @@ def _find_inputs(
         }
         kind, inputs = "raw", raw | {name: path for name, path in beside.items() if path is not None}
     else:
-        missing = [file for name, file in CLIPS.items() if name not in ready] if ready else []
-        missing += [f"{n}.<{'|'.join(s)}>" for n, s in RAW.items() if n not in raw] if raw else []
-        if missing:
-            raise BadInput(f"{folder}: missing {', '.join(missing)}; expected {EXPECTED}")
-        raise BadInput(f"{folder}: no inputs, found {', '.join(names) or 'an empty folder'}; expected {EXPECTED}")
+        raise BadInput(f"{folder}: {_missing(folder, names, ready, raw)}; expected {EXPECTED}")
     for name, path in inputs.items():
         if name != "keypoints":
             _check_file(path)
+        if name in RAW:
+            _check_content(path, RAW[name])
     return kind, inputs
+
+
+def _missing(folder: Path, names: list[str], ready: dict[str, Path], raw: dict[str, Path]) -> str:
+    """What a folder lacks, and which of its files may be meant for it."""
+    missing = [file for name, file in CLIPS.items() if name not in ready] if ready else []
+    lacking = [name for name in RAW if name not in raw]
+    beside = [_hint(folder / file, name) for name in lacking for file in names if file.lower().startswith(name)]
+    if raw or beside:
+        missing += lacking
+    if missing:
+        return "; ".join([f"missing {', '.join(missing)}", *beside])
+    found = [f"{name} ({describe(folder / name)})" for name in names[:NAMED]]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"no inputs, found {', '.join(found) or 'an empty folder'}{more}"
+
+
+def _hint(path: Path, name: str) -> str:
+    found, suffix = look(path)
+    if PARTIAL.fullmatch(path.name):
+        return f"found {path.name}, which is not whole yet"
+    if suffix in RAW[name]:
+        return f"found {path.name}, {found}: rename it {name}.{suffix}"
+    return f"found {path.name}, {found}"
+
+
+def _check_content(path: Path, suffixes: tuple[str, ...]) -> None:
+    """BadInput where the first bytes are those of something else; what they do not tell, decoding will."""
+    found, suffix = look(path)
+    if suffix is not None and suffix not in suffixes:
+        raise BadInput(f"{path}: found {found}, expected {A_VIDEO if suffixes == VIDEO_SUFFIXES else A_PICTURE}")
 
 
 def _check_file(path: Path) -> None:

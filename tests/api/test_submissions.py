@@ -1,6 +1,7 @@
 """However often and from wherever a request comes, there is exactly one run for it."""
 
 import json
+import re
 import shutil
 import threading
 import uuid
@@ -89,6 +90,40 @@ def test_many_at_once_make_one_run(post, add_job, runs):
         codes = set(pool.map(send, range(8)))
     assert codes == {202}
     assert len(runs(key)) == 1
+
+
+@pytest.fixture
+def upload(api, raw):
+    def send(seed: int, picture: str = "Ada.png", video: str = "C:\\Dance!.mov", idempotency_key: str = "", **fields):
+        files = {"reference": (picture, raw["reference"]), "driving": (video, raw["driving"])}
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        answer = api.post(JOBS, data={"seed": str(seed), **fields}, files=files, headers=headers)
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    return send
+
+
+def test_uploads_are_named_after_their_files(upload, project):
+    (project / "data" / "videos" / "ada-dance").mkdir(parents=True)
+    assert upload(1)["job_id"] == "ada-dance-2", "something of another job is left"
+    assert re.fullmatch(r"\d{8}-\d{6}", upload(2, "reference.png", "舞.mp4")["job_id"])
+
+
+def test_uploads_of_one_name_at_once_are_jobs_of_their_own(upload, runs):
+    """And those of one Idempotency-Key are one job, whatever its files are called."""
+    barrier = threading.Barrier(4)
+
+    def send(number: int) -> str:
+        barrier.wait()
+        return upload(number % 2, "Eve.png", idempotency_key=f"race-{number % 2}")["job_id"]
+
+    with ThreadPoolExecutor(4) as pool:
+        names = list(pool.map(send, range(4)))
+    assert names[:2] == names[2:]
+    assert sorted(names[:2]) == ["eve-dance", "eve-dance-2"]
+    assert all(len(runs(name)) == 1 for name in names)
+    assert upload(0, "Renamed.png", idempotency_key="race-0")["job_id"] == names[0]
 
 
 def test_too_many_are_told_to_come_back(project, add_job):

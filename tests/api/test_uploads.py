@@ -1,14 +1,19 @@
 """Files that are sent become a job folder, whole or not at all."""
 
+import io
 import json
 
 import dagster as dg
+import pillow_heif
 import pytest
 import yaml
 from api_server import JOBS
 from media import moving_frames, write_video
+from PIL import Image
 
+from wan_orchestration.api.playable import playable
 from wan_orchestration.job import Job
+from wan_orchestration.video import probe
 
 
 def parts(**files: bytes) -> dict:
@@ -81,22 +86,61 @@ def test_what_was_uploaded_is_purged_whole(api, instance, project):
     assert "sent" not in instance.get_dynamic_partitions("jobs")
 
 
-def refused(api, left, status: int, words: str, data=None, files=None, **request) -> None:
+def refused(api, left, status: int, words: str, data=None, files=None, **request):
     before = left()
     answer = api.post(JOBS, data=data, files=files, **request)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert words in answer.text, answer.text
     assert left() == before
+    return answer
 
 
 def test_contents_are_looked_at_not_names(api, raw, left):
-    refused(api, left, 422, "reference", files=parts(driving=raw["driving"], reference=b"#!/bin/sh\n"))
-    refused(api, left, 422, "driving", files=parts(driving=b"not a video at all", reference=raw["reference"]))
-    refused(api, left, 422, "expected a video", files=parts(driving=raw["reference"], reference=raw["reference"]))
-    refused(api, left, 422, "driving.mp4", files=parts(driving=raw["driving"][:800], reference=raw["reference"]))
-    refused(api, left, 422, "reference.png", files=parts(driving=raw["driving"], reference=raw["reference"][:100]))
-    refused(api, left, 422, "missing driving", files=parts(reference=raw["reference"]))
+    video, picture = raw["driving"], raw["reference"]
+    for files, words in [
+        (parts(driving=video, reference=b"#!/bin/sh\n"), "reference (evil.sh): found a text, expected a picture"),
+        (parts(driving=b"not a video at all", reference=picture), "driving (evil.sh): found a text, expected a video"),
+        (parts(driving=picture, reference=picture), "driving (evil.sh): found a PNG picture, expected a video"),
+        (parts(driving=video[:800], reference=picture), "driving (evil.sh): "),
+        (parts(driving=video, reference=picture[:100]), "reference (evil.sh): found a PNG picture that is damaged"),
+        (parts(reference=picture), "the form: missing driving"),
+        ({"driving": ("a.psd", b"8BPS\0"), **parts(reference=picture)}, "driving (a.psd): found a Photoshop document"),
+    ]:
+        answer = refused(api, left, 422, words, files=files)
+        assert "driving.mp4" not in answer.text and "reference.png" not in answer.text
+        assert ".upload" not in answer.text
+    (problem,) = answer.json()["errors"]
+    assert problem["field"] == "driving" and problem["detail"].startswith(
+        "a.psd: found a Photoshop document (PSD), exp"
+    )
+
+
+def test_pictures_of_phones_are_shown_as_jpegs(api, raw, project, tmp_path):
+    pillow_heif.from_pillow(Image.open(io.BytesIO(raw["reference"]))).save(tmp_path / "IMG_1.HEIC")
+    files = {
+        "driving": ("VID 2.MOV", raw["driving"]),
+        "reference": ("IMG_1.HEIC", (tmp_path / "IMG_1.HEIC").read_bytes()),
+    }
+    answer = api.post(JOBS, files=files)
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["job_id"] == "img-1-vid-2"
+    assert (project / "data" / "jobs" / "img-1-vid-2" / "reference.heic").is_file()
+    for _ in range(2):
+        shown = api.get(job["links"]["reference"])
+        assert shown.headers["content-type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(shown.content)).size == (60, 80)
+
+
+def test_videos_that_browsers_do_not_play_are_copied(tmp_path):
+    video = write_video(
+        tmp_path / "odd.mkv", [frame[:63, :65].copy() for frame in moving_frames(5, 64, 66)], 10, "mpeg4"
+    )
+    copy = playable(video, tmp_path / "copy.mp4")
+    assert probe(copy).frames == 5 and (probe(copy).width, probe(copy).height) == (64, 62)
+    plain = write_video(tmp_path / "plain.mp4", moving_frames(2, 64, 64), 10)
+    assert playable(plain, tmp_path / "none.mp4") == plain
 
 
 def test_limits_hold(api, raw, left, tmp_path):

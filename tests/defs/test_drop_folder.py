@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from wan_orchestration.defs.jobs import sensors
 from wan_orchestration.defs.jobs.folders import look
+from wan_orchestration.defs.jobs.loose import loose
 from wan_orchestration.defs.jobs.memory import PLACE
 from wan_orchestration.defs.jobs.runs import Ask, group
 from wan_orchestration.defs.jobs.sensors import drop_folder
@@ -146,11 +148,18 @@ def test_a_partial_file_that_was_left_behind_does_not_block_for_ever(drop):
     assert state.still(state.changed_at + 1000, settle_seconds=1)
 
 
-def test_unusable_folders_are_listed_until_they_are_mended(drop, tick, instance, data_root):
-    def table() -> dict[str, str]:
-        event = instance.get_latest_materialization_event(dg.AssetKey("rejected_folders"))
-        return {row.data["folder"]: row.data["reason"] for row in event.asset_materialization.metadata["table"].records}
+@pytest.fixture
+def table(instance) -> Callable[[], dict[str, str]]:
+    """What `rejected_folders` says."""
 
+    def read() -> dict[str, str]:
+        event = instance.get_latest_materialization_event(dg.AssetKey("rejected_folders"))
+        return {row.data["name"]: row.data["reason"] for row in event.asset_materialization.metadata["table"].records}
+
+    return read
+
+
+def test_unusable_folders_are_listed_until_they_are_mended(drop, tick, table, instance, data_root):
     drop("Bad Name")
     drop("typo")
     (data_root / "jobs" / "typo" / "job.yaml").write_text("generate: {sampling_stepps: 3}")
@@ -168,6 +177,34 @@ def test_unusable_folders_are_listed_until_they_are_mended(drop, tick, instance,
     (data_root / "jobs" / "Bad Name").rename(data_root / "jobs" / "good-name")
     assert tick() == [["good-name", "typo"]]
     assert set(table()) == {"empty", "broken"}
+
+
+def test_loose_files_are_listed_until_they_lie_in_a_folder(drop, tick, table, instance, data_root):
+    drop("one")
+    jobs = data_root / "jobs"
+    for name in ("Dance 2.MP4", "dance 2.png", "alone.heic", "notes.txt", ".hidden.mp4", "half.mp4.part", "Thumbs.db"):
+        (jobs / name).write_bytes(b"content")
+    assert tick() == [["one"]]
+    assert table().keys() == {"Dance 2.MP4", "dance 2.png", "alone.heic", "notes.txt"}
+    how = "mkdir dance-2; mv 'Dance 2.MP4' dance-2/driving.mp4; mv 'dance 2.png' dance-2/reference.png"
+    assert table()["Dance 2.MP4"] == f"{jobs}/Dance 2.MP4: a job is a folder; make one of the two files: {how}"
+    assert "mv alone.heic alone/reference.heic, and put a video there as driving.mp4" in table()["alone.heic"]
+    assert tick() == []
+    assert all(reason in tick.said for reason in table().values())
+    assert len(instance.fetch_materializations(dg.AssetKey("rejected_folders"), limit=10).records) == 1
+
+    subprocess.run(how, shell=True, check=True, cwd=jobs)
+    assert tick() == [["dance-2"]]
+    assert table().keys() == {"alone.heic", "notes.txt"}
+
+
+def test_files_that_are_being_copied_are_not_loose(tmp_path):
+    (tmp_path / "dance.mp4").write_bytes(b"half")
+    now = time.time()
+    assert not loose(tmp_path, now - 10) and loose(tmp_path, now + 10)
+    for number in range(150):
+        (tmp_path / f"{number}.mp4").touch()
+    assert len(loose(tmp_path, now + 10)) == 101
 
 
 def test_partitions_of_removed_folders_go_unless_something_was_made(drop, tick, instance, data_root):

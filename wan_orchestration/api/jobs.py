@@ -4,6 +4,7 @@ A job is known once a run has planned to make its video, whoever started that ru
 The newest such run is the job's state.
 """
 
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from wan_orchestration import progress
 from wan_orchestration.api import run_words
 from wan_orchestration.api.models import Job, JobList, Links, Progress, Status, Video
-from wan_orchestration.api.playable import playable
+from wan_orchestration.api.playable import playable, visible
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove
@@ -73,6 +74,11 @@ class Jobs:
         record = planned and self.instance.get_run_record_by_id(planned.run_id)
         return None if not record or _purged(key) in record.dagster_run.tags else record
 
+    def is_taken(self, key: str) -> bool:
+        """Whether there is anything of a job of that name: a folder, something that was made, a run."""
+        roots = (self.env.jobs_root, self.env.clips_root, self.env.videos_root)
+        return any(os.path.lexists(root / key) for root in roots) or self.record(key) is not None
+
     def page(self, status: Status | None, limit: int, before: int | None) -> JobList:
         """Jobs, those with the newest runs first; `before` is where the last page has stopped."""
         jobs, further = [], None
@@ -125,7 +131,8 @@ class Jobs:
         for root in (self.env.clips_root, self.env.videos_root):
             remove(root / key)
         progress.forget(self.env.progress_root, key)
-        remove(self._copy(key))
+        for suffix in ("mp4", "jpg"):
+            remove(self._copy(key, suffix))
 
     def output(self, key: str, name: str) -> Path:
         """A file of the finished job. Problem 404; 409: it has not succeeded (yet)."""
@@ -140,7 +147,7 @@ class Jobs:
         path = _inputs(self._folder(key)).get(name)
         if path is None:
             raise Problem(404, f"job {key} has no {name} any more")
-        return playable(path, self._copy(key)) if name == "driving" else path
+        return playable(path, self._copy(key, "mp4")) if name == "driving" else visible(path, self._copy(key, "jpg"))
 
     def log(self, key: str) -> Iterator[str]:
         """Lines of the log of the job's run. Problem 404."""
@@ -215,9 +222,9 @@ class Jobs:
             ),
         )
 
-    def _copy(self, key: str) -> Path:
-        """Of a pose clip that browsers cannot play."""
-        return self.env.data_root / "playable" / f"{key}.mp4"
+    def _copy(self, key: str, suffix: str) -> Path:
+        """Of an input that browsers cannot show."""
+        return self.env.data_root / "playable" / f"{key}.{suffix}"
 
     def _folder(self, key: str) -> JobFolder | None:
         try:

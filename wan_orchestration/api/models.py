@@ -80,7 +80,9 @@ class Upload(Settings):
     """The fields of a form that are not files."""
 
     name: str | None = Field(
-        None, pattern=f"^{KEY.pattern}$", description="Name of the new job folder; default: one made up from the time."
+        None,
+        pattern=f"^{KEY.pattern}$",
+        description="Name of the new job folder; default: that of its files.",
     )
 
 

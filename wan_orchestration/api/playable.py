@@ -1,32 +1,69 @@
-"""Videos that browsers can play."""
+"""Videos and pictures that browsers can show."""
 
 import tempfile
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wan_orchestration.video import iter_frames, probe, write_segment
+import cv2
+import numpy as np
+
+from wan_orchestration.formats import look
+from wan_orchestration.video import iter_frames, probe, read_image, write_poster, write_segment
 from wan_orchestration.video.reader import open_input
 
 ONE = threading.Lock()
 """Encoding takes all cores."""
 
+CONTAINERS = {"mp4", "mov", "webm"}
+CODECS = {"h264", "vp8", "vp9", "av1"}
+PIXELS = {"yuv420p", "yuvj420p"}
+PICTURES = {"png", "jpg", "webp", "gif", "bmp", "avif"}
+LARGEST = 1280
+"""px: the longer side of a copy."""
 
-def playable(path: Path, cache: Path) -> Path:
-    """The video itself, or where browsers cannot play it, as the lossless RGB of ready clips, a copy that they can.
+
+def playable(video: Path, cache: Path) -> Path:
+    """The video itself, or where not all browsers can play it, a copy that they can, an mp4 without sound.
 
     The copy is made once, at `cache`, and anew when the video has changed. BadInput: the video cannot be decoded.
     """
-    with open_input(path) as container:
-        stream = container.streams.video[0]
-        if stream.codec_context.pix_fmt != "gbrp":
-            return path
+    with open_input(video) as container:
+        codec = container.streams.video[0].codec_context
+        plays = codec.codec.canonical_name in CODECS and codec.pix_fmt in PIXELS
+    if plays and look(video)[1] in CONTAINERS:
+        return video
+    return _copied(video, cache, lambda copy: write_segment(copy, _frames(video), probe(video).fps))
+
+
+def visible(picture: Path, cache: Path) -> Path:
+    """As `playable` for a picture; the copy is a JPEG."""
+    if look(picture)[1] in PICTURES:
+        return picture
+    return _copied(picture, cache, lambda copy: write_poster(copy, _smaller(read_image(picture))))
+
+
+def _copied(original: Path, cache: Path, write: Callable[[Path], object]) -> Path:
     with ONE:
-        if cache.is_file() and cache.stat().st_mtime >= path.stat().st_mtime:
+        if cache.is_file() and cache.stat().st_mtime >= original.stat().st_mtime:
             return cache
         cache.parent.mkdir(parents=True, exist_ok=True)
         # Another server of the same data folder may be at it too.
         with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
-            copy = Path(folder) / "copy.mp4"
-            write_segment(copy, iter_frames(path), probe(path).fps)
+            copy = Path(folder) / cache.name
+            write(copy)
             copy.replace(cache)
     return cache
+
+
+def _frames(video: Path) -> Iterator[np.ndarray]:
+    for frame in iter_frames(video):
+        yield _smaller(frame)
+
+
+def _smaller(image: np.ndarray) -> np.ndarray:
+    """With sides that are even, as the codec has them, and no larger than a page needs."""
+    height, width = image.shape[:2]
+    scale = min(1, LARGEST / max(height, width))
+    size = [max(2, round(side * scale) // 2 * 2) for side in (width, height)]
+    return image if size == [width, height] else cv2.resize(image, size, interpolation=cv2.INTER_AREA)

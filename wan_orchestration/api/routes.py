@@ -174,14 +174,28 @@ def log(here: Here, job_id: JobId) -> StreamingResponse:
 Name = Literal["media", "poster", "preview"]
 OUTPUTS: dict[Name, str] = {"media": "video.mp4", "poster": "poster.jpg", "preview": "preview.webp"}
 TYPES = {
-    ".mp4": "video/mp4",
-    ".mov": "video/mp4",
-    ".webm": "video/webm",
-    ".mkv": "video/x-matroska",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".png": "image/png",
-    ".webp": "image/webp",
+    "mp4": "video/mp4",
+    "mov": "video/mp4",
+    "m4v": "video/mp4",
+    "webm": "video/webm",
+    "mkv": "video/x-matroska",
+    "avi": "video/x-msvideo",
+    "mpg": "video/mpeg",
+    "mpeg": "video/mpeg",
+    "ts": "video/mp2t",
+    "mts": "video/mp2t",
+    "m2ts": "video/mp2t",
+    "gif": "image/gif",
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+    "bmp": "image/bmp",
+    "heic": "image/heic",
+    "heif": "image/heif",
+    "avif": "image/avif",
+    "tif": "image/tiff",
+    "tiff": "image/tiff",
 }
 
 
@@ -218,7 +232,7 @@ def input_(request: Request, here: Here, job_id: JobId, name: Literal["reference
 def _file(request: Request, path: Path, filename: str | None) -> Response:
     response = FileResponse(
         path,
-        media_type=TYPES[path.suffix.lower()],
+        media_type=TYPES[path.suffix[1:].lower()],
         filename=filename,
         stat_result=path.stat(),
         content_disposition_type="inline",

@@ -4,11 +4,10 @@ import hashlib
 import json
 import threading
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,13 +22,12 @@ from wan_orchestration.api.uploads import Form
 from wan_orchestration.api.webhooks import check_webhook, webhook_tags
 from wan_orchestration.defs.jobs.runs import PRIORITY, Ask, run_tags
 from wan_orchestration.errors import BadInput
+from wan_orchestration.formats import VIDEO_SUFFIXES
 from wan_orchestration.job import Job as JobFolder
-from wan_orchestration.job import check_clips
+from wan_orchestration.job import check_clips, key_from
 from wan_orchestration.settings import ApiSettings, Environment
 from wan_orchestration.video import probe, read_image
 from wan_orchestration.video.reader import open_input
-
-STILLS = {".png", ".jpg", ".jpeg", ".webp", ".npz", ".json", ""}
 
 REQUEST = "wan/request"
 """Tag of a run: a hash of what was asked for."""
@@ -45,18 +43,19 @@ DECODING = threading.Semaphore(2)
 class Order:
     """One request for a video."""
 
-    key: str
+    ask: Ask
+    """The job, by which the `drop_folder` sensor knows that there has been a run for what its folder holds."""
     settings: Settings
     digest: str
     """Hash of the request."""
-    tags: dict[str, str]
-    """By which the `drop_folder` sensor knows that there has been a run for what the folder holds."""
     config: dict[str, Any] = field(default_factory=dict)
     """The run's config: settings that are not in the job's own `job.yaml`."""
     priority: int = 0
     idempotency_key: str | None = None
-    place: Callable[[], None] | None = None
-    """Brings the job folder to its place, where it is new."""
+    upload: Path | None = None
+    """A new job folder that is to be brought to its place."""
+    numbered: bool = False
+    """Whether the job gets a number behind its name where there is one of that name already."""
 
 
 class Submissions:
@@ -80,9 +79,8 @@ class Submissions:
         given = {"generated_video": generate, "preprocessed_clips": preprocess}
         ops = {op: {"config": config} for op, config in given.items() if config}
         order = Order(
-            key=key,
+            ask=Ask.of(folder),
             settings=submission,
-            tags=run_tags([Ask.of(folder)]),
             digest=_digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
             config={"ops": ops} if ops else {},
             priority=folder.file.priority if submission.priority is None else submission.priority,
@@ -97,79 +95,86 @@ class Submissions:
         except ValidationError as error:
             raise Problem(422, "some fields cannot be used", field_problems(error.errors())) from None
         self._check_settings(settings)
-        uploads.furnish(form, settings)
-        if settings.name is not None:
-            key = settings.name
-        elif idempotency_key is not None:
-            key = f"upload-{_digest(idempotency_key)[:12]}"
-        else:
-            key = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(3)}"
-        folder = JobFolder.open(form.folder, key)
-        self._check_contents(folder, {}, {})
+        names = [form.client_names.get(name, "") for name in ("reference", "src_ref", "driving", "src_pose")]
+        made_up = key_from(*names) or f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        try:
+            uploads.furnish(form, settings)
+            folder = JobFolder.open(form.folder, settings.name or made_up)
+            self._check_contents(folder, {}, {})
+        except BadInput as error:
+            raise form.refusal(error) from None
         (form.folder / UPLOADED).touch()
-        target = self.env.jobs_root / key
-
-        def place() -> None:
-            if target.exists():
-                detail = f"there is a job of the name {key} already"
-                raise Problem(409, detail, [FieldProblem(field="name", detail=detail)])
-            form.folder.rename(target)
-
         order = Order(
-            key=key,
+            ask=Ask.of(folder),
             settings=settings,
-            tags=run_tags([Ask.of(folder)]),
             digest=_digest([form.digest, settings.model_dump(mode="json", exclude_none=True)]),
             priority=settings.priority or 0,
             idempotency_key=idempotency_key,
-            place=place,
+            upload=form.folder,
+            numbered=settings.name is None,
         )
         return self._submit(order)
 
     def _submit(self, order: Order) -> Job:
         run_id = str(uuid.uuid5(NAMESPACE, order.idempotency_key) if order.idempotency_key else uuid.uuid4())
         with self.queue.turn():
-            if not self._known(order, run_id):
+            key = self._known(order, run_id)
+            if key is None:
                 if self.jobs.waiting() >= self.api.max_queued:
                     raise Problem(429, f"{self.api.max_queued} jobs are waiting already", headers={"Retry-After": "60"})
+                if order.numbered:
+                    order.ask = replace(order.ask, key=self._free(order.ask.key))
+                key = order.ask.key
                 self._start(order, run_id)
-        return self.jobs.get(order.key)
+        return self.jobs.get(key)
 
-    def _known(self, order: Order, run_id: str) -> bool:
-        """Whether this request was taken in before. Problem: it is at odds with one that was."""
+    def _free(self, key: str) -> str:
+        """The key, or the first of `key-2`, `key-3`, ... that no job has or has had."""
+        numbered = (f"{key}-{number}" for number in count(2))
+        return next(name for name in chain([key], numbered) if not self.jobs.is_taken(name))
+
+    def _known(self, order: Order, run_id: str) -> str | None:
+        """The job as which this request was taken in before. Problem: it is at odds with one that was."""
+        key = order.ask.key
         if order.idempotency_key:
             run = self.queue.instance.get_run_by_id(run_id)
             if run and run.tags.get(REQUEST) != order.digest:
                 raise Problem(422, "this Idempotency-Key came with another request before; use a new one")
             if run:
-                return True
-        record = self.jobs.record(order.key)
-        if record is None or order.place:
-            return False
+                return run.tags["dagster/partition"]
+        record = self.jobs.record(key)
+        if record is None or order.upload:
+            return None
         if record.dagster_run.is_finished and not record.dagster_run.is_complete_and_waiting_to_retry:
-            return False
+            return None
         known = record.dagster_run.tags.get(REQUEST)
         # A run that a sensor or a person has started goes by the job's own settings.
         plain = not order.config and not order.settings.webhook_url
         if known != order.digest and not (known is None and plain):
-            raise Problem(
-                409, f"job {order.key} has not ended yet, and was asked for with other settings; cancel it first"
-            )
-        return True
+            raise Problem(409, f"job {key} has not ended yet, and was asked for with other settings; cancel it first")
+        return key
 
     def _start(self, order: Order, run_id: str) -> None:
-        tags = {**order.tags, PRIORITY: str(order.priority), REQUEST: order.digest}
+        key = order.ask.key
+        tags = {**run_tags([order.ask]), PRIORITY: str(order.priority), REQUEST: order.digest}
         if order.settings.webhook_url:
             tags |= webhook_tags(str(order.settings.webhook_url))
-        self.queue.create(order.key, run_id, order.config, tags)
+        self.queue.create(key, run_id, order.config, tags)
         try:
             # Only now, so that the sensor that watches the folders never meets one without a run.
-            if order.place:
-                order.place()
+            if order.upload:
+                self._place(order.upload, key)
         except BaseException:
             self.queue.instance.delete_run(run_id)
             raise
-        self.queue.submit(order.key, run_id)
+        self.queue.submit(key, run_id)
+
+    def _place(self, folder: Path, key: str) -> None:
+        target = self.env.jobs_root / key
+        if target.exists():
+            detail = f"there is a job of the name {key} already"
+            raise Problem(409, detail, [FieldProblem(field="name", detail=detail)])
+        folder.rename(target)
 
     def _check_settings(self, settings: Settings) -> None:
         for value in settings.generate_given().get("lora", []):
@@ -183,7 +188,7 @@ class Submissions:
         job.preprocess_settings(**preprocess)
         with DECODING:
             for path in job.inputs.values():
-                if path.suffix.lower() not in STILLS:
+                if path.suffix[1:].lower() in VIDEO_SUFFIXES:
                     self._check_size(path)
             if job.kind == "clips":
                 clips = check_clips(job.folder, settings.mode, settings.refert_num)
@@ -194,7 +199,7 @@ class Submissions:
         for info in videos:
             if info.duration > self.api.max_video_seconds:
                 raise BadInput(
-                    f"{info.path.name}: lasts {info.duration:.1f} s, expected at most {self.api.max_video_seconds:g} s"
+                    f"{info.path}: lasts {info.duration:.1f} s, expected at most {self.api.max_video_seconds:g} s"
                 )
 
     def _check_size(self, path: Path) -> None:
@@ -203,7 +208,7 @@ class Submissions:
             for stream in container.streams.video:
                 if stream.width * stream.height > self.api.max_video_pixels:
                     raise BadInput(
-                        f"{path.name}: frames of {stream.width}x{stream.height}, "
+                        f"{path}: frames of {stream.width}x{stream.height}, "
                         f"expected at most {self.api.max_video_pixels / 1e6:.1f} million pixels"
                     )
 

@@ -16,9 +16,12 @@ from multipart import MultipartError, ParserLimitReached, PushMultipartParser, p
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
+from wan_orchestration.api.confine import without_paths
 from wan_orchestration.api.models import Upload
 from wan_orchestration.api.problems import FieldProblem, Problem
+from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove
+from wan_orchestration.formats import A_PICTURE, A_VIDEO, look
 from wan_orchestration.job import CLIPS, JOB_FILE, RAW, REPLACEMENT_CLIPS
 
 SILENCE_SECONDS = 60
@@ -28,6 +31,7 @@ JSON_BYTES = 2**20
 FIELD_BYTES = 2**16
 WRITE_BYTES = 2**20
 PARTS = 100
+NAME_LENGTH = 100
 
 FILES = {**{name: name for name in RAW}, **CLIPS, **REPLACEMENT_CLIPS}
 """Names of the form's files, and of those in the job folder; raw ones receive a suffix by what they hold."""
@@ -35,9 +39,6 @@ FILES = {**{name: name for name in RAW}, **CLIPS, **REPLACEMENT_CLIPS}
 LISTS = {"lora"}
 TEXTS = {"name", "prompt", "negative_prompt", "webhook_url"}
 """Fields that are text as they are; others may be numbers, true and false, or JSON."""
-
-SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"RIFF": "webp", b"\x1a\x45\xdf\xa3": "mkv"}
-"""By the first bytes. Other videos are mp4 or mov, which read alike; decoding tells whether that is so."""
 
 ABANDONED_SECONDS = 24 * 3600
 
@@ -49,8 +50,29 @@ class Form:
     folder: Path
     fields: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    client_names: dict[str, str] = field(default_factory=dict)
+    """What the client calls its files."""
     digest: str = ""
     """SHA-256 over names and contents of the files."""
+
+    def label(self, name: str) -> str:
+        """A file as its client knows it, `driving (dance.mp4)`."""
+        return f"{name} ({self.client_names[name]})" if self.client_names.get(name) else name
+
+    def refusal(self, error: BadInput) -> Problem:
+        """An error of the job folder in words of the form: its fields in place of files of the server."""
+        text = str(error)
+        for name, path in self.files.items():
+            text = text.replace(str(path), self.label(name))
+        for place in (f"{self.folder / JOB_FILE}: generate.", f"{self.folder / JOB_FILE}: "):
+            text = text.replace(place, "")
+        text = without_paths(text.replace(str(self.folder), "the form"))
+        fields = [
+            FieldProblem(field=name, detail=text.removeprefix(f"{name} ").replace(f"({client})", client, 1))
+            for name, client in self.client_names.items()
+            if text.startswith(f"{self.label(name)}: ")
+        ]
+        return Problem(422, text, fields)
 
 
 async def read(request: Request, limit: int) -> bytes:
@@ -90,7 +112,7 @@ async def receive(request: Request, root: Path, limit: int) -> Form:
     Problem 413: more than `limit` bytes; 415, 422: not a form, or one with parts that are not known.
     """
     root.mkdir(parents=True, exist_ok=True)
-    form = Form(Path(mkdtemp(prefix=".upload-", dir=root)))
+    form = Form(Path(mkdtemp(prefix=".upload-", dir=root.absolute())))
     form.folder.chmod(0o755)
     try:
         await _Receiver(form).run(request, limit)
@@ -138,6 +160,7 @@ class _Receiver:
             if filename is None:
                 raise _bad(name, "found text, expected a file")
             self.form.files[name] = path = self.form.folder / FILES[name]
+            self.form.client_names[name] = _base(filename)
             self.file, self.digest = path.open("xb"), hashlib.sha256()
         elif filename is not None:
             raise _bad(name, f"found a file, which may be named {', '.join(FILES)}")
@@ -176,6 +199,12 @@ class _Receiver:
             self.form.fields[self.name] = text if self.name in TEXTS else _value(text)
 
 
+def _base(filename: str) -> str:
+    """The last part of a path of whatever system, as it may be shown."""
+    base = filename.replace("\\", "/").rpartition("/")[2]
+    return "".join(letter for letter in base if letter.isprintable())[:NAME_LENGTH]
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -189,16 +218,13 @@ def _bad(name: str, detail: str) -> Problem:
 
 
 def furnish(form: Form, settings: Upload) -> None:
-    """Make a job folder of a form's files and settings; whether it can be used is for others to say."""
+    """Make a job folder of a form's files and settings; whether it can be used is for others to say.
+
+    BadInput: a file that is neither a video nor a picture.
+    """
     for name, path in form.files.items():
         if name in RAW:
-            with path.open("rb") as content:
-                head = content.read(4)
-            suffix = next((s for magic, s in SUFFIXES.items() if head.startswith(magic)), "mp4")
-            if suffix not in RAW[name]:
-                expected = "a video (mp4, mov, webm, mkv)" if name == "driving" else "a picture (png, jpeg, webp)"
-                raise _bad(name, f"expected {expected}, found something else")
-            path.rename(path.with_name(f"{name}.{suffix}"))
+            form.files[name] = path.rename(path.with_name(f"{name}.{_suffix(form, name)}"))
     generate = settings.generate_given()
     content = {
         "mode": generate.pop("mode", None),
@@ -208,6 +234,17 @@ def furnish(form: Form, settings: Upload) -> None:
     }
     given = {name: value for name, value in content.items() if value}
     (form.folder / JOB_FILE).write_text(yaml.safe_dump(given, allow_unicode=True, sort_keys=False), "utf-8")
+
+
+def _suffix(form: Form, name: str) -> str:
+    """By the first bytes of a file; by the client's name of it where they do not tell. BadInput: not of the kind."""
+    found, suffix = look(form.files[name])
+    given = Path(form.client_names[name]).suffix[1:].lower()
+    if suffix is None and given in RAW[name]:
+        return given
+    if not suffix or suffix not in RAW[name]:
+        raise BadInput(f"{form.files[name]}: found {found}, expected {A_VIDEO if name == 'driving' else A_PICTURE}")
+    return suffix
 
 
 def sweep(root: Path) -> None:

@@ -1,47 +1,98 @@
 """Single pictures in and out."""
 
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import pillow_heif
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
+from wan_orchestration.formats import A_PICTURE, PICTURE_SUFFIXES, look
+from wan_orchestration.video.srgb import to_srgb
 
 MAX_PIXELS = 100_000_000
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
+"""AVIF first: the reader of HEIF takes both, and decodes one."""
+
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture: turned upright by its EXIF data, transparency laid on white.
+    """(H, W, 3) uint8 sRGB of a picture: turned upright by its EXIF data, transparency laid on white.
 
-    BadInput: missing, not a png, jpeg, webp or bmp picture, damaged, more than 100 million pixels.
+    Of an animation it is the first frame; of a picture with a gain map, the picture for standard displays.
+
+    BadInput: missing, not a picture, damaged, more than 100 million pixels, more than 16 bits a sample.
     """
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        with warnings.catch_warnings():
-            # The limit is our own, below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadInput(
-                        f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS // 10**6} million "
-                        "are accepted; make it smaller"
-                    )
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                if upright.has_transparency_data:
-                    white = Image.new("RGBA", upright.size, "white")
-                    upright = Image.alpha_composite(white, upright.convert("RGBA"))
-                return np.asarray(upright.convert("RGB"))
+        # The limit is our own; what else is said is of flaws in data that are not used.
+        with warnings.catch_warnings(action="ignore"):
+            return np.asarray(_open(path))
+    except BadInput:
+        raise
     except PermissionError:
         raise BadInput(f"{path}: no permission to read this file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{path}: not a whole png, jpeg, webp or bmp picture ({error})") from None
+    except (OSError, EOFError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        found, suffix = look(path)
+        if suffix not in PICTURE_SUFFIXES:
+            raise BadInput(f"{path}: found {found}, expected {A_PICTURE}") from None
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise BadInput(
+            f"{path}: found {found} that is damaged or of a kind that cannot be read{reason}; save it anew"
+        ) from None
+
+
+def _open(path: Path) -> Image.Image:
+    pillow_heif.register_heif_opener()
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise BadInput(
+                f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS // 10**6} million "
+                "are accepted; make it smaller"
+            )
+        image.load()
+        if image.mode in ("I", "F"):
+            raise BadInput(f"{path}: found 32 bits a sample, expected 8 or 16; save it with fewer")
+        colour, alpha = _planes(image)
+        colour = to_srgb(path, image, colour)
+        if alpha:
+            white = Image.new("RGB", colour.size, "white")
+            white.paste(colour, mask=alpha)
+            colour = white
+        orientation = _orientation(image)
+    colour.info = {}
+    colour.getexif()[Base.Orientation] = orientation
+    return ImageOps.exif_transpose(colour)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As in EXIF, 1 to 8. Readers of HEIC and TIFF have turned the picture already, and say 1."""
+    try:
+        return image.getexif().get(Base.Orientation, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
+        # Damaged data about a picture do not make it unusable.
+        return 1
+
+
+def _planes(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours of a picture as L, RGB or CMYK with 8 bits, and its transparency as L."""
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        clear = image.info.get("transparency")
+        alpha = None if clear is None else Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8))
+        return Image.fromarray(((deep + np.uint32(128)) // 257).astype(np.uint8)), alpha
+    if image.has_transparency_data:
+        image = image.convert("LA" if image.mode in ("LA", "La") else "RGBA")
+        return image.convert(image.mode[:-1]), image.getchannel("A")
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image, None
+    return image.convert("L" if image.mode == "1" else "RGB"), None
 
 
 def write_poster(path: Path, frame: np.ndarray) -> None:

@@ -91,6 +91,11 @@ function show(drop) {
   preview.src = URL.createObjectURL(file);
   if (preview.tagName === "VIDEO") Object.assign(preview, { muted: true, loop: true, autoplay: true, playsInline: true });
   else preview.alt = "The picture that was chosen";
+  // Not every browser shows what the server can read.
+  preview.addEventListener("error", () => {
+    URL.revokeObjectURL(preview.src);
+    preview.remove();
+  });
   drop.prepend(preview);
 }
 

@@ -40,7 +40,7 @@ job_settings = dg.AssetSpec(
 
 rejected_folders = dg.AssetSpec(
     "rejected_folders",
-    description="Folders in `data/jobs` that cannot be made into videos as they are, and why. "
+    description="Folders and files in `data/jobs` that cannot be made into videos as they are, and why. "
     "Each is taken up once it has been mended.",
     group_name="animation",
     kinds={"file"},
@@ -81,11 +81,11 @@ def versions(job: Job, fingerprint: str | None = None) -> dict[str, str]:
 
 
 def rejected(reasons: Mapping[str, str]) -> dg.AssetMaterialization:
-    """The table of folders that cannot be used, by name."""
-    schema = dg.TableSchema([dg.TableColumn("folder"), dg.TableColumn("reason")])
-    rows = [dg.TableRecord({"folder": folder, "reason": reason}) for folder, reason in reasons.items()]
+    """The table of folders and files that cannot be used, by name."""
+    schema = dg.TableSchema([dg.TableColumn("name"), dg.TableColumn("reason")])
+    rows = [dg.TableRecord({"name": name, "reason": reason}) for name, reason in reasons.items()]
     return dg.AssetMaterialization(
-        rejected_folders.key, metadata={"folders": len(rows), "table": dg.MetadataValue.table(rows, schema)}
+        rejected_folders.key, metadata={"rejected": len(rows), "table": dg.MetadataValue.table(rows, schema)}
     )
 
 

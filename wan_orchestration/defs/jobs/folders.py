@@ -2,12 +2,11 @@
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PARTIAL = re.compile(r"\..+\.[A-Za-z0-9]{6}|.+\.(part|partial|filepart|crdownload|tmp)|.+~")
-"""Names that rsync (`.name.a1B2c3`), browsers and copy programs give to files that are not whole yet."""
+from wan_orchestration.formats import PARTIAL
+
 PARTIAL_SECONDS = 900.0
 """After so long without a change a partial file is one that was left behind."""
 

@@ -11,6 +11,7 @@ import dagster as dg
 from wan_orchestration import hub
 from wan_orchestration.defs.jobs.assets import observe, rejected
 from wan_orchestration.defs.jobs.folders import FolderState, scan
+from wan_orchestration.defs.jobs.loose import loose
 from wan_orchestration.defs.jobs.memory import Known, Memory
 from wan_orchestration.defs.jobs.runs import Ask, already_run, at_work, group, make_videos, request, urgency
 from wan_orchestration.defs.partitions import jobs, without_output
@@ -29,7 +30,7 @@ CONSIDERED = 500
 STARTED = 8
 """Jobs whose runs are started, or as many as one run has."""
 LISTED = 20
-"""Folders named in the sensor's tick."""
+"""Folders and files named in the sensor's tick."""
 
 
 @dataclass
@@ -51,8 +52,8 @@ class Reading:
 def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Makes each complete job folder a partition and starts a run for it, and again when its content changes.
 
-    Folders that cannot be used are listed here and in `rejected_folders`. The partition of a folder that is gone goes
-    too, unless there is output for it.
+    Folders that cannot be used, and files beside them, are listed here and in `rejected_folders`. The partition of a
+    folder that is gone goes too, unless there is output for it.
     """
     settings, instance, root = validate(DropSettings, {}), context.instance, environment().jobs_root
     if not root.is_dir():
@@ -86,6 +87,7 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
         memory.write(instance)
 
     reasons = {name: known.reason for name, known in sorted(memory.folders.items()) if known.reason}
+    reasons |= loose(root, time.time() - settings.settle_seconds)
     table_of = hashlib.sha256(repr(reasons).encode()).hexdigest()[:16] if reasons else ""
     said = [
         f"{len(folders)} job folders, {len(folders) - len(reading.still)} of them being copied, {len(new)} new, "

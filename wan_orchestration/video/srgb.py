@@ -1,0 +1,182 @@
+"""Colours of pictures, as sRGB, which the models know.
+
+What a picture says of its colours is taken from the first of these that it has: code points of ITU-T H.273 (PNG's
+cICP, an ICC profile's `cicp`, the `nclx` of HEIC and AVIF), an ICC profile, PNG's gAMA and cHRM. Else it is sRGB.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from functools import cache
+from io import BytesIO
+from itertools import product
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pillow_heif
+from av.video.reformatter import Interpolation
+from PIL import Image, ImageCms
+
+from wan_orchestration.video.tonemap import to_sdr
+
+log = logging.getLogger(__name__)
+
+BAND = 256
+"""Rows that are converted at once: floating point takes much memory."""
+
+EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+"""As for videos: libswscale's default is quicker and darkens by 1/255."""
+
+Points = tuple[float, float, float, float, float, float]
+"""x and y of red, green and blue in the CIE 1931 diagram."""
+
+D65 = (0.3127, 0.329)
+REC_709: Points = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+# Code points of ITU-T H.273.
+PRIMARIES: dict[int, Points] = {
+    5: (0.64, 0.33, 0.29, 0.6, 0.15, 0.06),
+    6: (0.63, 0.34, 0.31, 0.595, 0.155, 0.07),
+    9: (0.708, 0.292, 0.17, 0.797, 0.131, 0.046),
+    12: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
+}
+GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
+"""Other transfers of standard range are shown as sRGB by viewers of pictures, BT.709's own too."""
+HDR = {16, 18}
+"""PQ and HLG."""
+
+SRGB = ImageCms.createProfile("sRGB")
+MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
+"""Colour spaces of ICC profiles, and the pictures that they are for."""
+
+
+def to_srgb(path: Path, image: Image.Image, colour: Image.Image) -> Image.Image:
+    """`colour`, the pixels of the opened picture as L, RGB or CMYK with 8 bits, as RGB in sRGB.
+
+    A profile that cannot be used is left out of account, with a line in the log.
+    """
+    codes = _codes(path, image)
+    if codes and codes[1] in HDR:
+        return Image.fromarray(_tone_mapped(_deep(path, image, colour), codes[1]))
+    if not codes and (profile := image.info.get("icc_profile")):
+        try:
+            colour = _by_profile(colour, profile)
+        except (ImageCms.PyCMSError, OSError, ValueError) as error:
+            log.warning("%s: its colour profile cannot be used (%s), the picture is taken as sRGB", path, error)
+    colour = colour.convert("RGB")
+    primaries, gamma = _primaries(image, codes)
+    if primaries == REC_709 and gamma is None:
+        return colour
+    return Image.fromarray(_from_primaries(np.asarray(colour), primaries, gamma))
+
+
+def _codes(path: Path, image: Image.Image) -> tuple[int, int] | None:
+    """Code points of primaries and transfer."""
+    profile = image.info.get("icc_profile") or b""
+    found = None
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            found = re.search(rb"\0\0\0\x04cICP(.)(.)", file.read(2**20).partition(b"IDAT")[0], re.DOTALL)
+    found = found or re.search(rb"cicp\0{4}(.)(.)", profile, re.DOTALL)
+    if found:
+        return found[1][0], found[2][0]
+    said = image.info.get("nclx_profile")
+    if image.format == "AVIF" and not profile:
+        # Pillow does not tell it.
+        with contextlib.suppress(OSError, ValueError, RuntimeError, EOFError, SyntaxError):
+            said = pillow_heif.open_heif(path).info.get("nclx_profile")
+    return (said["color_primaries"], said["transfer_characteristics"]) if said and not profile else None
+
+
+def _primaries(image: Image.Image, codes: tuple[int, int] | None) -> tuple[Points, float | None]:
+    """Primaries, and the gamma where it is not sRGB's curve."""
+    if codes:
+        return PRIMARIES.get(codes[0], REC_709), GAMMAS.get(codes[1])
+    if image.format != "PNG" or image.info.keys() & {"icc_profile", "srgb"}:
+        return REC_709, None
+    gamma = image.info.get("gamma") or 1 / 2.2
+    points = image.info.get("chromaticity", (*D65, *REC_709))[2:]
+    # 1/2.2 is how sRGB is written there.
+    return (
+        REC_709 if np.allclose(points, REC_709, atol=0.002) else points,
+        None if abs(gamma - 1 / 2.2) < 0.005 else 1 / gamma,
+    )
+
+
+def _by_profile(colour: Image.Image, profile: bytes) -> Image.Image:
+    mode = MODES.get(profile[16:20])
+    # Cameras give pictures in grey a profile for RGB.
+    if mode is None or (mode != "RGB" and mode != colour.mode):
+        raise ValueError(f"it is for {profile[16:20].decode('ascii', 'replace')}, the picture is {colour.mode}")
+    colour = colour.convert(mode)
+    transform = ImageCms.buildTransform(ImageCms.ImageCmsProfile(BytesIO(profile)), SRGB, mode, "RGB")
+    if mode == "RGB":
+        probe = _probe()
+        changed = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int) - np.asarray(probe)
+        # sRGB by whatever name; what would be left is rounding.
+        if np.abs(changed).max() <= 2:
+            return colour
+    converted = ImageCms.applyTransform(colour, transform)
+    assert converted is not None
+    return converted
+
+
+@cache
+def _probe() -> Image.Image:
+    """All colours of nine levels."""
+    return Image.fromarray(np.array(list(product(np.linspace(0, 255, 9), repeat=3)), np.uint8)[None])
+
+
+def _from_primaries(rgb: np.ndarray, primaries: Points, gamma: float | None) -> np.ndarray:
+    """(H, W, 3) uint8 sRGB of (H, W, 3) uint8 in other primaries with the white D65."""
+    signal = np.linspace(0, 1, 256)
+    linear = _srgb_to_light(signal) if gamma is None else signal**gamma
+    matrix = (np.linalg.inv(_to_xyz(REC_709)) @ _to_xyz(primaries)).astype(np.float32)
+    light = np.linspace(0, 1, 4096)
+    encoded = np.round(255 * np.interp(light, _srgb_to_light(np.linspace(0, 1, 4096)), np.linspace(0, 1, 4096)))
+    table, linear, out = encoded.astype(np.uint8), linear.astype(np.float32), np.empty_like(rgb)
+    for rows in _bands(len(rgb)):
+        converted = np.clip(cv2.transform(linear[rgb[rows]], matrix), 0, 1)
+        out[rows] = table[(converted * 4095 + 0.5).astype(np.uint16)]
+    return out
+
+
+def _srgb_to_light(signal: np.ndarray) -> np.ndarray:
+    return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+
+
+def _to_xyz(primaries: Points) -> np.ndarray:
+    """(3, 3): linear RGB to XYZ, with the white D65 (SMPTE RP 177)."""
+    x, y = np.array(primaries).reshape(3, 2).T
+    columns = np.stack([x / y, np.ones(3), (1 - x - y) / y])
+    white = np.array([D65[0] / D65[1], 1, (1 - D65[0] - D65[1]) / D65[1]])
+    return columns * np.linalg.solve(columns, white)
+
+
+def _deep(path: Path, image: Image.Image, colour: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint16, full range, of an HDR picture; 8 bits made wider where no more can be read."""
+    deep = None
+    if image.format == "HEIF":
+        deep = np.asarray(pillow_heif.open_heif(path, convert_hdr_to_8bit=False))
+    else:
+        options = {"format_whitelist": "png_pipe,mov", "protocol_whitelist": "file"}
+        with av.open(str(path.absolute()), options=options) as container:
+            frame = next(container.decode(video=0))
+            deep = frame.reformat(format="gbrp16le", interpolation=EXACT).to_ndarray()
+    if deep.dtype == np.uint16 and deep.ndim == 3 and deep.shape[:2] == (colour.height, colour.width):
+        return deep[..., :3]
+    # FFmpeg gives one tile of an AVIF that has several.
+    return np.asarray(colour.convert("RGB")).astype(np.uint16) * 257
+
+
+def _tone_mapped(deep: np.ndarray, transfer: int) -> np.ndarray:
+    out = np.empty(deep.shape, np.uint8)
+    for rows in _bands(len(deep)):
+        out[rows] = to_sdr(np.ascontiguousarray(deep[rows]), transfer)
+    return out
+
+
+def _bands(height: int) -> Iterator[slice]:
+    yield from (slice(start, start + BAND) for start in range(0, height, BAND))

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wan_orchestration.errors import BadInput, unknown_key, validate
 from wan_orchestration.files import replacing
-from wan_orchestration.settings import GenerateSettings, Mode, PreprocessSettings
+from wan_orchestration.settings import GenerateSettings, Mode, PreprocessSettings, take_in
 
 if TYPE_CHECKING:
     from wan_orchestration.video import VideoInfo
@@ -161,7 +161,7 @@ def _settings(
             return field
         return f"{path}: {field}" if field == "mode" else f"{path}: {block}.{field}".rstrip(".")
 
-    return validate(model, ({} if mode is None else {"mode": mode}) | given | overrides, name)
+    return take_in(model, ({} if mode is None else {"mode": mode}) | given | overrides, name)
 
 
 def _find_inputs(

@@ -17,6 +17,7 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import safe_open
 from torch import Tensor
 
+from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.snapshot import TRANSFORMER
 
@@ -228,6 +229,8 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         raise BadInput(f"{file}: cannot be read as a PyTorch weight file: {_first_line(error)}") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from wan_orchestration.job import Job
+from wan_orchestration.job import Job, take_in
 from wan_orchestration.messages import AnyRequest, PreprocessRequest, Request, Result, Task
-from wan_orchestration.settings import GenerateSettings, PreprocessSettings, take_in
+from wan_orchestration.settings import GenerateSettings, PreprocessSettings
 
 VARIABLES = {
     "WAN_DEFAULT_SAMPLING_STEPS": "3",

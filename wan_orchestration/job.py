@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -20,7 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wan_orchestration.errors import BadInput, unknown_key, validate
 from wan_orchestration.files import replacing
-from wan_orchestration.settings import GenerateSettings, Mode, PreprocessSettings, take_in
+from wan_orchestration.settings import (
+    GenerateSettings,
+    GenerateVariables,
+    Mode,
+    PreprocessSettings,
+    PreprocessVariables,
+)
 
 if TYPE_CHECKING:
     from wan_orchestration.video import VideoInfo
@@ -146,6 +152,12 @@ def _read_job_file(path: Path) -> JobFile:
             f"{path}: found a {type(content).__name__}, expected a mapping with {', '.join(JobFile.model_fields)}"
         )
     return validate(JobFile, content, lambda field: f"{path}: {field}")
+
+
+def take_in(model: type[Settings], given: Mapping[str, Any], name: Callable[[str], str] = str) -> Settings:
+    """A job's settings: what is given, over the environment, over the defaults. BadInput, as by `validate`."""
+    variables = GenerateVariables if issubclass(model, GenerateSettings) else PreprocessVariables
+    return model.model_validate(validate(variables, given, name).model_dump())
 
 
 def _settings(

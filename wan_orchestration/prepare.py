@@ -12,7 +12,8 @@ from pathlib import Path
 from wan_orchestration import hub
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.flags import Parser, add_settings, given_settings
-from wan_orchestration.settings import Environment, PreprocessSettings, environment, take_in
+from wan_orchestration.job import take_in
+from wan_orchestration.settings import Environment, PreprocessSettings, environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -191,9 +192,9 @@ class Runner:
 
     def _start_anew(self, plan: Plan, work: Work, identity: str, result: Result) -> None:
         """Drop clips that those to come would differ from. OutOfMemoryError: there are some, and are to be kept."""
-        reason, done = None, len(work.clips)
-        if done:
-            reason = f"only placement tiled has memory enough, and its seams would begin after clip {done} of {plan.count}"
+        reason, place = None, f"clip {len(work.clips)} of {plan.count}"
+        if work.clips:
+            reason = f"only placement tiled has memory enough, and its seams would begin after {place}"
             if plan.task.settings.tiled_fallback == "fail":
                 raise torch.OutOfMemoryError(
                     f"{reason}. The finished clips are kept: run the job again when there is more memory, or with "
@@ -292,18 +293,20 @@ class Runner:
     ) -> dict[bool, str]:
         """A hash of everything that decides the frames, by whether they have the seams of bands, as far as they may."""
         settings, packages = task.settings, ["av", "diffusers", "torch", "transformers"]
+        packages += ["torchao"] if settings.quantization != "off" and find_spec("torchao") else []
         names = list(WAYS) if settings.placement == "auto" else [settings.placement]
         files = [clips.reference, *(lora.file for lora in loras)]
         files += [info.path for info in (clips.pose, clips.face, clips.background, clips.mask) if info]
-        facts = {
-            "settings": settings.decisive() | {"dtype": str(dtype), "tf32": wants_tf32(settings, device, dtype)},
+        facts = settings.decisive() | {
+            "dtype": str(dtype),
+            "tf32": wants_tf32(settings, device, dtype),
             "versions": [version(package) for package in packages],
             "exact": task.save_frames is not None,
             "files": [_digest(file) for file in files],
             "snapshot": self.snapshot.fingerprint,
         }
         return {
-            seams: hashlib.sha256(json.dumps(facts | {"seams": seams}, sort_keys=True).encode()).hexdigest()
+            seams: hashlib.sha256(json.dumps(facts | {"tiled": seams}, sort_keys=True).encode()).hexdigest()
             for seams in sorted({has_seams(name, clips.pose.height, self.ranks.size) for name in names})
         }
 

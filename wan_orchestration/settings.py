@@ -3,21 +3,18 @@
 Precedence, highest first: what is passed (flags, run config, then `job.yaml`), the `WAN_*` environment, the
 defaults below. pydantic-settings does the last two: a field given to the constructor wins over its variable.
 
-How a job is made (`GenerateSettings`, `PreprocessSettings`) is also written down and sent to other machines, so those two
-models read no environment. `take_in` does, where a job comes in, and what it gives has every field filled in.
+How a job is made (`GenerateSettings`, `PreprocessSettings`) is also written down and sent to other machines, so those
+two models read no environment. `job.take_in` does, where a job comes in; what it gives has every field filled in.
 """
 
 import os
 import re
-from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from wan_orchestration.errors import validate
 
 PROMPT = "视频中的人在做动作"
 NEGATIVE_PROMPT = (
@@ -281,8 +278,8 @@ class GenerateSettings(BaseModel):
     )
     tiled_fallback: Literal["restart", "fail"] = Field(
         "restart",
-        description="With placement auto, when only tiled has memory enough in the middle of a video. restart: make the "
-        "finished clips anew, so that all clips are alike; fail: stop, and keep them for a run with more memory.",
+        description="With placement auto, when only tiled has memory enough in the middle of a video. restart: make "
+        "the finished clips anew, so that all clips are alike; fail: stop, and keep them for a run with more memory.",
     )
     quantization: Quantization = Field(
         "off",
@@ -474,21 +471,16 @@ class PreprocessSettings(BaseModel):
         return self
 
 
-class _GenerateVariables(GenerateSettings, BaseSettings):
+class GenerateVariables(GenerateSettings, BaseSettings):
+    """Settings whose missing fields come from `WAN_DEFAULT_*` variables."""
+
     model_config = SettingsConfigDict(env_prefix="WAN_DEFAULT_")
 
 
-class _PreprocessVariables(PreprocessSettings, BaseSettings):
+class PreprocessVariables(PreprocessSettings, BaseSettings):
+    """Settings whose missing fields come from `WAN_PREPROCESS_*` variables."""
+
     model_config = SettingsConfigDict(env_prefix="WAN_PREPROCESS_")
-
-
-S = TypeVar("S", GenerateSettings, PreprocessSettings)
-
-
-def take_in(model: type[S], given: Mapping[str, Any], name: Callable[[str], str] = str) -> S:
-    """A job's settings: what is given, over the environment, over the defaults. BadInput, as by `validate`."""
-    variables = _GenerateVariables if issubclass(model, GenerateSettings) else _PreprocessVariables
-    return model.model_validate(validate(variables, given, name).model_dump())
 
 
 def from_variables(model: type[BaseModel], prefix: str, exclude: set[str]) -> type[BaseSettings]:

@@ -105,7 +105,7 @@ def frames(path):
     "ranks", [2, pytest.param(3, marks=pytest.mark.heavy), pytest.param(4, marks=pytest.mark.heavy)]
 )
 def test_ranks_make_the_video_of_one(ranks, launch, request_of):
-    """With whole and sharded weights; then rank 1 has no memory, and at last it raises, while the others wait for it."""
+    """With whole and sharded weights; then rank 1 has no memory, and at last it raises, while others wait for it."""
     request = request_of(*JOBS)
     alone = runner.run(request, Silent())
     assert [result.error for result in alone] == [None] * len(JOBS)

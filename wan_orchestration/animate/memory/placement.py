@@ -129,6 +129,7 @@ def choose(ways: list[Placement], vram: int, ram: int) -> list[Placement]:
 
 def out_of_memory(error: BaseException, tried: Placement, clip: ClipShape) -> str:
     """What to tell the user when the last way has failed for want of memory, of the device or of the host."""
+    said = (str(error) or type(error).__name__).splitlines()[0]
     smaller = replace(clip, frames=max(5, (clip.frames // 2) // 4 * 4 + 1))
     advice = [
         "a smaller video (preprocess.resolution_area)",
@@ -140,6 +141,6 @@ def out_of_memory(error: BaseException, tried: Placement, clip: ClipShape) -> st
         advice.insert(0, "placement: offload")
     return (
         f"memory ran out with placement {tried.name} ({WAYS[tried.name]}), for clips of "
-        f"{clip.width}x{clip.height}x{clip.frames}: {(str(error) or type(error).__name__).splitlines()[0]}. Use {', or '.join(advice)}; "
+        f"{clip.width}x{clip.height}x{clip.frames}: {said}. Use {', or '.join(advice)}; "
         "`wan-animate plan` shows what fits"
     )

@@ -5,7 +5,6 @@ import errno
 import psutil
 import torch
 
-
 SAID_BY_LIBRARIES = (
     "out of memory",  # CUDA, also when it pins host memory, and NCCL
     "allocate memory",  # PyTorch's allocator for the CPU and the system: can't, cannot

@@ -69,7 +69,7 @@ def observe(job: Job, fingerprint: str | None = None) -> Iterator[dg.AssetObserv
 
 
 def versions(job: Job, fingerprint: str | None = None) -> dict[str, str]:
-    """Data versions of `job_inputs` and `job_settings`, the latter by what decides the video. BadInput: bad settings."""
+    """Data versions of `job_inputs` and `job_settings`, the latter of what decides a video. BadInput: bad settings."""
     facts = {
         "job_inputs": [fingerprint or job.fingerprint(), _dump(job.preprocess_settings())],
         "job_settings": job.generate_settings().decisive(),

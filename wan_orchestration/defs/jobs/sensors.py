@@ -15,8 +15,8 @@ from wan_orchestration.defs.jobs.memory import Known, Memory
 from wan_orchestration.defs.jobs.runs import Ask, already_run, at_work, group, make_videos, request, urgency
 from wan_orchestration.defs.partitions import jobs, without_output
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.job import Job
-from wan_orchestration.settings import DropSettings, GenerateSettings, PreprocessSettings, environment, take_in
+from wan_orchestration.job import Job, take_in
+from wan_orchestration.settings import DropSettings, GenerateSettings, PreprocessSettings, environment
 
 # What is done at each look, so that it takes a second or two whatever was dropped; the rest waits for the next. Dagster
 # takes 6 ms to add a partition, about as long to note an event, and 20 ms to plan a job of a run.

@@ -22,7 +22,7 @@ from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device, wants_
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.likeness import likeness
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.memory.placement import WAYS, ClipShape, has_seams, out_of_memory
+from wan_orchestration.animate.memory.placement import WAYS, ClipShape, Name, has_seams, out_of_memory
 from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.animate.parallel import RankFailed, connect
 from wan_orchestration.errors import BadInput
@@ -294,7 +294,7 @@ class Runner:
         """A hash of everything that decides the frames, by whether they have the seams of bands, as far as they may."""
         settings, packages = task.settings, ["av", "diffusers", "torch", "transformers"]
         packages += ["torchao"] if settings.quantization != "off" and find_spec("torchao") else []
-        names = list(WAYS) if settings.placement == "auto" else [settings.placement]
+        names: list[Name] = list(WAYS) if settings.placement == "auto" else [settings.placement]
         files = [clips.reference, *(lora.file for lora in loras)]
         files += [info.path for info in (clips.pose, clips.face, clips.background, clips.mask) if info]
         facts = settings.decisive() | {

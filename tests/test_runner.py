@@ -15,8 +15,11 @@ from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.clips import ClipMaker, enough_frames
 from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.models import Models
+from wan_orchestration.animate.parallel import Ranks
+from wan_orchestration.job import check_clips
 from wan_orchestration.messages import Request, Task
 from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.snapshot import open_snapshot
 from wan_orchestration.video import FrameReader, probe
 from wan_orchestration.work import Work
 
@@ -223,10 +226,121 @@ def test_out_of_memory_goes_on_with_the_next_placement(tiny_snapshot, make_task,
 
     monkeypatch.setattr(Animator, "animate", too_large)
     ways = [Placement("resident", 2, 1), Placement("swap", 1, 1)]
-    monkeypatch.setattr(ClipMaker, "ways", lambda self, plan: ways)
+    monkeypatch.setattr(ClipMaker, "ways", lambda self, plan, seams: ways)
     [result], recorder = run(tiny_snapshot, make_task())
     assert (result.error, result.placement, result.attention, result.compiled) == (None, "swap", "native", False)
     assert any("out of memory with placement resident; trying swap" in line for line in recorder.lines)
+
+
+TALL = {"frames": 9, "height": 272, "width": 16}
+"""Two clips, each of two bands where it is tiled."""
+
+
+@pytest.fixture
+def stop_second_clip(monkeypatch):
+    """Has the second clip fail once, by an error, where the models lie so."""
+
+    def stop(error, placement, ways):
+        def animate(self, conditions, on_step, whole=Animator.animate):
+            video = whole(self, conditions, on_step)
+            calls.append(self.models.placement)
+            if len(calls) == 2 and placement == self.models.placement:
+                raise error
+            return video
+
+        calls = []
+        monkeypatch.setattr(Animator, "animate", animate)
+        monkeypatch.setattr(ClipMaker, "ways", lambda self, plan, seams: [Placement(name) for name in ways])
+
+    return stop
+
+
+FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
+def test_no_seams_begin_in_the_middle_of_a_video(tiny_snapshot, make_task, stop_second_clip, monkeypatch):
+    settings = {"color_match": "lab", "sampling_steps": 1}
+    tiled = make_task("tiled", settings={**settings, "placement": "tiled"}, **TALL)
+    assert run(tiny_snapshot, tiled)[0][0].error is None
+    with_seams = (tiled.output / "video.mp4").read_bytes()
+
+    task = make_task("anew", settings=settings, **TALL)
+    stop_second_clip(FULL, "offload", ["offload", "tiled"])
+    [result], recorder = run(tiny_snapshot, task)
+    assert (result.error, result.placement, result.resumed_clips) == (None, "tiled", 0)
+    assert [clip.placement for clip in result.made_clips] == ["tiled", "tiled"]
+    assert "seams would begin after clip 1 of 2" in result.restarted
+    assert any(result.restarted in line for line in recorder.lines)
+    assert (task.output / "video.mp4").read_bytes() == with_seams
+
+    task = make_task("kept", settings={**settings, "tiled_fallback": "fail"}, **TALL)
+    stop_second_clip(FULL, "offload", ["offload", "tiled"])
+    [result], _ = run(tiny_snapshot, task)
+    assert (result.status, result.bad_input) == ("failed", False)
+    assert "tiled_fallback: restart" in result.error
+    monkeypatch.undo()
+    [result], _ = run(tiny_snapshot, task)
+    assert (result.error, result.placement, result.resumed_clips, result.restarted) == (None, "resident", 1, None)
+    assert [clip.placement for clip in result.made_clips] == ["offload", "resident"]
+    assert (task.output / "video.mp4").read_bytes() != with_seams
+
+
+def test_a_video_begun_with_seams_goes_on_with_them(tiny_snapshot, make_task, stop_second_clip, monkeypatch):
+    """Also where there is memory for more by then."""
+    task = make_task(settings={"sampling_steps": 1}, **TALL)
+    stop_second_clip(RuntimeError("stopped"), "tiled", ["tiled"])
+    assert run(tiny_snapshot, task)[0][0].error == "RuntimeError: stopped"
+    monkeypatch.undo()
+    [result], _ = run(tiny_snapshot, task)
+    assert (result.error, result.resumed_clips) == (None, 1)
+    assert [clip.placement for clip in result.made_clips] == ["tiled", "tiled"]
+
+
+def test_seams_are_part_of_a_videos_identity(tiny_snapshot, make_task):
+    """As far as there may be some: not in small pictures, not with several ranks, nor where the job rules them out."""
+    import torch
+
+    def identities(task, ranks=1):
+        maker = ClipMaker(Ranks())
+        maker.ranks.size = ranks
+        worker = runner.Runner(open_snapshot(tiny_snapshot), Recorder(), maker)
+        clips = check_clips(task.clips, "animate")
+        return worker._identities(task, clips, (), torch.device("cpu"), torch.float32)
+
+    auto, small = make_task("auto", **TALL), make_task("small")
+    tiled, swap = (
+        auto.model_copy(update={"settings": auto.settings.model_copy(update={"placement": name})})
+        for name in ("tiled", "swap")
+    )
+    found = identities(auto)
+    assert found[True] != found[False]
+    assert identities(tiled) == {True: found[True]}
+    assert identities(swap) == identities(auto, ranks=2) == {False: found[False]}
+    assert list(identities(small)) == [False]
+
+
+@pytest.mark.parametrize(
+    "settings, first, seams, names",
+    [
+        ({}, 0, False, ["tiled"]),
+        ({}, 1, True, ["tiled"]),
+        ({}, 1, False, ["offload", "tiled"]),
+        ({"placement": "swap"}, 1, False, ["swap"]),
+    ],
+)
+def test_ways_to_go_on(settings, first, seams, names, tiny_snapshot, make_task, monkeypatch):
+    """On a card that only tiled is expected to fit."""
+    import torch
+
+    from wan_orchestration.animate import clips
+
+    estimate = [Placement("resident", 9), Placement("swap", 9), Placement("offload", 9), Placement("tiled", 1)]
+    monkeypatch.setattr(clips, "pick_device", lambda settings, ranks: (torch.device("cuda", 0), torch.bfloat16))
+    monkeypatch.setattr(clips, "device_memory", lambda device: 5)
+    monkeypatch.setattr(clips, "placements", lambda *arguments, **options: estimate)
+    task = make_task(settings=settings, **TALL)
+    plan = clips.Plan(open_snapshot(tiny_snapshot), task, check_clips(task.clips, "animate"), (), first, count=2)
+    assert [way.name for way in ClipMaker(Ranks()).ways(plan, seams)] == names
 
 
 def test_a_trimmed_last_clip(tiny_snapshot, make_task, tmp_path):

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -22,7 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from wan_orchestration.errors import BadInput, unknown_key, validate
 from wan_orchestration.files import replacing
 from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, look
-from wan_orchestration.settings import GenerateSettings, Mode, PreprocessSettings
+from wan_orchestration.settings import (
+    GenerateSettings,
+    GenerateVariables,
+    Mode,
+    PreprocessSettings,
+    PreprocessVariables,
+)
 
 if TYPE_CHECKING:
     from wan_orchestration.video import Sound, VideoInfo
@@ -166,6 +172,12 @@ def _read_job_file(path: Path) -> JobFile:
     return validate(JobFile, content, lambda field: f"{path}: {field}")
 
 
+def take_in(model: type[Settings], given: Mapping[str, Any], name: Callable[[str], str] = str) -> Settings:
+    """A job's settings: what is given, over the environment, over the defaults. BadInput, as by `validate`."""
+    variables = GenerateVariables if issubclass(model, GenerateSettings) else PreprocessVariables
+    return model.model_validate(validate(variables, given, name).model_dump())
+
+
 def _settings(
     model: type[Settings], path: Path, block: str, mode: Mode | None, given: dict[str, Any], overrides: dict[str, Any]
 ) -> Settings:
@@ -179,7 +191,7 @@ def _settings(
             return field
         return f"{path}: {field}" if field == "mode" else f"{path}: {block}.{field}".rstrip(".")
 
-    return validate(model, ({} if mode is None else {"mode": mode}) | given | overrides, name)
+    return take_in(model, ({} if mode is None else {"mode": mode}) | given | overrides, name)
 
 
 def _find_inputs(

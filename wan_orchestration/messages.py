@@ -179,6 +179,8 @@ class ClipFacts(BaseModel):
     seconds: float
     seconds_per_step: float
     """Of denoising."""
+    placement: str | None = None
+    """Where the models lay; None: made by a version that did not note it."""
 
 
 class FinishedClip(ClipFacts):
@@ -212,6 +214,8 @@ class Result(BaseModel):
     clips: int | None = None
     resumed_clips: int = 0
     """Clips taken over from an earlier, interrupted run."""
+    restarted: str | None = None
+    """Why clips that were finished have been made anew."""
     finite: bool | None = None
     """False where a decoded frame held NaN or infinity."""
     seconds: Seconds = Seconds()
@@ -230,6 +234,7 @@ class Result(BaseModel):
     compile_error: str | None = None
     """Why blocks ran uncompiled that were to be compiled."""
     placement: str | None = None
+    """Of the last clip; see `made_clips` for the others."""
     notices: list[str] = []
     """What a user should know of the inputs and what was made of them."""
     settings: GenerateSettings | None = None

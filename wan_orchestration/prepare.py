@@ -12,6 +12,7 @@ from pathlib import Path
 from wan_orchestration import hub
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.flags import Parser, add_settings, given_settings
+from wan_orchestration.job import take_in
 from wan_orchestration.settings import Environment, PreprocessSettings, environment
 
 
@@ -50,7 +51,7 @@ def run(arguments: argparse.Namespace) -> str:
     for name in ("driving", "reference"):
         if not (path := getattr(arguments, name)).is_file():
             raise BadInput(f"--{name} {path}: there is no such file")
-    settings = validate(
+    settings = take_in(
         PreprocessSettings,
         given_settings(arguments, PreprocessSettings),
         lambda field: f"--{field.replace('_', '-')}",

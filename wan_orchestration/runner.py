@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from wan_orchestration.animate.clips import ClipMaker, Plan, pick_device, wants_
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.likeness import likeness
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.memory.placement import ClipShape, out_of_memory
+from wan_orchestration.animate.memory.placement import WAYS, ClipShape, Name, has_seams, out_of_memory
+from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.animate.parallel import RankFailed, connect
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
@@ -137,15 +139,15 @@ class Runner:
             torch.cuda.reset_peak_memory_stats(device)
 
         count = clip_count(clips.pose.frames, settings)
-        work = stack.enter_context(Work(task.output, self._identity(task, clips, loras, device, dtype)))
-        result.resumed_clips = len(work.clips)
+        identities = self._identities(task, clips, loras, device, dtype)
+        work = stack.enter_context(Work(task.output, *identities.values()))
+        result.resumed_clips, result.restarted = len(work.clips), work.restarted
         if work.clips:
             self.reporter.log(f"{task.job_id}: goes on after clip {len(work.clips)} of {count}")
         if len(work.clips) < count:
-            colours = work.clips[0].colours if work.clips else None
-            plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count, colours=colours)
+            plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count)
             loaded = self.maker.load_seconds
-            self._make_clips(plan, work)
+            self._make_clips(plan, work, identities, result)
             result.seconds.load = self.maker.load_seconds - loaded
             if engine := self.maker.engine:
                 for name, value in asdict(engine).items():
@@ -161,17 +163,21 @@ class Runner:
             for phase, seconds in record.seconds.items():
                 setattr(result.seconds, phase, getattr(result.seconds, phase) + seconds)
         result.seconds.total = time.perf_counter() - started
-        result.clips = count
+        result.clips, result.placement = count, work.clips[-1].placement
         result.finite = all(record.finite for record in work.clips)
         result.peak_memory_bytes = _peak_memory(device)
 
-    def _make_clips(self, plan: Plan, work: Work) -> None:
+    def _make_clips(self, plan: Plan, work: Work, identities: dict[bool, str], result: Result) -> None:
         if not self.ranks.usable:
             raise RankFailed("not started: the processes lost each other in an earlier job of this launch; try again")
         self._explain(plan.task)
-        ways = self.maker.ways(plan)
+        ways = self.maker.ways(plan, seams=work.identity == identities.get(True))
         for way, others in zip(ways, [*ways[1:], None], strict=True):
-            plan = replace(plan, placement=way.name, first=len(work.clips))
+            identity = identities[has_seams(way.name, plan.clips.pose.height, self.ranks.size)]
+            if identity != work.identity:
+                self._start_anew(plan, work, identity, result)
+            colours = work.clips[0].colours if work.clips else None
+            plan = replace(plan, placement=way.name, first=len(work.clips), colours=colours)
             if way.vram:
                 self.reporter.log(f"{plan.task.job_id}: placement {way}")
             self.ranks.announce(plan)
@@ -182,11 +188,27 @@ class Runner:
                 self.maker.recover(error)
                 if not ran_out_of_memory(error):
                     raise
+                if len(work.clips) == plan.count:
+                    break
                 if others is None or not self.ranks.usable:
                     pose, clip_len = plan.clips.pose, plan.task.settings.clip_len
                     shape = ClipShape(pose.height, pose.width, clip_len)
                     raise torch.OutOfMemoryError(out_of_memory(error, way, shape)) from error
                 self.reporter.log(f"{plan.task.job_id}: out of memory with placement {way.name}; trying {others.name}")
+
+    def _start_anew(self, plan: Plan, work: Work, identity: str, result: Result) -> None:
+        """Drop clips that those to come would differ from. OutOfMemoryError: there are some, and are to be kept."""
+        reason, place = None, f"clip {len(work.clips)} of {plan.count}"
+        if work.clips:
+            reason = f"only placement tiled has memory enough, and its seams would begin after {place}"
+            if plan.task.settings.tiled_fallback == "fail":
+                raise torch.OutOfMemoryError(
+                    f"{reason}. The finished clips are kept: run the job again when there is more memory, or with "
+                    "tiled_fallback: restart to make all of them anew"
+                )
+            self.reporter.log(f"{plan.task.job_id}: {reason}; all clips are made anew")
+            result.restarted, result.resumed_clips = reason, 0
+        work.start(identity, reason)
 
     def _keep_clips(self, plan: Plan, work: Work) -> None:
         task = plan.task
@@ -200,6 +222,7 @@ class Runner:
                     seconds=clip.seconds,
                     finite=bool(torch.isfinite(clip.video).all()),
                     colours=clip.colours,
+                    placement=plan.placement,
                 )
                 exact = clip.video.cpu().numpy() if task.save_frames else None
                 if writing:
@@ -272,23 +295,28 @@ class Runner:
             loras.insert(0, Lora(file))
         return tuple(loras)
 
-    def _identity(
+    def _identities(
         self, task: Task, clips: Clips, loras: tuple[Lora, ...], device: torch.device, dtype: torch.dtype
-    ) -> str:
-        """A hash of everything that decides the frames."""
+    ) -> dict[bool, str]:
+        """A hash of everything that decides the frames, by whether they have the seams of bands, as far as they may."""
+        settings, packages = task.settings, ["av", "diffusers", "torch", "transformers"]
+        packages += ["torchao"] if settings.quantization != "off" and find_spec("torchao") else []
+        names: list[Name] = list(WAYS) if settings.placement == "auto" else [settings.placement]
         files = [clips.reference, *(lora.file for lora in loras)]
         files += [lora.config for lora in loras if lora.config]
         files += [info.path for info in (clips.pose, clips.face, clips.background, clips.mask) if info]
-        facts = {
-            "settings": task.settings.decisive(),
+        facts = settings.decisive() | {
             "dtype": str(dtype),
-            "tf32": wants_tf32(task.settings, device, dtype),
-            "versions": [version(package) for package in ("av", "diffusers", "torch", "transformers")],
+            "tf32": wants_tf32(settings, device, dtype),
+            "versions": [version(package) for package in packages],
             "exact": task.save_frames is not None,
             "files": [_digest(file) for file in files],
             "snapshot": self.snapshot.fingerprint,
         }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return {
+            seams: hashlib.sha256(json.dumps(facts | {"tiled": seams}, sort_keys=True).encode()).hexdigest()
+            for seams in sorted({has_seams(name, clips.pose.height, self.ranks.size) for name in names})
+        }
 
 
 class _Notices(logging.Handler):
@@ -344,15 +372,11 @@ class _Ticker:
         )
 
 
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or this machine, had no memory left. PyTorch says so of main memory by a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def _facts(record: ClipRecord, settings: GenerateSettings) -> ClipFacts:
     return ClipFacts(
         frames=record.frames,
         seconds=sum(record.seconds.values()),
+        placement=record.placement,
         seconds_per_step=record.seconds.get("denoise", 0.0) / settings.sampling_steps,
     )
 

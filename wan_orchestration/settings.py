@@ -2,6 +2,9 @@
 
 Precedence, highest first: what is passed (flags, run config, then `job.yaml`), the `WAN_*` environment, the
 defaults below. pydantic-settings does the last two: a field given to the constructor wins over its variable.
+
+How a job is made (`GenerateSettings`, `PreprocessSettings`) is also written down and sent to other machines, so those
+two models read no environment. `job.take_in` does, where a job comes in; what it gives has every field filled in.
 """
 
 import os
@@ -10,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, create_model, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROMPT = "视频中的人在做动作"
@@ -227,10 +230,10 @@ class CheckSettings(BaseSettings):
     )
 
 
-class GenerateSettings(BaseSettings):
-    """How a video is generated. Every field can also be set as `WAN_DEFAULT_<FIELD>`."""
+class GenerateSettings(BaseModel):
+    """How a video is generated. Where a job is taken in, `WAN_DEFAULT_<FIELD>` gives what it leaves out."""
 
-    model_config = SettingsConfigDict(env_prefix="WAN_DEFAULT_", extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mode: Mode = Field(
         "animate",
@@ -272,6 +275,11 @@ class GenerateSettings(BaseSettings):
         description="Where the models lie. resident: on the device; swap: the transformer in host memory while the "
         "VAE works; offload: its blocks brought to the device one by one; tiled: besides, the VAE works on bands of "
         "the picture, whose seams are faint but not nothing. auto: the fastest that fits.",
+    )
+    tiled_fallback: Literal["restart", "fail"] = Field(
+        "restart",
+        description="With placement auto, when only tiled has memory enough in the middle of a video. restart: make "
+        "the finished clips anew, so that all clips are alike; fail: stop, and keep them for a run with more memory.",
     )
     quantization: Quantization = Field(
         "off",
@@ -315,9 +323,17 @@ class GenerateSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a device.")
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide what a video shows, as JSON; how and where it is computed is not among them."""
-        exclude = {"device", "offload_model", "cfg_parallel", "compile", "placement", "preset"}
-        return self.model_dump(mode="json", exclude=exclude)
+        """The settings that decide what a video shows, as JSON.
+
+        A setting counts if it changes what is computed, or the precision. It does not count if the same is computed in
+        another order or another place: attention kernels, compiled blocks, devices, ranks and where the models lie
+        change a video by the rounding of its precision only. Two of their values do count: attention in 8 bits, and
+        the seams of bands.
+        """
+        exclude = {"attention", "cfg_parallel", "compile", "device", "offload_model", "placement", "preset"}
+        exclude |= {"tiled_fallback"} | ({"guide_scale", "negative_prompt"} if self.guide_scale <= 1 else set())
+        others = {"sage": self.attention == "sage", "tiled": self.placement == "tiled"}
+        return self.model_dump(mode="json", exclude=exclude) | others
 
     @field_validator("color_match", "compile", "quantization", mode="before")
     @classmethod
@@ -350,10 +366,13 @@ class GenerateSettings(BaseSettings):
         return self
 
 
-class PreprocessSettings(BaseSettings):
-    """How pose and face clips are made from a driving video and a picture. Also `WAN_PREPROCESS_<FIELD>`."""
+class PreprocessSettings(BaseModel):
+    """How pose and face clips are made from a driving video and a picture.
 
-    model_config = SettingsConfigDict(env_prefix="WAN_PREPROCESS_", extra="forbid")
+    Where a job is taken in, `WAN_PREPROCESS_<FIELD>` gives what it leaves out.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mode: Mode = Field("animate", description="As for generation; replace also makes background and mask clips.")
     estimator: Literal["auto", "vitpose", "light", "file"] = Field(
@@ -452,6 +471,18 @@ class PreprocessSettings(BaseSettings):
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"end {self.end:g} must be after start {self.start:g} seconds")
         return self
+
+
+class GenerateVariables(GenerateSettings, BaseSettings):
+    """Settings whose missing fields come from `WAN_DEFAULT_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_DEFAULT_")
+
+
+class PreprocessVariables(PreprocessSettings, BaseSettings):
+    """Settings whose missing fields come from `WAN_PREPROCESS_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_PREPROCESS_")
 
 
 def from_variables(model: type[BaseModel], prefix: str, exclude: set[str]) -> type[BaseSettings]:

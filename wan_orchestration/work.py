@@ -26,11 +26,14 @@ class ClipRecord(BaseModel):
     finite: bool
     colours: tuple[float, ...] | None = None
     """What later clips' colours are matched to, where that is asked for."""
+    placement: str | None = None
+    """Where the models lay."""
 
 
 class _State(BaseModel):
     identity: str
     clips: list[ClipRecord] = []
+    restarted: str | None = None
 
 
 class Work:
@@ -40,13 +43,13 @@ class Work:
 
     Args:
         output: folder of the finished video; made if need be.
-        identity: of everything that decides the frames. Clips made under another identity are dropped.
+        identities: of everything that decides the frames. Clips made under none of them are dropped.
 
     Raises:
         BadInput: the folder cannot be written to, or another process is at work on the same video.
     """
 
-    def __init__(self, output: Path, identity: str) -> None:
+    def __init__(self, output: Path, *identities: str) -> None:
         self.folder = output / ".work"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,9 +62,23 @@ class Work:
             os.close(self._lock)
             raise BadInput(f"{output}: another process is generating this video right now") from None
         self._state = self._read_state()
-        if self._state.identity != identity:
-            self._clear()
-            self._state = _State(identity=identity)
+        if self._state.identity not in identities:
+            self.start(identities[0])
+
+    def start(self, identity: str, reason: str | None = None) -> None:
+        """Begin the video under an identity; `reason` says why clips that were finished under another are dropped."""
+        self._clear()
+        self._state = _State(identity=identity, restarted=reason)
+
+    @property
+    def identity(self) -> str:
+        """Of the clips, those to come included."""
+        return self._state.identity
+
+    @property
+    def restarted(self) -> str | None:
+        """Why the clips were made anew, if they were; known again after a break once one of them is finished."""
+        return self._state.restarted
 
     @property
     def clips(self) -> Sequence[ClipRecord]:

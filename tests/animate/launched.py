@@ -1,7 +1,8 @@
 """Runs a request on the ranks that torchrun started: `launched.py REQUEST.json plain fsdp`, once for each word.
 
 For each word the outputs go to a folder of that name beside the request. Rank 0 prints the results, a JSON line each.
-The words `raise` and `die` let rank 1 fail in the first denoising step, which others then wait in.
+The words `full`, `raise` and `die` let rank 1 fail in the first denoising step, which others then wait in: for want of
+memory, and then only where all models lie on the device; by an error; or with its process.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.clips import ClipMaker
+from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.parallel import connect
 from wan_orchestration.messages import Request
 from wan_orchestration.runner import Runner, follow
@@ -36,7 +38,13 @@ def fail(*arguments):
     raise RuntimeError("rank 1 has had enough")
 
 
-FAILURES = {"raise": fail, "die": lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)}
+def fill(animator, *arguments, flows=Animator._flows):
+    if animator.models.placement == "resident":
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    return flows(animator, *arguments)
+
+
+FAILURES = {"full": fill, "raise": fail, "die": lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)}
 
 
 def main(file, words):
@@ -46,11 +54,13 @@ def main(file, words):
             maker = ClipMaker(ranks, fsdp=word == "fsdp")
             if word in FAILURES and ranks.rank == 1:
                 Animator._flows = FAILURES[word]
+            if word == "full":
+                ClipMaker.ways = lambda maker, plan, seams: [Placement("resident"), Placement("swap")]
             if not ranks.leads:
                 follow(maker)
                 continue
             runner = Runner(open_snapshot(request.snapshot), Printer(), maker)
-            for task in request.tasks:
+            for task in request.tasks[:1] if word == "full" else request.tasks:
                 place = Path(file).parent / word / task.job_id
                 runner.run(task.model_copy(update={"output": place, "save_frames": place.with_suffix(".npz")}))
             ranks.announce(None)

@@ -22,6 +22,9 @@ def test_settings_and_inputs_have_versions_of_their_own(make_job, monkeypatch):
 
     monkeypatch.setenv("WAN_DEFAULT_SHIFT", "3")
     assert versions(folder)["job_settings"] != settings_changed["job_settings"]
+    monkeypatch.setenv("WAN_DEFAULT_SHIFT", "5")
+    monkeypatch.setenv("WAN_DEFAULT_OFFLOAD_MODEL", "false")  # the video would be the same
+    assert versions(folder)["job_settings"] == settings_changed["job_settings"]
 
     (folder / "src_ref.png").write_bytes(b"another picture")
     assert versions(folder)["job_inputs"] != first["job_inputs"]

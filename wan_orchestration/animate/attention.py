@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wan_orchestration.animate.conditioning import TEXT_TOKENS
+from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.animate.sequence import Rotary, SplitTokens
 from wan_orchestration.errors import BadInput
 
@@ -146,9 +147,9 @@ def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, heads:
         return _fastest(device, dtype, heads, width)
     try:
         _seconds(wanted, device, dtype, heads, width, tokens=128)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"attention: {wanted} does not run on this {device.type} device ({reason}); use auto") from None
     return wanted

@@ -17,8 +17,8 @@ from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory import quantize
-from wan_orchestration.animate.memory.placement import ClipShape, Name, Placement, choose, placements
-from wan_orchestration.animate.memory.room import device_memory
+from wan_orchestration.animate.memory.placement import ClipShape, Name, Placement, choose, has_seams, placements
+from wan_orchestration.animate.memory.room import device_memory, ran_out_of_memory
 from wan_orchestration.animate.memory.sizes import sizes
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel import Ranks
@@ -97,6 +97,13 @@ class ClipMaker:
             guide: (3, refert_num, H, W) float32 of the last finished clip; wanted on rank 0, and if there is one.
             on_step: called with the clip's index and the number of steps done, first with 0.
         """
+        try:
+            yield from self._clips(plan, guide, on_step)
+        except Exception as error:
+            self.recover(error)  # before the other ranks hear of it: what waits for them then goes with the models
+            raise
+
+    def _clips(self, plan: Plan, guide: np.ndarray | None, on_step: OnClipStep | None) -> Iterator[Clip]:
         settings, clips = plan.task.settings, plan.clips
         device, _ = pick_device(settings, self.ranks)
         if device.type == "cuda":
@@ -151,24 +158,30 @@ class ClipMaker:
 
     def recover(self, error: Exception) -> None:
         """After a failed task: drop the models if there was no memory, or if they hold connections that are gone."""
-        if self.fsdp or isinstance(error, torch.OutOfMemoryError):
+        if self.fsdp or ran_out_of_memory(error):
             self.models = None
 
     def _share_guide(self, guide: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
         return self.ranks.share(torch.empty(shape) if guide is None else torch.from_numpy(guide))
 
-    def ways(self, plan: Plan) -> list[Placement]:
-        """How the models may be placed for a task: as the settings say, or the fastest that fits and those after it."""
+    def ways(self, plan: Plan, seams: bool = False) -> list[Placement]:
+        """How the models may be placed for a task: as the settings say, or the fastest that fits and those after it.
+
+        Finished clips are gone on with where that can be: with `tiled` if they have `seams`, else at first with the
+        ways that make none, also where `tiled` alone is expected to fit.
+        """
         settings, pose = plan.task.settings, plan.clips.pose
         device, dtype = pick_device(settings, self.ranks)
+        wanted = "tiled" if settings.placement == "auto" and seams else settings.placement
         if device.type == "cpu":
-            return [Placement("resident" if settings.placement == "auto" or self.fsdp else settings.placement)]
+            return [Placement("resident" if wanted == "auto" or self.fsdp else wanted)]
         shape = ClipShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
         found = sizes(plan.snapshot, dtype, settings.quantization != "off", getattr(torch, settings.vae_dtype))
         ways = placements(found, shape, self.ranks.size, self.fsdp, keep_text=not settings.offload_model)
-        if settings.placement != "auto":
-            return [way for way in ways if way.name == settings.placement] or ways[:1]
-        return choose(ways, device_memory(device), psutil.virtual_memory().available)
+        if wanted != "auto":
+            return [way for way in ways if way.name == wanted] or ways[:1]
+        alike = [way for way in ways if not (plan.first and has_seams(way.name, pose.height, self.ranks.size))]
+        return choose(alike, device_memory(device), psutil.virtual_memory().available) + ways[len(alike) :]
 
     def _models_for(self, plan: Plan) -> Models:
         """The models as a task wants them. BadInput: they cannot be had so on this machine."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wan_orchestration.animate.memory.room import ran_out_of_memory
+
 COLD_SECONDS, WARM_SECONDS = 40.0, 10.0
 """What compiling is expected to take at the 14B model's widths: with no kernels kept from before, and with some."""
 SAVED_MAPS = 90
@@ -53,9 +55,9 @@ class Compilation:
         started = time.perf_counter()
         try:
             result = _compiled(function)(*arguments)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # no compiler, no Triton, a full disk: many kinds, and none is a reason to fail
+            if ran_out_of_memory(error):
+                raise
             lines = [line for line in str(error).splitlines() if line.strip()]
             self.error = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
             return function(*arguments)

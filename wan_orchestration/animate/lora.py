@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.animate.original_layout import convert_transformer, read_pickle
 from wan_orchestration.animate.sharding import own_rows
 from wan_orchestration.errors import BadInput
@@ -272,4 +273,6 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         raise BadInput(f"{file} is {describe(file)}, which cannot be read as safetensors: {error}") from None

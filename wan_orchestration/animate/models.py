@@ -30,7 +30,7 @@ from wan_orchestration.animate.layouts import configured, diffusers_tensors, emp
 from wan_orchestration.animate.memory.offload import Parking, stream
 from wan_orchestration.animate.memory.placement import STREAMED, Name
 from wan_orchestration.animate.memory.quantize import quantize
-from wan_orchestration.animate.memory.room import free_memory
+from wan_orchestration.animate.memory.room import free_memory, ran_out_of_memory
 from wan_orchestration.animate.memory.sizes import text_encoder_size
 from wan_orchestration.animate.original_layout import Loaded
 from wan_orchestration.animate.parallel import Ranks
@@ -276,6 +276,8 @@ class Models:
             )
             loaded, report = pair
         except (OSError, ValueError, RuntimeError) as error:
+            if ran_out_of_memory(error):
+                raise
             raise BadInput(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report.get(kind):

@@ -18,6 +18,7 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import safe_open
 from torch import Tensor
 
+from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import describe
 from wan_orchestration.snapshot import TRANSFORMER
@@ -231,6 +232,8 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         # Files of PyTorch before 1.6 are no archives, and cannot be mapped.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         raise BadInput(
             f"{file} is {describe(file)}, which cannot be read as a PyTorch weight file: {_first_line(error)}"
         ) from None

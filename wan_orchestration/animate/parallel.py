@@ -4,9 +4,11 @@ Tensors go through process groups; plans and errors go through torchrun's store,
 because one of its ranks has failed.
 """
 
+import gc
 import json
 import pickle
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from datetime import timedelta
@@ -21,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.settings import World
 
@@ -172,21 +175,26 @@ class TorchrunRanks(Ranks):
 
     def _separate(self, name: str, outcome: "Future[Any]") -> None:
         """After a failure: connect anew if every rank has left the section, else be unusable from now on."""
+        self._meshes.clear()
         if torch.cuda.is_available():
-            # Frees ranks that wait in a collective. gloo has no such thing: there they wait for the failed process.
+            # Frees ranks that wait in a collective of NCCL's.
             dist.distributed_c10d._abort_process_group()
         if wait([outcome], LEAVE_SECONDS).done:
+            # Frees ranks that wait in a collective of gloo's: connections are closed once nothing refers to the groups,
+            # such as the variables of a section that has failed.
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            if error := outcome.exception():
+                traceback.clear_frames(error.__traceback__)
+            gc.collect()
             self._watch.add(f"{name}/left", 1)
         else:
             self._stuck = outcome
         self._watch.add(f"{name}/seen", 1)
         limit = time.monotonic() + 2 * LEAVE_SECONDS
         self._poll(lambda: self._count(f"{name}/seen") == self.size or time.monotonic() > limit)
-        self._meshes.clear()
         self.usable = self._count(f"{name}/left") == self.size
         if self.usable:
-            if dist.is_initialized():
-                dist.destroy_process_group()
             self._connect()
 
     def _meet(self, name: str, unless: list[str] | None = None) -> bool:
@@ -239,8 +247,8 @@ def _carry_out(section: Callable[[], T], outcome: "Future[T]") -> None:
 
 
 def _describe(rank: int, error: BaseException) -> str:
-    kind = next((kind for kind in _KINDS if isinstance(error, _KINDS[kind])), "other")
-    text = str(error) if kind != "other" else f"{type(error).__name__}: {error}"
+    kind = "bad_input" if isinstance(error, BadInput) else "memory" if ran_out_of_memory(error) else "other"
+    text = str(error) if isinstance(error, _KINDS.get(kind, ())) else f"{type(error).__name__}: {error}"
     return json.dumps({"rank": rank, "kind": kind, "text": text})
 
 

@@ -7,7 +7,7 @@ import mmap
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -155,6 +155,8 @@ def _pin(owner: object, memory: Tensor) -> None:
     if status:
         text = f"CUDA cannot pin {memory.nbytes / 1e9:.1f} GB of host memory (error {status}): copies will be slow"
         warnings.warn(text, stacklevel=2)
+        with suppress(RuntimeError):  # CUDA keeps the error for whoever starts a kernel next, which would be blamed
+            torch.ones(1, device="cuda")
     else:
         weakref.finalize(owner, _unpin, memory.data_ptr()).atexit = False
 

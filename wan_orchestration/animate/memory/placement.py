@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from wan_orchestration.animate.memory.sizes import Sizes
-from wan_orchestration.animate.vae.bands import BAND
+from wan_orchestration.animate.vae.bands import BAND, starts
 
 Name = Literal["resident", "swap", "offload", "tiled"]
 
@@ -32,6 +32,11 @@ OVERHEAD = int(1.5e9)
 PROCESS = int(4e9)
 """Host memory of the process besides weights: libraries, frames of a clip or two."""
 CONTEXT_TOKENS = 257 + 512
+
+
+def has_seams(name: Name, height: int, ranks: int) -> bool:
+    """Whether a video of this height shows that it was made this way, by the seams of bands; ranks need no bands."""
+    return name == "tiled" and ranks == 1 and len(starts(height // 8)) > 1
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ def choose(ways: list[Placement], vram: int, ram: int) -> list[Placement]:
 
 
 def out_of_memory(error: BaseException, tried: Placement, clip: ClipShape) -> str:
-    """What to tell the user when the last way has failed for want of memory."""
+    """What to tell the user when the last way has failed for want of memory, of the device or of the host."""
+    said = (str(error) or type(error).__name__).splitlines()[0]
     smaller = replace(clip, frames=max(5, (clip.frames // 2) // 4 * 4 + 1))
     advice = [
         "a smaller video (preprocess.resolution_area)",
@@ -134,7 +140,7 @@ def out_of_memory(error: BaseException, tried: Placement, clip: ClipShape) -> st
     if tried.name not in STREAMED:
         advice.insert(0, "placement: offload")
     return (
-        f"the device ran out of memory with placement {tried.name} ({WAYS[tried.name]}), for clips of "
-        f"{clip.width}x{clip.height}x{clip.frames}: {str(error).splitlines()[0]}. Use {', or '.join(advice)}; "
+        f"memory ran out with placement {tried.name} ({WAYS[tried.name]}), for clips of "
+        f"{clip.width}x{clip.height}x{clip.frames}: {said}. Use {', or '.join(advice)}; "
         "`wan-animate plan` shows what fits"
     )

@@ -69,10 +69,10 @@ def observe(job: Job, fingerprint: str | None = None) -> Iterator[dg.AssetObserv
 
 
 def versions(job: Job, fingerprint: str | None = None) -> dict[str, str]:
-    """Data versions of `job_inputs` and `job_settings`. BadInput: a fault in the job's settings."""
+    """Data versions of `job_inputs` and `job_settings`, the latter of what decides a video. BadInput: bad settings."""
     facts = {
         "job_inputs": [fingerprint or job.fingerprint(), _dump(job.preprocess_settings())],
-        "job_settings": _dump(job.generate_settings()),
+        "job_settings": job.generate_settings().decisive(),
     }
     return {
         name: hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()

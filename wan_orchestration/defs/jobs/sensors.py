@@ -16,7 +16,7 @@ from wan_orchestration.defs.jobs.memory import Known, Memory
 from wan_orchestration.defs.jobs.runs import Ask, already_run, at_work, group, make_videos, request, urgency
 from wan_orchestration.defs.partitions import jobs, without_output
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.job import Job
+from wan_orchestration.job import Job, take_in
 from wan_orchestration.settings import DropSettings, GenerateSettings, PreprocessSettings, environment
 
 # What is done at each look, so that it takes a second or two whatever was dropped; the rest waits for the next. Dagster
@@ -112,7 +112,7 @@ def read(folders: Mapping[str, FolderState], memory: Memory, registered: set[str
     reading, now, started = Reading(), time.time(), time.monotonic()
     for name in memory.folders.keys() - folders.keys():
         del memory.folders[name]
-    defaults = f"{validate(GenerateSettings, {})!r}{validate(PreprocessSettings, {})!r}"
+    defaults = f"{take_in(GenerateSettings, {})!r}{take_in(PreprocessSettings, {})!r}"
     defaults = hashlib.sha256(defaults.encode()).hexdigest()[:16]
     for name, folder in folders.items():
         if not folder.still(now, settings.settle_seconds):

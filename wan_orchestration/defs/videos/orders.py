@@ -13,7 +13,7 @@ from wan_orchestration.defs.previews import animation, poster
 from wan_orchestration.errors import validate
 from wan_orchestration.job import Job, check_clips
 from wan_orchestration.messages import Notice, Result, Task
-from wan_orchestration.settings import ClientSettings, GenerateSettings, environment
+from wan_orchestration.settings import ClientSettings, environment
 from wan_orchestration.snapshot import Snapshot
 
 
@@ -25,7 +25,7 @@ class Order:
     task: Task
     clips_version: str
     version: str
-    """Of the video, by all that decides what it shows."""
+    """Of the video, by all that was asked for: precision and bands that the machine chooses are not part of it."""
 
     @classmethod
     def place(cls, job: Job, given: dict[str, Any], snapshot: Snapshot, created_at: datetime) -> "Order":
@@ -42,13 +42,8 @@ class Order:
             settings=settings,
             created_at=created_at,
         )
-        ingredients = f"{clips} {snapshot.fingerprint} {decisive(settings)}"
+        ingredients = f"{clips} {snapshot.fingerprint} {json.dumps(settings.decisive(), sort_keys=True)}"
         return cls(job, task, clips, hashlib.sha256(ingredients.encode()).hexdigest())
-
-
-def decisive(settings: GenerateSettings) -> str:
-    """The settings that decide what a video shows, as JSON; where it was computed is not among them."""
-    return json.dumps(settings.decisive(), sort_keys=True)
 
 
 def facts(result: Result) -> dict[str, Any]:
@@ -66,6 +61,7 @@ def facts(result: Result) -> dict[str, Any]:
         "size": result.width and f"{result.width}x{result.height}",
         "clips": result.clips,
         "resumed_clips": result.resumed_clips,
+        "restarted": result.restarted,
         **{f"seconds_{phase}": round(seconds, 3) for phase, seconds in result.seconds.model_dump().items()},
         "peak_memory_gb": result.peak_memory_bytes and round(result.peak_memory_bytes / 1e9, 2),
         "seconds_per_step": clips and round(sum(clip.seconds_per_step for clip in clips) / len(clips), 3),

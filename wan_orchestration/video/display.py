@@ -38,7 +38,7 @@ class Orientation:
     @classmethod
     def of(cls, frame: VideoFrame) -> "Orientation":
         """The nearest to the frame's display matrix."""
-        matrix = next((data for data in frame.side_data if data.type == Type.DISPLAYMATRIX), None)
+        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
         if matrix is None:
             return cls()
         # ISO 14496-12: x' = a x + c y, y' = b x + d y.
@@ -68,7 +68,8 @@ class Display:
         self._reformatter = VideoReformatter()
         self._shape = square_shape(stream)
         self._orientation = Orientation.of(first)
-        self.size = self._shape[::-1] if self._orientation.swapped else self._shape
+        width, height = self._shape
+        self.size = (height, width) if self._orientation.swapped else self._shape
         if self._orientation.off > NEARLY:
             self.notice = (
                 f"its display matrix turns by an angle {self._orientation.off:.0f} degrees off a right one; "

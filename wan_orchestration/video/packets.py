@@ -9,6 +9,8 @@ from av.video.stream import VideoStream
 
 # No timestamp, as in FFmpeg.
 NONE = -(2**63)
+# Formats without an index, whose clock may jump.
+BROADCAST = ("mpeg", "mpegts")
 # Seconds that a file may be shorter than its header says.
 SLACK = Fraction(1, 2)
 
@@ -29,8 +31,8 @@ class Packets:
         self.dts = array("q")
         self.hidden = bytearray()
         """1 where an edit list hides the frame: decoded but not shown."""
-        self.keys: list[int] = []
-        """Timestamps of keyframes, hidden ones too."""
+        self.keys: dict[int, int] = {}
+        """Timestamps of keyframes, hidden ones too, and where to seek for each: formats without an index go by dts."""
         self.last = NONE, 0
         """Timestamp and duration of the packet that is shown last."""
         self.stream_end: Fraction | None = None
@@ -62,7 +64,7 @@ class Packets:
                 if stamp is None:
                     continue
                 if packet.is_keyframe:
-                    self.keys.append(stamp)
+                    self.keys[stamp] = dts if self.format in BROADCAST and dts is not None else stamp
                 if not packet.is_discard:
                     self.last = max(self.last, (stamp, duration))
             elif packet.stream.type == "audio" and stamp is not None:
@@ -83,6 +85,8 @@ class Packets:
         # The index of these holds keyframes only or comes last, so the length in the header must tell. Some writers
         # count it from 0 and some from the first timestamp.
         length = Fraction(container.duration or 0, av.time_base)
+        if self.format == "avi":
+            length = stream.frames * self.tick
         begin = Fraction(container.start_time or 0, av.time_base)
         self.file_end = length if length > begin else begin + length
         there = self._end - begin

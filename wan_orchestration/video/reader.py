@@ -191,6 +191,8 @@ class FrameReader:
         self._decoded = deinterlaced(frames, self._stream) if self._interlaced else frames
         self._position = -1
         self._current: VideoFrame | None = None
+        # After a seek: the keyframe that was sought, whose followers depend on it.
+        self._wanted: int | None = None
 
     def _scan(self) -> str | None:
         """Reads all packets for the timeline; tells how the file breaks off, if it does."""
@@ -198,7 +200,7 @@ class FrameReader:
             packets = Packets(self._container, self._stream)
         except FFmpegError as error:
             raise BadInput(f"{self._path}: unreadable ({_reason(error)}); copy or export it again") from None
-        self._keys = sorted(packets.keys)
+        self._keys, self._seek_targets = sorted(packets.keys), packets.keys
         self._time = Timeline(packets)
         if packets.broken_off and len(self._time) > 1 and packets.format != "mov":
             # The last packet may be a part, which only the mp4 reader notices.
@@ -273,14 +275,19 @@ class FrameReader:
         key = (bisect_left if self._interlaced else bisect_right)(self._keys, stamps[index])
         return [*self._keys[max(key - 2, 0) : key][::-1], beginning]
 
+    def _is_shown(self, pts: int) -> bool:
+        stamps = self._time.stamps
+        return stamps[bisect_left(stamps, pts) : bisect_right(stamps, pts)] == [pts]
+
     def _seek(self, pts: int) -> None:
         if pts > self._time.stamps[0] and not self._time.counted:
             try:
-                self._container.seek(pts, stream=self._stream)
+                self._container.seek(self._seek_targets[pts], stream=self._stream)
             except FFmpegError:
                 self._reopen()
             else:
                 self._restart()
+                self._wanted = pts if self._is_shown(pts) else None
         else:
             self._reopen()
 
@@ -290,8 +297,9 @@ class FrameReader:
         try:
             for frame in self._decoded:
                 if not counted and frame.pts is not None:
-                    if frame.pts < stamps[0]:
+                    if frame.pts < stamps[0] or self._wanted not in (None, frame.pts):
                         continue
+                    self._wanted = None
                     self._position = max(bisect_left(stamps, frame.pts), self._position + 1)
                 else:
                     self._position += 1

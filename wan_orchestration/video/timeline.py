@@ -7,7 +7,7 @@ from heapq import heappush, heappushpop
 from itertools import pairwise
 from statistics import fmean, pstdev
 
-from wan_orchestration.video.packets import NONE, Packets
+from wan_orchestration.video.packets import BROADCAST, NONE, Packets
 
 USUAL_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)] + [
     Fraction(n) for n in (5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)
@@ -16,7 +16,6 @@ USUAL_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)] + [
 OVERHANG = Fraction(1, 2)
 # Seconds after which a jump ahead in a broadcast format is a splice and not a pause, as in FFmpeg.
 SPLICE = 10
-BROADCAST = ("mpeg", "mpegts")
 # Frames after a timestamp that goes back which tell a slip from a clock that starts anew.
 AHEAD = 16
 

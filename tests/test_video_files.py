@@ -274,6 +274,29 @@ def test_odd_sizes_are_read_whole(tmp_path: Path, size: str) -> None:
     assert f"{info.width}x{info.height}" == size
 
 
+def with_aperture(path: Path, *values: int) -> None:
+    """Puts a clean aperture into an mp4 whose index comes last: width, height and how far off the middle."""
+    data = path.read_bytes()
+    ratios = b"".join(value.to_bytes(4, "big", signed=True) + (1).to_bytes(4, "big") for value in values)
+    clap = (8 + len(ratios)).to_bytes(4, "big") + b"clap" + ratios
+    index = data.index(b"moov")
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        at = data.index(kind, index) - 4
+        end = at + int.from_bytes(data[at : at + 4], "big")
+        data = data[:at] + (end - at + len(clap)).to_bytes(4, "big") + data[at + 4 :]
+    path.write_bytes(data[:end] + clap + data[end:])
+
+
+def test_crop_of_the_container(tmp_path: Path, reordered: Path) -> None:
+    cropped, copy = tmp_path / "cropped.mp4", tmp_path / "copy.mkv"
+    ffmpeg("-i", reordered, "-an", "-c", "copy", "-frames:v", "5", cropped)
+    whole = decode(cropped)[0]
+    with_aperture(cropped, 100, 64, 4, -6)
+    ffmpeg("-apply_cropping", "none", "-i", cropped, "-c", "copy", copy)
+    for path in (cropped, copy):
+        assert (decode(path)[0] == whole[10:74, 18:118]).all()
+
+
 def test_too_large_frames_are_refused_before_one_is_decoded(tmp_path: Path) -> None:
     ffmpeg("-f", "lavfi", "-i", "color=s=9000x16:r=1:d=1", "-c:v", "libx264", tmp_path / "large.mp4")
     with pytest.raises(BadInput, match=r"large\.mp4: 9000x16 frames, at most 8192 px a side are accepted"):

@@ -3,13 +3,14 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
-from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from wan_orchestration.video.cropping import read_crop
 from wan_orchestration.video.tonemap import needs_light, primaries_of, to_sdr
 
 # libswscale's default is quicker and darkens by 1/255.
@@ -38,7 +39,7 @@ class Orientation:
     @classmethod
     def of(cls, frame: VideoFrame) -> "Orientation":
         """The nearest to the frame's display matrix."""
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+        matrix = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()
         # ISO 14496-12: x' = a x + c y, y' = b x + d y.
@@ -63,13 +64,17 @@ class Display:
     """Width and height as shown, px."""
     notice: str | None = None
 
-    def __init__(self, stream: VideoStream, first: VideoFrame) -> None:
+    def __init__(self, path: Path, stream: VideoStream, first: VideoFrame) -> None:
         """`first`: the first frame, whose orientation all have."""
         self._reformatter = VideoReformatter()
-        self._shape = square_shape(stream)
+        self._shape = width, height = square_shape(stream)
+        crop = read_crop(path, stream)
+        across, down = width / stream.width, height / stream.height
+        rows = range(height)[round(crop.top * down) : height - round(crop.bottom * down)]
+        columns = range(width)[round(crop.left * across) : width - round(crop.right * across)]
+        self._window = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
         self._orientation = Orientation.of(first)
-        width, height = self._shape
-        self.size = (height, width) if self._orientation.swapped else self._shape
+        self.size = (len(rows), len(columns)) if self._orientation.swapped else (len(columns), len(rows))
         if self._orientation.off > NEARLY:
             self.notice = (
                 f"its display matrix turns by an angle {self._orientation.off:.0f} degrees off a right one; "
@@ -83,7 +88,7 @@ class Display:
             image = to_sdr(self._reformat(frame, "gbrp16le"), frame.color_trc, primaries_of(frame))
         else:
             image = self._reformat(frame, "rgb24")
-        return self._orientation(image)
+        return self._orientation(image[self._window])
 
     def _reformat(self, frame: VideoFrame, pixels: str) -> np.ndarray:
         return self._reformatter.reformat(

@@ -114,7 +114,7 @@ class FrameReader:
             while self.broken_off and len(self._time) > 1 and self._try_frame(len(self._time) - 1) is None:
                 self._time.drop_last()
             first = self._frame(0)
-            self._display = Display(self._stream, first)
+            self._display = Display(self._path, self._stream, first)
         except BaseException:
             self._container.close()
             raise
@@ -275,10 +275,6 @@ class FrameReader:
         key = (bisect_left if self._interlaced else bisect_right)(self._keys, stamps[index])
         return [*self._keys[max(key - 2, 0) : key][::-1], beginning]
 
-    def _is_shown(self, pts: int) -> bool:
-        stamps = self._time.stamps
-        return stamps[bisect_left(stamps, pts) : bisect_right(stamps, pts)] == [pts]
-
     def _seek(self, pts: int) -> None:
         if pts > self._time.stamps[0] and not self._time.counted:
             try:
@@ -287,7 +283,9 @@ class FrameReader:
                 self._reopen()
             else:
                 self._restart()
-                self._wanted = pts if self._is_shown(pts) else None
+                stamps = self._time.stamps
+                # One that an edit list hides does not come.
+                self._wanted = pts if stamps[bisect_left(stamps, pts)] == pts else None
         else:
             self._reopen()
 

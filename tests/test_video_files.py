@@ -111,6 +111,8 @@ def test_mended_times() -> None:
     assert seconds(0, 40, 80, 0, 40, 80) == [0, 40, 80, 120, 160, 200]
     assert seconds(0, 40, 60040, 60080) == [0, 40, 60040, 60080]
     assert seconds(0, 40, 60040, 60080, format="mpegts") == [0, 40, 80, 120]
+    assert seconds(0, 40, 10**12, 120, 160) == [0, 40, 80, 120, 160]
+    assert seconds(-(10**12), 40, 80) == [0, 40, 80] and timeline([-(10**12), 40, 80]).start == 0
     assert seconds(0, None, 80, rates=[Fraction(50)], dts=[0, 40, 80]) == [0, 40, 80]
     assert seconds(0, None, 80, rates=[Fraction(50)], dts=[NONE, 40, NONE]) == [0, 20, 40]
     # Reordered frames are no flaw.

@@ -72,6 +72,8 @@ def preprocess(
     picture = read_image(reference)
     if video.broken_off:
         notices.add(f"{driving.name} is truncated: {video.broken_off}; what is there was used")
+    for notice in video.info.notices:
+        notices.add(f"{driving.name}: {notice}")
     sized_by = video.size if settings.mode == "replace" else (picture.shape[1], picture.shape[0])
     size = canvas_size(*sized_by, settings.resolution_area)
     estimator = open_estimator(settings, driving, video.info.frames, snapshot, models_root, log)

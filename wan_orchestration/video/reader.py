@@ -216,14 +216,15 @@ class FrameReader:
         leading = bisect_right(time.stamps, self._keys[0]) if self._keys else 0
         if not time.counted and first.pts in time.stamps[:leading]:
             time.begin_with(first.pts)
-        if time.doubtful and not time.counted:
-            last = first
-            for frame in islice(iter(self._next, None), LOOK):
-                if (frame.pts or 0) < (last.pts or 0):
-                    time.count("display times are decoding times although frames are reordered")
-                    break
-                last = frame
         self._interlaced = is_interlaced(self._stream, first)
+        if time.doubtful or self._interlaced:
+            more = (frame.pts for frame in islice(iter(self._next, None), LOOK))
+            decoded = [stamp for stamp in (first.pts, *more) if stamp is not None]
+            if time.doubtful and decoded != sorted(decoded):
+                time.count("display times are decoding times although frames are reordered")
+            if self._interlaced:
+                seconds = time.join_fields(sorted(decoded))
+                self._keys = [key for key in self._keys if key not in seconds]
         if self._interlaced or time.doubtful or not (time.counted or first.pts == time.stamps[0]):
             self._reopen()
         else:

@@ -14,8 +14,8 @@ USUAL_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)] + [
 ]
 # Seconds that sound may go on after the last frame without holding that frame: padding of encoders and late stops.
 OVERHANG = Fraction(1, 2)
-# Seconds after which a jump ahead in a broadcast format is a splice and not a pause, as in FFmpeg.
-SPLICE = 10
+# Seconds after which a jump ahead is a splice or a wrong timestamp and not a pause; in broadcast formats as in FFmpeg.
+JUMP, BROADCAST_JUMP = 3600, 10
 # Frames after a timestamp that goes back which tell a slip from a clock that starts anew.
 AHEAD = 16
 
@@ -31,8 +31,8 @@ class Timeline:
       missing, or are those of decoding although frames are reordered, frames come as the decoder gives them and are
       known by counting (`counted`).
     - The n-th frame appears at the n-th timestamp. One that does not come after the one before is put between its
-      neighbours. Where the clock starts anew, or jumps by more than 10 s in a broadcast format (MPEG-TS, MPEG-PS),
-      time goes on by one step. Where some are missing, decoding times are taken, or else even steps.
+      neighbours. Where the clock starts anew, or jumps ahead by more than an hour (10 s in MPEG-TS and MPEG-PS), time
+      goes on by one step. Where some are missing, decoding times are taken, or else even steps.
     - `rate` is one over the usual step: the step that the quickest quarter of the frames have, over pairs of steps so
       that a rhythm such as 3:2 is evened out. A longer step is a pause: the rate stays, and time goes on. Where the
       rate in the file, or one that people use, agrees within the rounding of timestamps, it is that one.
@@ -63,7 +63,7 @@ class Timeline:
         elif slips:
             self.count(f"{slips} timestamps repeat or go back")
         elif self._frames and self._is_mended():
-            self.notice = f"the file's clock jumps by more than {SPLICE} s: time was joined there"
+            self.notice = "the file's clock jumps: time goes on without a gap there"
         self.doubtful = packets.depth > 0 and not self.counted and all(a < b for a, b in pairwise(raw))
         """Whether display times go up in the order of the file, although the decoder may reorder frames."""
         if packets.format == "avi" and packets.depth > 0:
@@ -73,7 +73,11 @@ class Timeline:
     @property
     def start(self) -> Fraction:
         """The moment of the first frame on the file's clock, seconds."""
-        return self._frames[0] * self._tick
+        first = self._frames[0]
+        if len(self) > 1 and self._ticks[1] - self._ticks[0] < self._frames[1] - first:
+            # The first timestamp alone is wrong.
+            first = self._frames[1] - (self._ticks[1] - self._ticks[0])
+        return first * self._tick
 
     @property
     def stamps(self) -> list[int]:
@@ -98,6 +102,24 @@ class Timeline:
         """Leave out frames before the one with this timestamp: those that no keyframe stands before."""
         place = self._frames.index(stamp)
         del self._frames[:place], self._ticks[:place]
+
+    def join_fields(self, decoded: list[int]) -> set[int]:
+        """Drop second fields that come as packets of their own, where the decoder's first frames show that they do.
+
+        `decoded`: timestamps of those, ascending. Returns the timestamps of second fields.
+        """
+        if len(decoded) < 2 or bisect_left(self._frames, decoded[-1]) < len(decoded) * 5 // 4:
+            return set()
+        steps = sorted(b - a for a, b in pairwise(decoded))
+        least = steps[len(steps) // 2] * 3 // 4
+        kept: list[int] = []
+        for place, stamp in enumerate(self._frames):
+            if not kept or stamp - self._frames[kept[-1]] > least:
+                kept.append(place)
+        seconds = set(self._frames) - {self._frames[place] for place in kept}
+        self._frames = [self._frames[place] for place in kept]
+        self._ticks = [self._ticks[place] for place in kept]
+        return seconds
 
     def drop_last(self) -> None:
         del self._frames[-1], self._ticks[-1]
@@ -144,7 +166,7 @@ class Timeline:
         frames = self._frames
         steps = sorted(b - a for a, b in pairwise(frames) if b > a)
         step = steps[len(steps) // 4] if steps else 1
-        splice = SPLICE / self._tick if self._packets.format in BROADCAST else float("inf")
+        jump = (BROADCAST_JUMP if self._packets.format in BROADCAST else JUMP) / self._tick
         mended: list[int] = []
         shift, slipped = 0, 0
         for place, stamp in enumerate(frames):
@@ -157,7 +179,7 @@ class Timeline:
                 slipped += 1
                 continue
             room = (slipped + 1) * step
-            if moment <= last or moment - last > splice + room:
+            if moment <= last or moment - last > jump + room:
                 shift += last + room - moment
                 moment = last + room
             # Slips lie between the frames around them, in even steps.

@@ -1,5 +1,6 @@
 """Videos as people have them: other programs' times, shapes, colours and containers."""
 
+import re
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -74,6 +75,7 @@ def timeline(stamps: list, tick: Fraction | float = Fraction(1, 1000), **facts: 
     ends = {"stream_end": None, "sound_end": None, "file_end": None, "broken_off": None}
     packets = {"pts": [NONE if each is None else each for each in stamps], "dts": list(range(len(stamps)))}
     others = {"format": "matroska", "depth": 0, "rates": [], "last": (NONE, 0), "hidden": [0] * len(stamps)}
+    others["starts"] = [0] * len(stamps)
     return Timeline(SimpleNamespace(tick=Fraction(tick), **(ends | packets | others | facts)))
 
 
@@ -115,10 +117,11 @@ def test_mended_times() -> None:
     assert seconds(-(10**12), 40, 80) == [0, 40, 80] and timeline([-(10**12), 40, 80]).start == 0
     assert seconds(0, None, 80, rates=[Fraction(50)], dts=[0, 40, 80]) == [0, 40, 80]
     assert seconds(0, None, 80, rates=[Fraction(50)], dts=[NONE, 40, NONE]) == [0, 20, 40]
+    assert seconds(0, 120, 40, 80, 0, 120, 40, 80, depth=1, starts=[1, 0, 0, 0, 1, 0, 0, 0]) == list(range(0, 320, 40))
     # Reordered frames are no flaw.
     assert not timeline([0, 120, 40, 80, 240, 160, 200], depth=1).notice
     repeated = timeline([0, 120, 40, 40, 240, 160, 200], depth=1)
-    assert repeated.counted and "1 timestamps repeat or go back" in repeated.notice
+    assert repeated.counted and "1 of 7 timestamps repeat or go back" in repeated.notice
 
 
 def test_the_last_frame_lasts() -> None:
@@ -338,6 +341,83 @@ def test_interlaced_video_is_deinterlaced(tmp_path: Path, suffix: str, codec: st
             assert (reader.read([index])[0] == frames[index]).all()
     combs = [np.abs(np.diff(frame[16:80, :, 1].astype(int), axis=0)).mean() for frame in frames[2:-2]]
     assert max(combs) < 6
+
+
+class Bits:
+    """Bits of H.264's syntax, ITU-T H.264 7.2."""
+
+    def __init__(self) -> None:
+        self._bits = ""
+
+    def put(self, *fields: tuple[int, int]) -> "Bits":
+        """Each: a length and a value; length 0: an unsigned Exp-Golomb code."""
+        for length, value in fields:
+            code = f"{value:0{length}b}" if length else f"{value + 1:b}"
+            self._bits += code if length else "0" * (len(code) - 1) + code
+        return self
+
+    def align(self) -> "Bits":
+        self._bits += "0" * (-len(self._bits) % 8)
+        return self
+
+    def unit(self, header: int) -> bytes:
+        """A NAL unit, closed."""
+        data = self.put((1, 1)).align()._bits
+        payload = bytes(int(data[i : i + 8], 2) for i in range(0, len(data), 8))
+        # No byte string of a start code may come about.
+        return b"\0\0\0\1" + bytes([header]) + re.sub(rb"\x00\x00(?=[\x00-\x03])", b"\x00\x00\x03", payload)
+
+
+def field_pictures(count: int) -> bytes:
+    """H.264 of 32x32, 25 frames a second of two fields that are coded one by one, as camcorders do: plain samples."""
+    start = Bits().put((8, 77), (8, 0), (8, 30), *[(0, 0)] * 4, (0, 1), (1, 0), (0, 1), (0, 0), (4, 0b0010))
+    # How it is shown: 50 fields a second; no frame is reordered.
+    start.put((6, 0b100001), (32, 1), (32, 50), (1, 1), (5, 0b00011), *[(0, 0)] * 2, *[(0, 10)] * 2, (0, 0), (0, 1))
+    start = start.unit(0x67) + Bits().put(*[(0, 0)] * 2, (2, 0), *[(0, 0)] * 3, (3, 0), *[(0, 0)] * 3, (3, 0)).unit(
+        0x68
+    )
+    stream = b""
+    for i in range(count):
+        for bottom in (0, 1):
+            picture = Bits().put((0, 0), (0, 7), (0, 0), (4, i % 5), (1, 1), (1, bottom))
+            first = i % 5 == 0 and not bottom
+            picture.put(
+                *([(0, i // 5 % 2)] if first else []), (4, 2 * (i % 5) + bottom), (2 if first else 1, 0), (0, 0)
+            )
+            for _ in range(2):
+                picture.put((0, 25)).align().put(*[(8, 16 + 7 * i)] * 256, *[(8, 128)] * 128)
+            opening = start if first else b""
+            stream += b"\0\0\0\1\x09\x10" + opening + picture.unit(0x65 if first else 0x61)
+    return stream
+
+
+@pytest.mark.parametrize("suffix", ["mts", "mp4", "mkv"])
+def test_fields_that_are_packets_of_their_own(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "fields.h264").write_bytes(field_pictures(20))
+    path = tmp_path / f"fields.{suffix}"
+    muxer = ["-f", "mpegts"] if suffix == "mts" else []
+    ffmpeg("-v", "fatal", "-framerate", 25, "-i", tmp_path / "fields.h264", "-c", "copy", *muxer, path)
+    with FrameReader(path) as reader:
+        assert (reader.info.frames, reader.info.fps, reader.info.duration) == (20, 25, pytest.approx(0.8, abs=1e-3))
+        for index in (*range(20), 11, 10, 3):
+            assert abs(reader.read([index])[0, 16, 16, 0] - 255 * 7 * index / 219) < 2
+
+
+def test_recordings_joined_end_to_end(tmp_path: Path, reordered: Path) -> None:
+    ffmpeg("-i", reordered, "-an", "-c", "copy", tmp_path / "one.ts")
+    (tmp_path / "two.ts").write_bytes((tmp_path / "one.ts").read_bytes() * 2)
+    with FrameReader(tmp_path / "two.ts") as reader:
+        assert (reader.info.frames, reader.info.duration) == (80, pytest.approx(3.2))
+    assert order_of(tmp_path / "two.ts") == [*range(40), *range(40)]
+
+
+def test_a_length_in_the_header_that_is_too_short(tmp_path: Path, reordered: Path) -> None:
+    data = reordered.read_bytes()
+    at = data.index(b"mdhd") + 20
+    short = tmp_path / "short.mp4"
+    short.write_bytes(data[:at] + (int.from_bytes(data[at : at + 4], "big") // 30).to_bytes(4, "big") + data[at + 4 :])
+    info = probe(short)
+    assert (info.frames, info.fps, info.duration) == (40, 25, pytest.approx(1.6))
 
 
 def coloured(

@@ -31,6 +31,8 @@ class Packets:
         self.dts = array("q")
         self.hidden = bytearray()
         """1 where an edit list hides the frame: decoded but not shown."""
+        self.starts = bytearray()
+        """1 for keyframes."""
         self.keys: dict[int, int] = {}
         """Timestamps of keyframes, hidden ones too, and where to seek for each: formats without an index go by dts."""
         self.last = NONE, 0
@@ -51,7 +53,8 @@ class Packets:
         self._end = Fraction(0)
         sounds: dict[int, Fraction] = {}
         for packet in container.demux():
-            if packet.size == 0 or packet.is_corrupt:
+            # Elsewhere a packet that is only partly there; in a broadcast one after which others were lost.
+            if packet.size == 0 or (packet.is_corrupt and self.format not in BROADCAST):
                 continue
             pts, dts, duration = packet.pts, packet.dts, packet.duration or 0
             stamp = dts if pts is None else pts
@@ -61,6 +64,7 @@ class Packets:
                 self.pts.append(NONE if pts is None else pts)
                 self.dts.append(NONE if dts is None else dts)
                 self.hidden.append(packet.is_discard)
+                self.starts.append(packet.is_keyframe)
                 if stamp is None:
                     continue
                 if packet.is_keyframe:

@@ -1,7 +1,7 @@
 """When each frame of a video is shown."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from heapq import heappush, heappushpop
 from itertools import pairwise
@@ -48,20 +48,27 @@ class Timeline:
         self._packets = packets
         self._tick = packets.tick
         self.counted = False
-        missing = packets.pts.count(NONE)
-        raw = packets.dts if missing else packets.pts
+        entries = list(zip(packets.pts, packets.dts, packets.hidden, packets.starts, strict=True))
+        # Behind the first keyframe may come frames that belong before it; tools that cut leave them without a time.
+        leading = 0
+        if packets.depth and entries and entries[0][0] != NONE:
+            leading = next((place for place, entry in enumerate(entries) if entry[0] > entries[0][0]), 0)
+        entries = [entry for place, entry in enumerate(entries) if entry[0] != NONE or place >= leading]
+        missing = sum(entry[0] == NONE for entry in entries)
+        raw = [entry[1 if missing else 0] for entry in entries]
         if NONE in raw:
             step = max(round(1 / (self._declared() * self._tick)), 1)
             first = next((stamp for stamp in raw if stamp != NONE), 0)
-            raw = range(first, first + len(raw) * step, step)
-        decoded = _as_decoded(zip(raw, packets.hidden, strict=True), 0 if missing else packets.depth)
-        self._frames = [stamp for stamp, hidden in decoded if not hidden]
+            raw = list(range(first, first + len(raw) * step, step))
+        hidden, starts = ([entry[column] for entry in entries] for column in (2, 3))
+        decoded = _as_decoded(zip(raw, hidden, starts, strict=True), 0 if missing else packets.depth)
+        self._frames = [stamp for stamp, unseen in decoded if not unseen]
         self._ticks = self._mended()
         slips = sum(a >= b for a, b in pairwise(self._frames))
         if missing:
-            self.count(f"{missing} timestamps are missing")
+            self.count(f"{missing} of {len(raw)} timestamps are missing")
         elif slips:
-            self.count(f"{slips} timestamps repeat or go back")
+            self.count(f"{slips} of {len(self)} timestamps repeat or go back")
         elif self._frames and self._is_mended():
             self.notice = "the file's clock jumps: time goes on without a gap there"
         self.doubtful = packets.depth > 0 and not self.counted and all(a < b for a, b in pairwise(raw))
@@ -87,7 +94,8 @@ class Timeline:
     @property
     def times(self) -> list[float]:
         """Seconds from the first frame at which each appears."""
-        return [float((tick - self._ticks[0]) * self._tick) for tick in self._ticks]
+        first, (ticks, seconds) = self._ticks[0], self._tick.as_integer_ratio()
+        return [(tick - first) * ticks / seconds for tick in self._ticks]
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -206,12 +214,21 @@ class Timeline:
         return float(usual * self._tick), float(tolerance * self._tick)
 
 
-def _as_decoded(packets: Iterator[tuple[int, int]], depth: int) -> Iterator[tuple[int, int]]:
-    """Timestamps in the order in which a decoder gives the frames, that holds `depth` of them back."""
+def _as_decoded(packets: Iterable[tuple[int, int, int]], depth: int) -> Iterator[tuple[int, int]]:
+    """Timestamps and whether they are hidden, in the order in which a decoder gives the frames.
+
+    `packets`: timestamp, hidden, keyframe. `depth`: frames that the decoder holds back.
+    """
     waiting: list[tuple[int, int]] = []
-    for packet in packets:
+    latest = NONE
+    for stamp, hidden, key in packets:
+        if key and stamp <= latest:
+            # The clock starts anew.
+            yield from sorted(waiting)
+            waiting, latest = [], NONE
+        latest = max(latest, stamp)
         if len(waiting) < depth:
-            heappush(waiting, packet)
+            heappush(waiting, (stamp, hidden))
         else:
-            yield heappushpop(waiting, packet)
+            yield heappushpop(waiting, (stamp, hidden))
     yield from sorted(waiting)

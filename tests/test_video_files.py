@@ -104,6 +104,13 @@ def test_rate_of_unsteady_streams() -> None:
     assert timeline([7]).rate() == 30
 
 
+def test_rounding_costs_no_frame() -> None:
+    for count in range(90, 100):
+        steady, paused = stamps(30, count), [stamp for stamp in stamps(30, count) if not 500 < stamp < 900]
+        for given in (steady, paused):
+            assert timeline(given).duration() * 30 == pytest.approx(count, abs=1e-6)
+
+
 def test_mended_times() -> None:
     def seconds(*given: int | None, **facts: object) -> list[int]:
         return [round(1000 * time) for time in timeline(list(given), **facts).times]

@@ -107,7 +107,7 @@ def square_shape(stream: VideoStream) -> tuple[int, int]:
 
 def _matrix(frame: VideoFrame) -> Colorspace | None:
     """The matrix from YCbCr to RGB where the tag does not tell one: by size, as players take it."""
-    if frame.format.is_rgb or len(frame.format.components) < 3 or frame.colorspace in _KNOWN_MATRICES:
+    if frame.colorspace in _KNOWN_MATRICES or frame.format.is_rgb or len(frame.format.components) < 3:
         return None
     if frame.colorspace == _BT2020_CONSTANT:
         return Colorspace.BT2020

@@ -305,6 +305,10 @@ class FrameReader:
                 self._current = None if frame.is_corrupt else frame
                 if self._position >= index:
                     return self._current if self._position == index else None
+            if counted and self._current is not None and index >= len(stamps) - NEAR:
+                # Old formats have packets without a frame: the last one stays.
+                self._position = index
+                return self._current
         except FFmpegError:
             pass
         self._position, self._current = len(stamps), None

@@ -147,9 +147,10 @@ class Timeline:
         """Seconds from the first frame's appearance to the last one's end."""
         rate = self.rate()
         span = (self._ticks[-1] - self._ticks[0]) * self._tick
-        even = (len(self) - 1) / rate
-        # Timestamps of a constant rate are rounded to ticks, which must not cost a frame.
-        duration = (even if abs(span - even) <= self._tick else span) + 1 / rate
+        even = round(span * rate) / rate
+        # Timestamps are rounded to ticks, which must not cost a frame.
+        span = even if abs(span - even) <= self._tick else span
+        duration = span + 1 / rate
         if self._is_mended() or self._packets.broken_off:
             return float(duration)
         packets, own = self._packets, duration

@@ -47,6 +47,13 @@ def reordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same 40 frames without sound, none reordered, a keyframe each 10."""
+    options = {"b": "1M", "g": "10", "deadline": "realtime", "cpu-used": "8"}
+    return write_video(tmp_path_factory.mktemp("files") / "plain.webm", FRAMES, 25, "libvpx", options)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "frames", "seconds", "chosen", "notice"),
     [
@@ -160,7 +167,7 @@ def test_the_last_frame_lasts() -> None:
         ("drawn.gif", "-filter_complex [0:v]split[a][b];[a]palettegen[p];[b][p]paletteuse=dither=none"),
         ("offset.mp4", "-c:v libx264 -bf 2 -output_ts_offset 10"),
         ("offset.mkv", "-c:v libx264 -bf 2 -output_ts_offset 10"),
-        ("offset.webm", "-c:v libvpx -b:v 1M -output_ts_offset 100"),
+        ("offset.webm", "-c:v libvpx -b:v 1M -deadline realtime -cpu-used 8 -output_ts_offset 100"),
         ("negative.mkv", "-c:v libx264 -bf 2 -output_ts_offset -0.5 -avoid_negative_ts disabled"),
         ("fragmented.mp4", "-c:v libx264 -bf 2 -movflags frag_keyframe+empty_moov"),
     ],
@@ -185,8 +192,7 @@ def test_decoding_times_in_place_of_display_times(tmp_path: Path, reordered: Pat
 
 
 @pytest.mark.parametrize("expression", ["if(eq(N,20),PTS-2*DURATION,PTS)", "if(gt(N,19),PTS-20*DURATION,PTS)"])
-def test_times_that_repeat_or_go_back(tmp_path: Path, expression: str) -> None:
-    plain = write_video(tmp_path / "plain.mkv", FRAMES, 25, "libvpx", {"b": "1M"})
+def test_times_that_repeat_or_go_back(tmp_path: Path, plain: Path, expression: str) -> None:
     ffmpeg("-i", plain, "-c", "copy", "-bsf:v", f"setts=pts='{expression}':dts='{expression}'", tmp_path / "back.mkv")
     with FrameReader(tmp_path / "back.mkv") as reader:
         assert (reader.info.frames, reader.info.fps) == (40, 25)
@@ -204,9 +210,8 @@ def test_a_recording_that_begins_between_keyframes(tmp_path: Path, reordered: Pa
     assert order_of(tmp_path / "cut.ts") == list(range(10, 40))
 
 
-def test_a_webm_without_a_length_as_browsers_record_it(tmp_path: Path) -> None:
+def test_a_webm_without_a_length_as_browsers_record_it(tmp_path: Path, plain: Path) -> None:
     path = tmp_path / "recorded.webm"
-    plain = write_video(tmp_path / "plain.webm", FRAMES, 25, "libvpx", {"b": "1M", "g": "10"})
     with path.open("wb") as file:
         command = [get_ffmpeg_exe(), "-v", "error", "-i", plain, "-c", "copy", "-f", "webm", "-live", "1", "-"]
         subprocess.run(command, check=True, stdout=file)

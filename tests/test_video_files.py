@@ -179,6 +179,7 @@ def test_containers(tmp_path: Path, reordered: Path, name: str, arguments: str) 
         info = reader.info
         assert (info.frames, info.fps, info.width, info.height) == (40, 25, 128, 96)
         assert info.duration == pytest.approx(1.6, abs=1e-3)
+        assert not info.notices or name == "negative.mkv"
         backwards = [reader.read([index])[0] for index in (39, 20, 3)]
     assert order_of(path) == list(range(40))
     assert (np.stack(backwards) == decode(path)[[39, 20, 3]]).all()

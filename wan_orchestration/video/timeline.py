@@ -71,11 +71,11 @@ class Timeline:
             self.count(f"{slips} of {len(self)} timestamps repeat or go back")
         elif self._frames and self._is_mended():
             self.notice = "the file's clock jumps: time goes on without a gap there"
-        self.doubtful = packets.depth > 0 and not self.counted and all(a < b for a, b in pairwise(raw))
-        """Whether display times go up in the order of the file, although the decoder may reorder frames."""
         if packets.format == "avi" and packets.depth > 0:
             # It has no display times.
             self.count()
+        self.doubtful = packets.depth > 0 and not self.counted and all(a < b for a, b in pairwise(raw))
+        """Whether display times go up in the order of the file, although the decoder may reorder frames."""
 
     @property
     def start(self) -> Fraction:

@@ -172,7 +172,7 @@ def test_missing_and_empty(tmp_path: Path) -> None:
 def test_not_a_video(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("not a video at all\n" * 100)
-    with pytest.raises(BadInput, match=r"text\.mp4: not a whole mp4, mov, webm or mkv file"):
+    with pytest.raises(BadInput, match=r"text\.mp4: not a whole mp4, mov, webm, mkv, avi, mpg, ts or gif file"):
         probe(path)
 
 

@@ -16,7 +16,6 @@ from wan_orchestration.video import FrameReader
 
 MOST_FPS = 30
 _EVEN_FPS = 24
-_MAX_SIDE = 8192
 
 T = TypeVar("T")
 
@@ -34,11 +33,6 @@ class DrivingVideo:
             self.info = reader.info
             self.broken_off = reader.broken_off
             self._times = reader.times
-        if max(self.info.width, self.info.height) > _MAX_SIDE:
-            raise BadInput(
-                f"{path}: {self.info.width}x{self.info.height} frames, at most {_MAX_SIDE} px a side are accepted; "
-                "export it smaller"
-            )
         self.fps = choose_fps(self.info.fps, settings.fps)
         end = self.info.duration if settings.end is None else min(settings.end, self.info.duration)
         self.places = choose_frames(self._times, self.fps, settings.start, end, settings.max_frames)

@@ -75,6 +75,8 @@ def preprocess(
     picture = read_image(reference)
     if video.broken_off:
         notices.add(f"{driving.name} is truncated: {video.broken_off}; what is there was used")
+    for notice in video.info.notices:
+        notices.add(f"{driving.name}: {notice}")
     sound = find_sound(driving)
     for notice in sound.notices:
         notices.add(notice)

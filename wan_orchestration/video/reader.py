@@ -1,11 +1,11 @@
 """Reading video: what a file holds, and its frames by index."""
 
-from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,24 +15,28 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.video.tonemap import is_hdr, to_sdr
+from wan_orchestration.video.deinterlace import deinterlaced, is_interlaced
+from wan_orchestration.video.display import Display, square_shape
+from wan_orchestration.video.packets import Packets
+from wan_orchestration.video.timeline import Timeline
 
 # The formats a job may bring. A whitelist, since FFmpeg goes by content: a playlist that is named .mp4 would
 # otherwise make it open other files and addresses.
-CONTAINERS = "mov,matroska"
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,gif"
+MOST_SIDE = 8192
+"""px. Larger frames are refused before one is decoded."""
 # Frames that are decoded and dropped rather than sought over.
 NEAR = 16
-# libswscale's default is quicker and darkens by 1/255.
-EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+# Frames that are looked through for reordered ones.
+LOOK = 60
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds. Width and height are as shown, after rotation."""
+    """What a video file holds. Width and height are as shown: upright, in square pixels."""
 
     path: Path
     width: int
@@ -62,7 +66,7 @@ def open_input(path: Path) -> InputContainer:
         raise BadInput(f"{path}: no permission to read this file") from None
     except (FFmpegError, ValueError) as error:
         raise BadInput(
-            f"{path}: not a whole mp4, mov, webm or mkv file ({_reason(error)}); "
+            f"{path}: not a whole mp4, mov, webm, mkv, avi, mpg, ts or gif file ({_reason(error)}); "
             "if it was cut off while being copied or recorded, copy or export it again"
         ) from None
 
@@ -78,9 +82,9 @@ def probe(path: Path) -> VideoInfo:
 
 
 class FrameReader:
-    """Frames of a video by their place in presentation order, whatever their timestamps.
+    """Frames of a video by their place in presentation order, whatever their timestamps: see `Timeline`.
 
-    Opening reads the packets once, without decoding, and keeps two integers a frame. Reading seeks to the
+    Opening reads the packets once, without decoding, and keeps a few integers a frame. Reading seeks to the
     keyframe before a frame and decodes on from there; reading on ahead does not seek again.
     """
 
@@ -93,54 +97,58 @@ class FrameReader:
     def __init__(self, path: Path, truncated_ok: bool = False) -> None:
         """`truncated_ok`: of a file that breaks off, the frames before the break are used.
 
-        BadInput: missing, empty, truncated, without video, first frame not decodable.
+        BadInput: missing, empty, truncated, without video, too large, first frame not decodable.
         """
         self._path = Path(path)
-        self._reformatter = VideoReformatter()
+        self._interlaced = False
         self._open()
         try:
-            self.broken_off = broken_off = self._scan()
-            if broken_off and not truncated_ok:
-                raise BadInput(f"{self._path}: truncated: {broken_off}; copy or export it again")
-            if not self._pts:
+            self.broken_off = self._scan()
+            if self.broken_off and not truncated_ok:
+                raise BadInput(f"{self._path}: truncated: {self.broken_off}; copy or export it again")
+            if not self._time:
                 raise BadInput(f"{self._path}: has a video stream without whole frames")
             # Scanning has read to the end.
-            self._container.close()
-            self._open()
-            while broken_off and len(self._pts) > 1 and self._try_frame(len(self._pts) - 1) is None:
-                self._pts.pop()
-            first = self._to_rgb(self._frame(0))
-            fps, duration = self._rate()
+            self._reopen()
+            self._find_order()
+            while self.broken_off and len(self._time) > 1 and self._try_frame(len(self._time) - 1) is None:
+                self._time.drop_last()
+            first = self._frame(0)
+            self._display = Display(self._path, self._stream, first)
         except BaseException:
             self._container.close()
             raise
+        width, height = self._display.size
+        interlaced = "the video is interlaced: its frames were deinterlaced" if self._interlaced else None
+        notices = (self._time.notice, self._display.notice, interlaced)
         self.info = VideoInfo(
             path=self._path,
-            width=first.shape[1],
-            height=first.shape[0],
-            fps=fps,
-            frames=len(self._pts),
-            duration=duration,
+            width=width,
+            height=height,
+            fps=self._time.rate(),
+            frames=len(self._time),
+            duration=self._time.duration(),
             has_audio=bool(self._container.streams.audio),
-            start=self._pts[0] * self._time_base,
+            start=self._time.start,
+            notices=tuple(notice for notice in notices if notice),
         )
-        self.times = [float((pts - self._pts[0]) * self._time_base) for pts in self._pts]
+        self.times = self._time.times
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """(n, H, W, 3) uint8 RGB in the order asked; duplicates allowed. BadInput: a frame is damaged."""
         places = defaultdict(list)
         for place, index in enumerate(indices):
-            if not 0 <= index < len(self._pts):
-                raise IndexError(f"frame {index} of {self._path}, which has {len(self._pts)}")
+            if not 0 <= index < len(self._time):
+                raise IndexError(f"frame {index} of {self._path}, which has {len(self._time)}")
             places[index].append(place)
         images = np.empty((len(indices), self.info.height, self.info.width, 3), np.uint8)
         for index in sorted(places):
-            images[places[index]] = self._to_rgb(self._frame(index))
+            images[places[index]] = self._display.rgb(self._frame(index))
         return images
 
     def verify(self) -> None:
         """Decodes every frame. BadInput: the first that is damaged."""
-        for index in range(len(self._pts)):
+        for index in range(len(self._time)):
             self._frame(index)
 
     def close(self) -> None:
@@ -162,70 +170,78 @@ class FrameReader:
             kinds = " and ".join(sorted({stream.type for stream in self._container.streams}))
             self._container.close()
             raise BadInput(f"{self._path}: has no video stream, found {kinds or 'nothing'}")
+        width, height = square_shape(stream)
+        if max(width, height) > MOST_SIDE:
+            self._container.close()
+            raise BadInput(
+                f"{self._path}: {width}x{height} frames, at most {MOST_SIDE} px a side are accepted; export it smaller"
+            )
         stream.thread_type = "AUTO"
+        # Frames further on may be of another size.
+        stream.codec_context.options = {"max_pixels": str(MOST_SIDE**2)}
         self._stream = stream
-        self._time_base = stream.time_base or Fraction(1, 90000)
         self._restart()
 
+    def _reopen(self) -> None:
+        self._container.close()
+        self._open()
+
     def _restart(self) -> None:
-        self._decoded = self._container.decode(self._stream)
+        frames = self._container.decode(self._stream)
+        self._decoded = deinterlaced(frames, self._stream) if self._interlaced else frames
         self._position = -1
         self._current: VideoFrame | None = None
+        # After a seek: the keyframe that was sought, whose followers depend on it.
+        self._wanted: int | None = None
 
     def _scan(self) -> str | None:
-        """Finds the timestamps of all shown frames and of all keyframes; tells how the file breaks off, if it does.
-
-        Packets that an edit list hides are decoded but not shown; a hidden keyframe is still a place to start.
-        """
-        container = self._container
-        shown, keys, packets, end = array("q"), array("q"), 0, Fraction(0)
+        """Reads all packets for the timeline; tells how the file breaks off, if it does."""
         try:
-            for packet in container.demux():
-                if packet.size == 0 or packet.is_corrupt:
-                    continue
-                pts = packet.dts if packet.pts is None else packet.pts
-                if pts is not None:
-                    end = max(end, (pts + (packet.duration or 0)) * packet.time_base)
-                if packet.stream_index != self._stream.index:
-                    continue
-                packets += 1
-                if pts is None:
-                    raise BadInput(f"{self._path}: frame {len(shown)} has no timestamp; remux the file")
-                if packet.is_keyframe:
-                    keys.append(pts)
-                if not packet.is_discard:
-                    shown.append(pts)
+            packets = Packets(self._container, self._stream)
         except FFmpegError as error:
-            raise BadInput(f"{self._path}: unreadable after frame {len(shown)} ({_reason(error)})") from None
-        self._pts, self._keys = sorted(shown), sorted(keys)
-        if "matroska" in container.format.name and shown:
-            # Its index holds keyframes only, so the length in the header must tell.
-            length = Fraction(container.duration or 0, av.time_base)
-            last = end - Fraction(container.start_time or 0, av.time_base)
-            if last >= length - Fraction(1, 2):
-                return None
+            raise BadInput(f"{self._path}: unreadable ({_reason(error)}); copy or export it again") from None
+        self._keys, self._seek_targets = sorted(packets.keys), packets.keys
+        self._time = Timeline(packets)
+        if packets.broken_off and len(self._time) > 1 and packets.format != "mov":
             # The last packet may be a part, which only the mp4 reader notices.
-            self._pts.remove(shown[-1])
-            return f"it ends at {float(last):.1f} s of {float(length):.1f} s"
-        listed = len(self._stream.index_entries)
-        return f"{packets} of {listed} frames are there" if packets < listed else None
+            self._time.drop_last()
+        return packets.broken_off
 
-    def _rate(self) -> tuple[Fraction, float]:
-        """Frames a second and seconds. The rate in the file is taken unless the timestamps tell otherwise."""
-        frames, span = len(self._pts), (self._pts[-1] - self._pts[0]) * self._time_base
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if span > 0:
-            measured = (frames - 1) / span
-            if not rate or abs((frames - 1) / rate - span) > span / 50 + self._time_base:
-                rate = measured.limit_denominator(1001)
-        rate = rate or Fraction(30)
-        return rate, float(span + 1 / rate)
+    def _find_order(self) -> None:
+        """Decodes the first frame, and more where it takes that to tell whether display times can be true."""
+        time, first = self._time, self._next()
+        if first is None:
+            return
+        # Frames that depend on a keyframe before the file's beginning are not decoded.
+        leading = bisect_right(time.stamps, self._keys[0]) if self._keys else 0
+        if not time.counted and first.pts in time.stamps[:leading]:
+            time.begin_with(first.pts)
+        self._interlaced = is_interlaced(self._stream, first)
+        if time.doubtful or self._interlaced:
+            more = (frame.pts for frame in islice(iter(self._next, None), LOOK))
+            decoded = [stamp for stamp in (first.pts, *more) if stamp is not None]
+            if time.doubtful and decoded != sorted(decoded):
+                time.count("display times are decoding times although frames are reordered")
+            if self._interlaced:
+                seconds = time.join_fields(sorted(decoded))
+                self._keys = [key for key in self._keys if key not in seconds]
+        if self._interlaced or time.doubtful or not (time.counted or first.pts == time.stamps[0]):
+            self._reopen()
+        else:
+            self._position, self._current = 0, None if first.is_corrupt else first
+
+    def _next(self) -> VideoFrame | None:
+        """The decoder's next frame; None: the end, or one that cannot be decoded."""
+        try:
+            return next(self._decoded, None)
+        except FFmpegError:
+            return None
 
     def _frame(self, index: int) -> VideoFrame:
         frame = self._try_frame(index)
         if frame is None:
             raise BadInput(
-                f"{self._path}: frame {index} (of {len(self._pts)}, counted from 0) cannot be decoded; "
+                f"{self._path}: frame {index} (of {len(self._time)}, counted from 0) cannot be decoded; "
                 "the file is damaged, copy or export it again"
             )
         return frame
@@ -234,7 +250,8 @@ class FrameReader:
         if index == self._position and self._current is not None:
             return self._current
         starts = self._starts(index)
-        if self._position < index and bisect_left(self._pts, starts[0]) <= self._position + NEAR:
+        ahead = self._time.counted or bisect_left(self._time.stamps, starts[0]) <= self._position + NEAR
+        if self._position < index and ahead:
             frame = self._forward(index)
             if frame is not None:
                 return frame
@@ -249,42 +266,53 @@ class FrameReader:
         """Timestamps to decode from, best first.
 
         The keyframe before a frame should do. Where keyframes depend on one another (open groups), or a seek
-        lands late, the one before that does; the file's start always does.
+        lands late, the one before that does; the file's start always does, and where frames are counted only that.
         """
-        key = bisect_right(self._keys, self._pts[index])
-        return [*self._keys[max(key - 2, 0) : key][::-1], min([self._pts[0], *self._keys[:1]])]
+        stamps = self._time.stamps
+        beginning = min([stamps[0], *self._keys[:1]])
+        if self._time.counted:
+            return [beginning]
+        # Deinterlacing looks at the frame before, too.
+        key = (bisect_left if self._interlaced else bisect_right)(self._keys, stamps[index])
+        return [*self._keys[max(key - 2, 0) : key][::-1], beginning]
 
     def _seek(self, pts: int) -> None:
-        if pts <= self._pts[0]:
-            self._container.close()
-            self._open()
+        if pts > self._time.stamps[0] and not self._time.counted:
+            try:
+                self._container.seek(self._seek_targets[pts], stream=self._stream)
+            except FFmpegError:
+                self._reopen()
+            else:
+                self._restart()
+                stamps = self._time.stamps
+                # One that an edit list hides does not come.
+                self._wanted = pts if stamps[bisect_left(stamps, pts)] == pts else None
         else:
-            self._container.seek(pts, stream=self._stream)
-            self._restart()
+            self._reopen()
 
     def _forward(self, index: int) -> VideoFrame | None:
         """Decodes on to a frame; None where it does not come or comes damaged."""
+        counted, stamps = self._time.counted, self._time.stamps
         try:
             for frame in self._decoded:
-                place = 0 if frame.pts is None else bisect_left(self._pts, frame.pts)
-                self._position = max(place, self._position + 1)
+                if not counted and frame.pts is not None:
+                    if frame.pts < stamps[0] or self._wanted not in (None, frame.pts):
+                        continue
+                    self._wanted = None
+                    self._position = max(bisect_left(stamps, frame.pts), self._position + 1)
+                else:
+                    self._position += 1
                 self._current = None if frame.is_corrupt else frame
                 if self._position >= index:
                     return self._current if self._position == index else None
+            if counted and self._current is not None and index >= len(stamps) - NEAR:
+                # Old formats have packets without a frame: the last one stays.
+                self._position = index
+                return self._current
         except FFmpegError:
             pass
-        self._position, self._current = len(self._pts), None
+        self._position, self._current = len(stamps), None
         return None
-
-    def _to_rgb(self, frame: VideoFrame) -> np.ndarray:
-        width, height = self._stream.width, self._stream.height
-        if is_hdr(frame):
-            # Not rgb48: libswscale's exact path gets its green wrong.
-            deep = self._reformatter.reformat(frame, width, height, "gbrp16le", interpolation=EXACT).to_ndarray()
-            image = to_sdr(deep, frame.color_trc)
-        else:
-            image = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=EXACT).to_ndarray()
-        return np.rot90(image, frame.rotation // 90 % 4)
 
 
 def iter_frames(path: Path) -> Iterator[np.ndarray]:

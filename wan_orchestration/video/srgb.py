@@ -17,18 +17,15 @@ import av
 import cv2
 import numpy as np
 import pillow_heif
-from av.video.reformatter import Interpolation
 from PIL import Image, ImageCms
 
+from wan_orchestration.video.display import EXACT
 from wan_orchestration.video.tonemap import to_sdr
 
 log = logging.getLogger(__name__)
 
 BAND = 256
 """Rows that are converted at once: floating point takes much memory."""
-
-EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
-"""As for videos: libswscale's default is quicker and darkens by 1/255."""
 
 Points = tuple[float, float, float, float, float, float]
 """x and y of red, green and blue in the CIE 1931 diagram."""
@@ -59,7 +56,7 @@ def to_srgb(path: Path, image: Image.Image, colour: Image.Image) -> Image.Image:
     """
     codes = _codes(path, image)
     if codes and codes[1] in HDR:
-        return Image.fromarray(_tone_mapped(_deep(path, image, colour), codes[1]))
+        return Image.fromarray(_tone_mapped(_deep(path, image, colour), codes))
     if not codes and (profile := image.info.get("icc_profile")):
         try:
             colour = _by_profile(colour, profile)
@@ -171,10 +168,11 @@ def _deep(path: Path, image: Image.Image, colour: Image.Image) -> np.ndarray:
     return np.asarray(colour.convert("RGB")).astype(np.uint16) * 257
 
 
-def _tone_mapped(deep: np.ndarray, transfer: int) -> np.ndarray:
+def _tone_mapped(deep: np.ndarray, codes: tuple[int, int]) -> np.ndarray:
+    primaries, transfer = codes
     out = np.empty(deep.shape, np.uint8)
     for rows in _bands(len(deep)):
-        out[rows] = to_sdr(np.ascontiguousarray(deep[rows]), transfer)
+        out[rows] = to_sdr(np.ascontiguousarray(deep[rows]), transfer, primaries)
     return out
 
 

@@ -1,7 +1,8 @@
-"""High dynamic range to the standard range that the models know.
+"""High dynamic range and wide primaries to the standard range and BT.709, which the models know.
 
-BT.2020 with PQ (SMPTE ST 2084) or HLG (ARIB STD-B67) becomes BT.709. Light is measured against the reference white
-of 203 cd/m² (ITU-R BT.2408); what is brighter is rolled off along the Möbius curve of FFmpeg's tonemap filter.
+Of PQ (SMPTE ST 2084) and HLG (ARIB STD-B67) light is measured against the reference white of 203 cd/m² (ITU-R
+BT.2408); what is brighter is rolled off along the Möbius curve of FFmpeg's tonemap filter. In the standard range only
+primaries are converted, and colours outside BT.709 are clipped.
 """
 
 from functools import cache
@@ -9,7 +10,7 @@ from functools import cache
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorTrc
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
 WHITE = 203.0
 PEAK = 1000.0
@@ -17,34 +18,56 @@ PEAK = 1000.0
 KNEE = 0.5
 """Part of reference white below which nothing is changed."""
 
-# ITU-R BT.2087: BT.2020 to BT.709 primaries, linear light.
-_TO_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+
+# To BT.709 primaries, linear light: ITU-R BT.2087, and P3 with a D65 white.
+_BT2020 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32)
+_P3 = np.array([[1.2249, -0.2249, 0.0], [-0.0421, 1.0421, 0.0], [-0.0196, -0.0786, 1.0983]], np.float32)
+_TO_709: dict[int, np.ndarray] = {
+    ColorPrimaries.BT2020: _BT2020,
+    ColorPrimaries.SMPTE431: _P3,
+    ColorPrimaries.SMPTE432: _P3,
+}
 _LUMINANCE = np.array([[0.2627, 0.6780, 0.0593]], np.float32)
 _STEPS = 4095
 
 
-def is_hdr(frame: VideoFrame) -> bool:
-    """Whether a decoded frame is in PQ or HLG."""
-    return frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+def needs_light(frame: VideoFrame) -> bool:
+    """Whether a decoded frame is in PQ, in HLG or in wide primaries."""
+    return frame.color_trc in HDR or primaries_of(frame) in _TO_709
 
 
-def to_sdr(rgb: np.ndarray, transfer: int) -> np.ndarray:
-    """(H, W, 3) uint8 BT.709 of (H, W, 3) uint16 full-range BT.2020 in the given transfer (`frame.color_trc`)."""
+def to_sdr(rgb: np.ndarray, transfer: int, primaries: int = ColorPrimaries.BT2020) -> np.ndarray:
+    """(H, W, 3) uint8 BT.709 of (H, W, 3) uint16 full range in the given transfer (`frame.color_trc`) and primaries."""
     light = _linear(transfer)[rgb]
     if transfer == ColorTrc.ARIB_STD_B67:
         # The system gamma of 1.2 acts on luminance: BT.2100, a display of 1000 cd/m².
         scene = cv2.transform(light, _LUMINANCE)
         light *= (PEAK / WHITE * np.maximum(scene, 1e-6) ** 0.2)[..., None]
-    light = np.maximum(cv2.transform(light, _TO_709), 0)
-    brightest = np.maximum(light.max(axis=2, keepdims=True), 1e-6)
-    light *= _rolled_off(brightest) / brightest
-    return _encoding()[np.minimum(light * _STEPS + 0.5, _STEPS).astype(np.uint16)]
+    if (matrix := _TO_709.get(primaries)) is not None:
+        light = np.maximum(cv2.transform(light, matrix), 0)
+    if transfer in HDR:
+        brightest = np.maximum(light.max(axis=2, keepdims=True), 1e-6)
+        light *= _rolled_off(brightest) / brightest
+    return _encoding(transfer)[np.minimum(light * _STEPS + 0.5, _STEPS).astype(np.uint16)]
+
+
+def primaries_of(frame: VideoFrame) -> int:
+    """By the tag; without one, those that go with the transfer or the matrix."""
+    if frame.color_primaries != ColorPrimaries.UNSPECIFIED:
+        return frame.color_primaries
+    wide = frame.color_trc in HDR or frame.colorspace == Colorspace.BT2020
+    return ColorPrimaries.BT2020 if wide else ColorPrimaries.BT709
 
 
 @cache
 def _linear(transfer: int) -> np.ndarray:
-    """(65536,) float32: PQ to light against reference white, HLG to light of the scene in 0..1."""
+    """(65536,) float32: PQ to light against reference white, HLG to light of the scene in 0..1, others to 0..1."""
     signal = np.linspace(0, 1, 65536)
+    if transfer == ColorTrc.IEC61966_2_1:
+        return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    if transfer not in HDR:
+        return np.where(signal < 0.081, signal / 4.5, ((signal + 0.099) / 1.099) ** (1 / 0.45)).astype(np.float32)
     if transfer == ColorTrc.SMPTE2084:
         m1, m2 = 2610 / 16384, 2523 / 32
         c1, c2, c3 = 3424 / 4096, 2413 / 128, 2392 / 128
@@ -55,10 +78,13 @@ def _linear(transfer: int) -> np.ndarray:
 
 
 @cache
-def _encoding() -> np.ndarray:
-    """(4096,) uint8: light in 0..1 to the BT.709 signal."""
+def _encoding(transfer: int) -> np.ndarray:
+    """(4096,) uint8: light in 0..1 to the signal, sRGB's where the video has that, else BT.709's."""
     light = np.arange(_STEPS + 1) / _STEPS
-    signal = np.where(light < 0.018, 4.5 * light, 1.099 * light**0.45 - 0.099)
+    if transfer == ColorTrc.IEC61966_2_1:
+        signal = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    else:
+        signal = np.where(light < 0.018, 4.5 * light, 1.099 * light**0.45 - 0.099)
     return np.round(signal * 255).astype(np.uint8)
 
 

@@ -15,7 +15,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 
 from wan_orchestration.files import replacing
-from wan_orchestration.video.reader import EXACT
+from wan_orchestration.video.display import EXACT
 
 Pixels = Literal["rgb", "yuv444", "gray"]
 

@@ -351,7 +351,7 @@ def test_bad_reference(make_job: Make, content: bytes) -> None:
 def test_cut_clips(make_job: Make, name: str, part: float) -> None:
     path = make_job(mode="replace") / name
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(BadInput, match=rf"{name}: (the file is empty|not a whole)"):
+    with pytest.raises(BadInput, match=rf"{name}: (the file is empty|found .* that is not whole)"):
         check_clips(path.parent, "replace")
 
 

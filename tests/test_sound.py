@@ -15,7 +15,7 @@ from media import moving_frames, sine, without_decoder, write_video
 
 from wan_orchestration.preprocess.run import preprocess
 from wan_orchestration.settings import PreprocessSettings
-from wan_orchestration.video import concat, concatenate, find_sound, iter_frames, probe, sound, write_segment
+from wan_orchestration.video import concat, concatenate, find_sound, iter_frames, probe, write_segment
 
 FPS = Fraction(30)
 
@@ -273,15 +273,10 @@ def test_streams_of_aac_are_encoded_anew(
     good: Path,
     joined: Callable[..., Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A transport stream, whose clock starts anywhere; what an mp4 holds has no headers in its packets."""
     video = ffmpeg(tmp_path / "v.ts", "-i", good, "-c", "copy", *flags)
-    for module in (sound, concat):
-        monkeypatch.setattr(module, "open_input", lambda path: av.open(str(path)))
-    with av.open(str(video)) as container:
-        picture = container.streams.video[0]
-        start = Fraction(picture.start_time * picture.time_base)
+    start = probe(video).start
     assert start > 1
     assert not find_sound(video).copied
     assert onset(joined(video, start)) == pytest.approx(0.5, abs=0.005)
@@ -332,7 +327,7 @@ def test_sound_that_cannot_be_written_does_not_cost_the_video(
     good: Path, segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The muxer refuses the eleventh packet, copied or encoded."""
-    real = concat.sound_packets
+    real = concat._sound_packets
 
     def refused(*arguments: Any) -> Iterator[av.Packet]:
         for number, packet in enumerate(real(*arguments) or []):
@@ -340,7 +335,7 @@ def test_sound_that_cannot_be_written_does_not_cost_the_video(
                 packet.dts = packet.pts = packet.pts - 10**6
             yield packet
 
-    monkeypatch.setattr(concat, "sound_packets", refused)
+    monkeypatch.setattr(concat, "_sound_packets", refused)
     output = tmp_path / "out.mp4"
     told = concatenate([segment], output, find_sound(good))
     assert re.fullmatch(r"good\.mp4: the sound is left out, it could not be written \(.*\); the video is silent", told)

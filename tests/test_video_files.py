@@ -17,7 +17,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.settings import PreprocessSettings
 from wan_orchestration.video import FrameReader, VideoInfo, iter_frames, probe
-from wan_orchestration.video.packets import NONE
+from wan_orchestration.video.packets import BROADCAST, BROADCAST_JUMP, JUMP, NONE
 from wan_orchestration.video.timeline import Timeline
 from wan_orchestration.video.tonemap import to_sdr
 
@@ -60,7 +60,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("starts_at_10_s/driving.mkv", (256, 256), 97, 97 / 30, 97, None),
         ("cut_and_paused/driving.mp4", (256, 256), 62, 65 / 30, 65, None),
         ("cut_and_paused/pause/driving.mp4", (256, 256), 24, 3.3, 99, None),
-        ("last_frame_lasts/driving.mp4", (256, 256), 15, 3.0, 90, None),
+        ("last_frame_lasts/driving.mp4", (256, 256), 15, 3.0, 90, "stays for 2.5 s"),
         ("timestamps_in_decoding_order/driving.mp4", (256, 256), 97, 97 / 30, 97, "decoding times"),
         ("mirrored_matrix/driving.mp4", (256, 256), 97, 97 / 30, 97, None),
         ("square_pixels_not/driving.mp4", (256, 256), 97, 97 / 30, 97, None),
@@ -77,12 +77,18 @@ def test_field(
     assert notice in info.notices[0] if notice else not info.notices
 
 
+def length(time: Timeline) -> float:
+    rate = time.rate()
+    return float(time.duration(rate) + time.hold(rate))
+
+
 def timeline(stamps: list, tick: Fraction | float = Fraction(1, 1000), **facts: object) -> Timeline:
     """Of packets with these display times, in the order of the file."""
     ends = {"stream_end": None, "sound_end": None, "file_end": None, "broken_off": None}
     packets = {"pts": [NONE if each is None else each for each in stamps], "dts": list(range(len(stamps)))}
     others = {"format": "matroska", "depth": 0, "rates": [], "last": (NONE, 0), "hidden": [0] * len(stamps)}
     others["starts"] = [0] * len(stamps)
+    others["farthest_jump"] = BROADCAST_JUMP if facts.get("format") in BROADCAST else JUMP
     return Timeline(SimpleNamespace(tick=Fraction(tick), **(ends | packets | others | facts)))
 
 
@@ -96,7 +102,7 @@ def stamps(rate: Fraction | float, count: int, jitter: float = 0) -> list[int]:
 def test_rate_of_millisecond_ticks(rate: Fraction) -> None:
     for count in (300, 301):
         found = timeline(stamps(rate, count))
-        assert (found.rate(), found.duration()) == (rate, pytest.approx(count / rate))
+        assert (found.rate(), length(found)) == (rate, pytest.approx(count / rate))
 
 
 def test_rate_of_unsteady_streams() -> None:
@@ -115,7 +121,7 @@ def test_rounding_costs_no_frame() -> None:
     for count in range(90, 100):
         steady, paused = stamps(30, count), [stamp for stamp in stamps(30, count) if not 500 < stamp < 900]
         for given in (steady, paused):
-            assert timeline(given).duration() * 30 == pytest.approx(count, abs=1e-6)
+            assert length(timeline(given)) * 30 == pytest.approx(count, abs=1e-6)
 
 
 def test_mended_times() -> None:
@@ -141,15 +147,15 @@ def test_mended_times() -> None:
 def test_the_last_frame_lasts() -> None:
     steps = [0, 40, 80]
     second, half = Fraction(1), Fraction(1, 2)
-    assert timeline(steps).duration() == pytest.approx(0.12)
-    assert timeline(steps, sound_end=half).duration() == pytest.approx(0.12)
-    assert timeline(steps, sound_end=second).duration() == pytest.approx(1)
-    assert timeline(steps, file_end=second, broken_off="yes").duration() == pytest.approx(0.12)
-    assert timeline(steps, last=(80, 400)).duration() == pytest.approx(0.48)
-    assert timeline(steps, last=(80, 400), sound_end=half).duration() == pytest.approx(0.5)
-    assert timeline(steps, stream_end=second).duration() == pytest.approx(1)
+    assert length(timeline(steps)) == pytest.approx(0.12)
+    assert length(timeline(steps, sound_end=half)) == pytest.approx(0.12)
+    assert length(timeline(steps, sound_end=second)) == pytest.approx(1)
+    assert length(timeline(steps, file_end=second, broken_off="yes")) == pytest.approx(0.12)
+    assert length(timeline(steps, last=(80, 400))) == pytest.approx(0.48)
+    assert length(timeline(steps, last=(80, 400), sound_end=half)) == pytest.approx(0.5)
+    assert length(timeline(steps, stream_end=second)) == pytest.approx(1)
     late = [stamp + 5000 for stamp in steps]
-    assert timeline(late, sound_end=Fraction(6)).duration() == pytest.approx(1)
+    assert length(timeline(late, sound_end=Fraction(6))) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

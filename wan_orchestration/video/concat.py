@@ -2,19 +2,27 @@
 
 import heapq
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from wan_orchestration.files import replacing
 from wan_orchestration.video.reader import open_input
-from wan_orchestration.video.sound import Sound, sound_packets
+from wan_orchestration.video.sound import RATE, Sound, pieces
+
+# Sound before the first frame that a decoder wants for warming up, in seconds.
+WARM_UP = Fraction(1, 10)
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +67,7 @@ def _join(
             video = joined.add_stream_from_template(first.streams.video[0])
         video.time_base = 1 / rate
         packets = [_video_packets(segments, video, 1 / rate)]
-        if sound and source and (heard := sound_packets(sound, source, joined, start, frames / rate)):
+        if sound and source and (heard := _sound_packets(sound, source, joined, start, frames / rate)):
             packets.append(heard)
         # The muxer waits for the stream that lags behind, so packets go to it in the order of time.
         for packet in heapq.merge(*packets, key=_time):
@@ -94,6 +102,85 @@ def _video_packets(segments: Sequence[Path], stream: VideoStream, tick: Fraction
                     packet.duration = 1
                     place += 1
                     yield packet
+
+
+def _sound_packets(
+    sound: Sound, source: InputContainer, output: OutputContainer, start: Fraction, end: Fraction
+) -> Iterator[Packet] | None:
+    """A track's packets from `start` on, in a stream of the output and in its time, up to `end` seconds.
+
+    `source` is the sound's file, opened; `start` is a moment on its clock. None: no sound lies in that span.
+    """
+    track = source.streams[sound.track or 0]
+    assert isinstance(track, AudioStream)
+    if sound.copied:
+        packets = _placed(source.demux(track), start, end)
+        first = next(packets, None)
+        if first is None:
+            return None
+        return _assigned(chain([first], packets), output.add_stream_from_template(track))
+    cut = _cut(pieces(source, track), start, end)
+    piece = next(cut, None)
+    if piece is None:
+        return None
+    stream = output.add_stream("aac", rate=RATE, layout="stereo")
+    return _placed(_encoded(chain([piece], cut), stream), Fraction(0), end)
+
+
+def _placed(packets: Iterable[Packet], start: Fraction, end: Fraction) -> Iterator[Packet]:
+    for packet in packets:
+        if packet.size == 0 or packet.pts is None:
+            continue
+        shift = round(start / packet.time_base)
+        moment = (packet.pts - shift) * packet.time_base
+        if moment < -WARM_UP:
+            continue
+        if moment + (packet.duration or 0) * packet.time_base > end:
+            return
+        packet.pts = packet.dts = packet.pts - shift
+        yield packet
+
+
+def _assigned(packets: Iterable[Packet], stream: AudioStream) -> Iterator[Packet]:
+    for packet in packets:
+        packet.stream = stream
+        yield packet
+
+
+def _encoded(heard: Iterable[tuple[int, np.ndarray]], stream: AudioStream) -> Iterator[Packet]:
+    """Packets of pieces (place in samples, samples), silence between them."""
+    position = None
+    for place, samples in heard:
+        position = place if position is None else position
+        while position < place:
+            silence = np.zeros((2, min(place - position, RATE)), np.float32)
+            yield from stream.encode(_frame(silence, position))
+            position += silence.shape[1]
+        samples = samples[:, position - place :]
+        if samples.shape[1]:
+            yield from stream.encode(_frame(samples, position))
+            position += samples.shape[1]
+    yield from stream.encode(None)
+
+
+def _frame(samples: np.ndarray, place: int) -> AudioFrame:
+    frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout="stereo")
+    frame.sample_rate, frame.pts, frame.time_base = RATE, place, Fraction(1, RATE)
+    return frame
+
+
+def _cut(
+    heard: Iterable[tuple[Fraction, np.ndarray]], start: Fraction, end: Fraction
+) -> Iterator[tuple[int, np.ndarray]]:
+    """What lies between `start` and `start + end`, each piece with its place in samples from `start` on."""
+    limit = int(end * RATE)
+    for moment, samples in heard:
+        place = round((moment - start) * RATE)
+        if place >= limit:
+            return
+        samples = samples[:, max(-place, 0) : limit - place]
+        if place + samples.shape[1] > 0 and samples.shape[1]:
+            yield max(place, 0), samples
 
 
 def _time(packet: Packet) -> Fraction:

@@ -13,6 +13,13 @@ NONE = -(2**63)
 BROADCAST = ("mpeg", "mpegts")
 # Seconds that a file may be shorter than its header says.
 SLACK = Fraction(1, 2)
+# Seconds after which a jump ahead is a splice or a wrong timestamp and not a pause; in broadcast formats as in FFmpeg.
+JUMP, BROADCAST_JUMP = 3600, 10
+
+
+def farthest_jump(container: InputContainer) -> int:
+    """Seconds by which timestamps may jump ahead and be believed."""
+    return BROADCAST_JUMP if container.format.name.split(",")[0] in BROADCAST else JUMP
 
 
 class Packets:
@@ -23,6 +30,7 @@ class Packets:
         self.tick = stream.time_base or Fraction(1, 90000)
         self.format: str = container.format.name.split(",")[0]
         """FFmpeg's first name: mov, matroska, avi, mpeg, mpegts or gif."""
+        self.farthest_jump = farthest_jump(container)
         self.depth: int = stream.codec_context.reorder_depth
         """Frames that the decoder may hold back to reorder."""
         self.rates = [rate for rate in (stream.average_rate, stream.base_rate, stream.guessed_rate) if rate]

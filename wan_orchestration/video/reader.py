@@ -18,10 +18,11 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.formats import A_VIDEO, VIDEO_SUFFIXES, look
 from wan_orchestration.video.deinterlace import deinterlaced, is_interlaced
 from wan_orchestration.video.display import Display, square_shape
 from wan_orchestration.video.packets import Packets
-from wan_orchestration.video.timeline import Timeline
+from wan_orchestration.video.timeline import OVERHANG, Timeline
 
 # The formats a job may bring. A whitelist, since FFmpeg goes by content: a playlist that is named .mp4 would
 # otherwise make it open other files and addresses.
@@ -65,8 +66,11 @@ def open_input(path: Path) -> InputContainer:
     except PermissionError:
         raise BadInput(f"{path}: no permission to read this file") from None
     except (FFmpegError, ValueError) as error:
+        found, suffix = look(path)
+        if suffix is not None and suffix not in VIDEO_SUFFIXES:
+            raise BadInput(f"{path}: found {found}, expected {A_VIDEO}") from None
         raise BadInput(
-            f"{path}: not a whole mp4, mov, webm, mkv, avi, mpg, ts or gif file ({_reason(error)}); "
+            f"{path}: found {found} that is not whole or of a kind that cannot be read ({_reason(error)}); "
             "if it was cut off while being copied or recorded, copy or export it again"
         ) from None
 
@@ -119,15 +123,22 @@ class FrameReader:
             self._container.close()
             raise
         width, height = self._display.size
-        interlaced = "the video is interlaced: its frames were deinterlaced" if self._interlaced else None
-        notices = (self._time.notice, self._display.notice, interlaced)
+        rate = self._time.rate()
+        hold = self._time.hold(rate)
+        stays = f"the last frame stays for {float(hold + 1 / rate):.1f} s, as the file or its sound goes on"
+        notices = (
+            self._time.notice,
+            stays if hold > OVERHANG else None,
+            self._display.notice,
+            "the video is interlaced: its frames were deinterlaced" if self._interlaced else None,
+        )
         self.info = VideoInfo(
             path=self._path,
             width=width,
             height=height,
-            fps=self._time.rate(),
+            fps=rate,
             frames=len(self._time),
-            duration=self._time.duration(),
+            duration=float(self._time.duration(rate) + hold),
             has_audio=bool(self._container.streams.audio),
             start=self._time.start,
             notices=tuple(notice for notice in notices if notice),

@@ -1,4 +1,4 @@
-"""The sound of a video: which track is used, and its packets for an mp4, mended in time.
+"""The sound of a video: which track is used, and what is heard when, mended in time.
 
 No flaw of a track costs more than the track. `find_sound` decodes each until one can be used, so that whoever needs
 the sound hours later knows before what will become of it.
@@ -20,11 +20,12 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Stream
 
+from wan_orchestration.video.packets import farthest_jump
 from wan_orchestration.video.reader import open_input
 
 # What an mp4 carries and every player plays; other sound is encoded anew.
@@ -36,9 +37,6 @@ RATE = 48000
 TREMBLE = Fraction(1, 25)
 # What separates one timestamp from the next at least, in seconds.
 STEP = Fraction(1, 1000)
-# Sound before the first frame that a decoder wants for warming up, in seconds.
-WARM_UP = Fraction(1, 10)
-
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +129,7 @@ def _examine(name: str, path: Path, source: InputContainer, stream: Stream) -> S
     if not isinstance(stream, AudioStream) or stream.codec_context is None:
         return Sound(path, notices=(f"{name} has a codec that nothing here decodes",))
     codec, flaws = stream.codec_context.codec.canonical_name, _Flaws()
-    heard = sum(frame.samples for frame, _ in _timed(_decoded(source, stream, flaws), flaws))
+    heard = sum(frame.samples for frame, _ in _timed(_decoded(source, stream, flaws), flaws, farthest_jump(source)))
     if not flaws.pieces:
         return Sound(path, notices=(f"{name} is empty",))
     if not heard or flaws.damaged > flaws.pieces / 2:
@@ -143,85 +141,6 @@ def _examine(name: str, path: Path, source: InputContainer, stream: Stream) -> S
     else:
         copied = copied and flaws.kinds[0].rate >= MP3_RATE
     return Sound(path, stream.index, copied, (f"{name} has flaws: {', '.join(told)}",) if told else ())
-
-
-def sound_packets(
-    sound: Sound, source: InputContainer, output: OutputContainer, start: Fraction, end: Fraction
-) -> Iterator[Packet] | None:
-    """A track's packets from `start` on, in a stream of the output and in its time, up to `end` seconds.
-
-    `source` is the sound's file, opened; `start` is a moment on its clock. None: no sound lies in that span.
-    """
-    track = source.streams[sound.track or 0]
-    assert isinstance(track, AudioStream)
-    if sound.copied:
-        packets = _placed(source.demux(track), start, end)
-        first = next(packets, None)
-        if first is None:
-            return None
-        return _assigned(chain([first], packets), output.add_stream_from_template(track))
-    pieces = _cut(_pieces(source, track, _Flaws()), start, end)
-    piece = next(pieces, None)
-    if piece is None:
-        return None
-    stream = output.add_stream("aac", rate=RATE, layout="stereo")
-    return _placed(_encoded(chain([piece], pieces), stream), Fraction(0), end)
-
-
-def _placed(packets: Iterable[Packet], start: Fraction, end: Fraction) -> Iterator[Packet]:
-    for packet in packets:
-        if packet.size == 0 or packet.pts is None:
-            continue
-        shift = round(start / packet.time_base)
-        moment = (packet.pts - shift) * packet.time_base
-        if moment < -WARM_UP:
-            continue
-        if moment + (packet.duration or 0) * packet.time_base > end:
-            return
-        packet.pts = packet.dts = packet.pts - shift
-        yield packet
-
-
-def _assigned(packets: Iterable[Packet], stream: AudioStream) -> Iterator[Packet]:
-    for packet in packets:
-        packet.stream = stream
-        yield packet
-
-
-def _encoded(pieces: Iterable[tuple[int, np.ndarray]], stream: AudioStream) -> Iterator[Packet]:
-    """Packets of pieces (place in samples, samples), silence between them."""
-    position = None
-    for place, samples in pieces:
-        position = place if position is None else position
-        while position < place:
-            silence = np.zeros((2, min(place - position, RATE)), np.float32)
-            yield from stream.encode(_frame(silence, position))
-            position += silence.shape[1]
-        samples = samples[:, position - place :]
-        if samples.shape[1]:
-            yield from stream.encode(_frame(samples, position))
-            position += samples.shape[1]
-    yield from stream.encode(None)
-
-
-def _frame(samples: np.ndarray, place: int) -> AudioFrame:
-    frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout="stereo")
-    frame.sample_rate, frame.pts, frame.time_base = RATE, place, Fraction(1, RATE)
-    return frame
-
-
-def _cut(
-    pieces: Iterable[tuple[Fraction, np.ndarray]], start: Fraction, end: Fraction
-) -> Iterator[tuple[int, np.ndarray]]:
-    """What lies between `start` and `start + end`, each piece with its place in samples from `start` on."""
-    limit = int(end * RATE)
-    for moment, samples in pieces:
-        place = round((moment - start) * RATE)
-        if place >= limit:
-            return
-        samples = samples[:, max(-place, 0) : limit - place]
-        if place + samples.shape[1] > 0 and samples.shape[1]:
-            yield max(place, 0), samples
 
 
 class _Stretch:
@@ -239,10 +158,10 @@ class _Stretch:
                 self._samples += piece.samples
 
 
-def _pieces(source: InputContainer, stream: AudioStream, flaws: _Flaws) -> Iterator[tuple[Fraction, np.ndarray]]:
-    """The track's sound as (moment on the file's clock, (2, n) float32 at 48 kHz)."""
-    stretch, end = None, None
-    for frame, moment in _timed(_decoded(source, stream, flaws), flaws):
+def pieces(source: InputContainer, stream: AudioStream) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """A track's sound as (moment on the file's clock, (2, n) float32 at 48 kHz), mended in time."""
+    stretch, end, flaws = None, None, _Flaws()
+    for frame, moment in _timed(_decoded(source, stream, flaws), flaws, farthest_jump(source)):
         kind = _Kind.of(frame)
         if stretch is None or kind != stretch.kind or moment != end:
             if stretch is not None:
@@ -256,8 +175,11 @@ def _pieces(source: InputContainer, stream: AudioStream, flaws: _Flaws) -> Itera
         yield from stretch.add(None)
 
 
-def _timed(frames: Iterable[AudioFrame], flaws: _Flaws) -> Iterator[tuple[AudioFrame, Fraction]]:
-    """Each frame with the moment at which it begins; none begins before the one before it has ended."""
+def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterator[tuple[AudioFrame, Fraction]]:
+    """Each frame with the moment at which it begins; none begins before the one before it has ended.
+
+    A jump ahead by more than `farthest` seconds is one of the clock: the sound goes on without a gap.
+    """
     end, last, shift = None, None, Fraction(0)
     for frame, after in pairwise(chain(frames, [None])):
         assert frame is not None
@@ -273,7 +195,9 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws) -> Iterator[tuple[AudioF
                     shift = offset
                     break
             else:
-                if stamp + shift > moment and _confirms(after, stamp, length):
+                if stamp + shift > moment + farthest and _confirms(after, stamp, length):
+                    shift, wrong = moment - stamp, True
+                elif stamp + shift > moment and _confirms(after, stamp, length):
                     moment = stamp + shift
                     flaws.jumps += 1
                 elif stamp + shift < moment and last is not None and stamp > last:

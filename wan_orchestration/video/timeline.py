@@ -7,15 +7,13 @@ from heapq import heappush, heappushpop
 from itertools import pairwise
 from statistics import fmean, pstdev
 
-from wan_orchestration.video.packets import BROADCAST, NONE, Packets
+from wan_orchestration.video.packets import NONE, Packets
 
 USUAL_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)] + [
     Fraction(n) for n in (5, 6, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)
 ]
 # Seconds that sound may go on after the last frame without holding that frame: padding of encoders and late stops.
 OVERHANG = Fraction(1, 2)
-# Seconds after which a jump ahead is a splice or a wrong timestamp and not a pause; in broadcast formats as in FFmpeg.
-JUMP, BROADCAST_JUMP = 3600, 10
 # Frames after a timestamp that goes back which tell a slip from a clock that starts anew.
 AHEAD = 16
 
@@ -143,26 +141,29 @@ class Timeline:
         nearest = min(USUAL_RATES, key=lambda rate: abs(1 / rate - step))
         return nearest if abs(1 / nearest - step) <= tolerance else Fraction(1 / step).limit_denominator(1001)
 
-    def duration(self) -> float:
-        """Seconds from the first frame's appearance to the last one's end."""
-        rate = self.rate()
+    def hold(self, rate: Fraction) -> Fraction:
+        """Seconds that the last frame stays beyond its step; `rate` is this timeline's."""
+        duration, half = self.duration(rate), Fraction(1, 2) / rate
+        packets = self._packets
+        if self._is_mended() or packets.broken_off:
+            return Fraction(0)
+        own = duration
+        if packets.last[0] == self._frames[-1]:
+            own += packets.last[1] * self._tick - 2 * half
+        if packets.stream_end is not None:
+            own = max(own, packets.stream_end - self.start)
+        ends = [end - self.start for end in (packets.sound_end, packets.file_end) if end is not None]
+        if own > duration + half or max(ends, default=0) > duration + OVERHANG:
+            return max([own, *ends]) - duration
+        return Fraction(0)
+
+    def duration(self, rate: Fraction) -> Fraction:
+        """Seconds from the first frame's appearance to the end of the last one's step."""
         span = (self._ticks[-1] - self._ticks[0]) * self._tick
         even = round(span * rate) / rate
         # Timestamps are rounded to ticks, which must not cost a frame.
         span = even if abs(span - even) <= self._tick else span
-        duration = span + 1 / rate
-        if self._is_mended() or self._packets.broken_off:
-            return float(duration)
-        packets, own = self._packets, duration
-        if packets.last[0] == self._frames[-1]:
-            own = span + packets.last[1] * self._tick
-        if packets.stream_end is not None:
-            own = max(own, packets.stream_end - self.start)
-        held = own > duration + Fraction(1, 2) / rate
-        ends = [end - self.start for end in (packets.sound_end, packets.file_end) if end is not None]
-        if held or max(ends, default=0) > duration + OVERHANG:
-            duration = max([own, *ends])
-        return float(duration)
+        return span + 1 / rate
 
     def _declared(self) -> Fraction:
         return next(iter(self._packets.rates), Fraction(30))
@@ -175,7 +176,7 @@ class Timeline:
         frames = self._frames
         steps = sorted(b - a for a, b in pairwise(frames) if b > a)
         step = steps[len(steps) // 4] if steps else 1
-        jump = (BROADCAST_JUMP if self._packets.format in BROADCAST else JUMP) / self._tick
+        jump = self._packets.farthest_jump / self._tick
         mended: list[int] = []
         shift, slipped = 0, 0
         for place, stamp in enumerate(frames):

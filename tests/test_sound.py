@@ -209,6 +209,18 @@ def late(good: Path, folder: Path) -> Path:
     return ffmpeg(folder / "v.mp4", "-i", good, *late, "-c", "copy")
 
 
+def clock_jumps(good: Path, folder: Path) -> Path:
+    """Two recordings, the one behind the other; the second one's clock is 16 minutes ahead."""
+    whole = folder / "v.ts"
+    parts = [("0", "1", "0"), ("1", "1", "1000")]
+    for place, (start, length, offset) in enumerate(parts):
+        cut = ["-ss", start, "-t", length, "-i", good, "-c:v", "mpeg2video", "-c:a", "aac"]
+        part = ffmpeg(folder / f"{place}.ts", *cut, "-output_ts_offset", offset)
+        with whole.open("ab") as file:
+            file.write(part.read_bytes())
+    return whole
+
+
 def second_track(good: Path, folder: Path) -> Path:
     """As phones record: spatial sound in a codec of their own, and plain stereo."""
     tracks = ["-map", "0:v", "-map", "0:a", "-map", "0:a"]
@@ -244,6 +256,7 @@ WHOLE = [(0.5, 2.0)]
         (crowded, False, "overlapping pieces left out", [(0.5, 1.09), (1.47, 2.0)]),
         (damaged, False, "damaged, 1 gap filled with silence", [(0.5, 1.05), (1.17, 2.0)]),
         (late, True, None, [(1.2, 2.0)]),
+        (clock_jumps, False, "1 timestamp mended", [(0.5, 1.0), (1.04, 2.0)]),
         (second_track, True, "sound track 1 of 2 has a codec that nothing here decodes; track 2 is used", WHOLE),
         (changes, False, "the kind of sound changes", [(0.52, 1.02), (1.09, 2.0)]),
         (low_rate, False, None, WHOLE),

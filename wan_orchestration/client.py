@@ -141,11 +141,8 @@ def describe(job: Mapping[str, Any]) -> str:
     progress = job["progress"]
     if job["queue_position"]:
         words.append(f"number {job['queue_position']} in the queue")
-    if progress and progress["clips"]:
-        words.append(f"clip {progress['clip']} of {progress['clips']}, step {progress['step']} of {progress['steps']}")
-    elif progress:
-        frames = f", frame {progress['frame']} of {progress['frames']}" if progress["frames"] else ""
-        words.append(progress["phase"] + frames)
+    if progress:
+        words.append(progress["words"])
     if progress and progress["eta_seconds"] is not None:
         words.append(f"about {progress['eta_seconds']:.0f} s left")
     if job["error"]:

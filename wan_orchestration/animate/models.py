@@ -1,7 +1,6 @@
 """Opens the models of a snapshot, in either layout, strictly: every tensor has its place and every place a tensor."""
 
 import gc
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +39,7 @@ from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.errors import BadInput
 from wan_orchestration.settings import Quantization
 from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
+from wan_orchestration.stopwatch import Stopwatch
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
@@ -68,12 +68,11 @@ class Models:
     """Whether this process computes float32 convolutions in TF32, see `clips.use_tf32`."""
     cache_root: Path | None = None
     """Where tensors that every launch would compute anew are kept; None: in memory only."""
+    stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False)
     cache: TensorCache = field(init=False, repr=False)
-    load_seconds: float = field(default=0.0, init=False)
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
     _parked: Parking | None = field(default=None, init=False, repr=False)
-    _placed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
@@ -83,18 +82,18 @@ class Models:
         """The transformer with these LoRAs fused; another set than before reloads the weights."""
         if self._loras != loras:
             self.free("transformer")
-        transformer = self._once("transformer", self._load_transformer)
-        if self._loras != loras:
-            for item in loras:
-                try:
-                    lora.fuse(transformer, item)
-                except BaseException:
-                    self.free("transformer")
-                    raise
-            self._loras = loras
-        if not self._placed:
-            self._place(transformer)
-        return transformer
+        if "transformer" not in self._loaded:
+            with self.stopwatch.during("loading"):
+                self._prepare_transformer(loras)
+        return self._loaded["transformer"]
+
+    def _prepare_transformer(self, loras: tuple[lora.Lora, ...]) -> None:
+        transformer = self._load_transformer()
+        for item in loras:
+            lora.fuse(transformer, item)
+        self._loras = loras
+        self._place(transformer)
+        self._loaded["transformer"] = transformer
 
     def _place(self, transformer: AnimateTransformer) -> None:
         """Quantise the transformer, and have it take less of the device as the placement says; its LoRAs are in."""
@@ -106,7 +105,6 @@ class Models:
             self._parked = Parking(transformer, self.device)
         if self.streamed:
             stream(transformer, self.device)
-        self._placed = True
 
     @contextmanager
     def without_transformer(self) -> Iterator[None]:
@@ -142,16 +140,15 @@ class Models:
         for name in names:
             self._loaded.pop(name, None)
         if "transformer" in names:
-            self._loras, self._parked, self._placed = (), None, False
+            self._loras, self._parked = (), None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _once(self, name: str, load: Callable[[], M]) -> M:
         if name not in self._loaded:
-            started = time.perf_counter()
-            self._loaded[name] = load()
-            self.load_seconds += time.perf_counter() - started
+            with self.stopwatch.during("loading"):
+                self._loaded[name] = load()
         return self._loaded[name]
 
     @property

@@ -71,12 +71,13 @@ class Listener:
     def __init__(self, context: dg.AssetExecutionContext, request: Request | PreprocessRequest) -> None:
         self.context = context
         self.heard_at = time.monotonic()
-        """When the worker last reported anything."""
+        """When the worker last reported anything but time that passes."""
         self.at: str | None = None
         """Job of the last message that was not an outcome: the one at work."""
         self.pending = dict.fromkeys(jobs_of(request))
         """Jobs without an outcome so far, in order."""
         self._heard = 0
+        self._last: tuple[object, ...] = ()
         self._logged = float("-inf")
 
     @property
@@ -89,7 +90,8 @@ class Listener:
         outcomes: list[Outcome] = []
         latest: Progress | PreprocessProgress | None = None
         for message in map(Message.validate_python, messages[self._heard :]):
-            self.heard_at = time.monotonic()
+            if not self._repeats(message):
+                self.heard_at = time.monotonic()
             if isinstance(message, Outcome):
                 outcomes.append(message)
                 self.pending.pop(message.job_id, None)
@@ -106,6 +108,14 @@ class Listener:
             self.context.log.info(str(latest))
             self._logged = time.monotonic()
         return outcomes
+
+    def _repeats(self, message: Any) -> bool:
+        """Whether this is the progress of before, which is sent again while a phase or a step goes on."""
+        last = self._last
+        self._last = ()
+        if isinstance(message, Progress):
+            self._last = message.job_id, message.phase, message.clip, message.step
+        return bool(last) and self._last == last
 
 
 def _observation(asset: dg.AssetKey, clip: FinishedClip) -> dg.AssetObservation:

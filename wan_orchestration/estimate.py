@@ -177,7 +177,11 @@ class Estimate:
                 left += max(rest if rest > 0 else OVERDUE * spent[one], LEAST)
             elif STAGES[one] >= stage:
                 left += max(rest, 0.0)
-        return left + (0.0 if last else (self.clips - self.clip - 1) * self._clip_seconds + self._finishing)
+        if last:
+            return left
+        # What takes longer than expected in this clip does so in the next.
+        longer = sum(max(spent[one] - expected[one], 0.0) for one in ("encoding", "decoding"))
+        return left + (self.clips - self.clip - 1) * (self._clip_seconds + longer) + self._finishing
 
     def _learn(self, seconds: Mapping[Phase, float]) -> None:
         """Take over what the clip at work took, now that it is done."""

@@ -21,7 +21,8 @@ from wan_orchestration.messages import (
 )
 from wan_orchestration.settings import environment
 
-PROGRESS_SECONDS = 4.0
+PROGRESS_SECONDS, SAME_SECONDS = 4.0, 30.0
+"""Between two lines of progress in the log, at least: of another step or phase, and of the same."""
 
 Outcome = Result | PreprocessOutcome
 
@@ -78,7 +79,7 @@ class Listener:
         """Jobs without an outcome so far, in order."""
         self._heard = 0
         self._last: tuple[object, ...] = ()
-        self._logged = float("-inf")
+        self._logged, self._said = float("-inf"), ""
 
     @property
     def culprit(self) -> str:
@@ -104,9 +105,10 @@ class Listener:
         self._heard = len(messages)
         if latest:
             progress.write(environment().progress_root, self.context.run.run_id, latest)
-        if latest and time.monotonic() - self._logged >= PROGRESS_SECONDS:
+        wait = SAME_SECONDS if latest and latest.words == self._said else PROGRESS_SECONDS
+        if latest and time.monotonic() - self._logged >= wait:
             self.context.log.info(str(latest))
-            self._logged = time.monotonic()
+            self._logged, self._said = time.monotonic(), latest.words
         return outcomes
 
     def _repeats(self, message: Any) -> bool:

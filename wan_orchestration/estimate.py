@@ -24,6 +24,10 @@ LEAST = 0.1
 """Seconds that whatever goes on is expected to go on for at least."""
 
 
+SLOWLY = 0.1
+"""Of its speed the fraction keeps so much where it is past what goes on."""
+
+
 class Rates(BaseModel):
     """Seconds that phases take with one snapshot on one device, learnt from its last clips.
 
@@ -74,8 +78,9 @@ def _read(file: Path) -> dict[str, Rates]:
 class Estimate:
     """Follows one run of a task by the readings of its stopwatch.
 
-    The fraction that is done grows so that it would reach 1 when the time that is expected to be left has passed:
-    it never goes back and never stands still, however wrong the expectation was.
+    The fraction that is done grows so that it would reach 1 when the time that is expected to be left has passed, and
+    slowly where that has got it past the phase or step that goes on. It never goes back and never stands still,
+    however wrong the expectation was.
 
     Args:
         rates: what is expected.
@@ -111,10 +116,9 @@ class Estimate:
         self._steps_done = 0
         self._before = self._clip_before = self._last = dict(seconds)
         self._step_before = seconds["denoising"]
-        done, left = first * self._clip_seconds, (clips - first) * self._clip_seconds
-        self.left = left + self._finishing + (rates.loading + rates.compiling if loads else 0.0)
+        self.left = self._whole - first * self._clip_seconds
         """Seconds that are expected to be left."""
-        self.fraction = done / (done + self.left)
+        self.fraction = 1 - self.left / self._whole
 
     def stepped(self, clip: int, step: int, seconds: Mapping[Phase, float]) -> None:
         """A step was done; with step 0, a clip is begun."""
@@ -134,8 +138,10 @@ class Estimate:
         """Bring `fraction` and `left` up to date."""
         passed = sum(seconds.values()) - sum(self._last.values())
         self._last = dict(seconds)
-        self.left = self._left(phase, seconds)
-        self.fraction += (1 - self.fraction) * passed / (passed + self.left)
+        self.left, after = self._left(phase, seconds)
+        grown = self.fraction + (1 - self.fraction) * passed / (passed + self.left)
+        slow = grown > 1 - after / self._whole
+        self.fraction += (grown - self.fraction) * (SLOWLY if slow else 1)
 
     def finish(self, seconds: Mapping[Phase, float]) -> None:
         """All is done."""
@@ -156,8 +162,14 @@ class Estimate:
     def _finishing(self) -> float:
         return self.rates.finishing * self.size * self.clips
 
-    def _left(self, phase: Phase, seconds: Mapping[Phase, float]) -> float:
-        """Of the clip at work what its phases have left, then the clips after it."""
+    @property
+    def _whole(self) -> float:
+        """Seconds that all of the video is expected to take, an earlier run's part included."""
+        once = self.rates.loading + self.rates.compiling if self.loads else 0.0
+        return once + self.clips * self._clip_seconds + self._finishing
+
+    def _left(self, phase: Phase, seconds: Mapping[Phase, float]) -> tuple[float, float]:
+        """Seconds from now to the end, and from the end of the phase or step that goes on."""
         spent = since(seconds, self._clip_before)
         stage = max(STAGES[one] for one in PHASES if spent[one] > 0 or one == phase)
         last, loads = self.clip == self.clips - 1, self.loads and self.clip == self._first
@@ -170,18 +182,16 @@ class Estimate:
             "finishing": self._finishing if last else 0.0,
         }
         spent["denoising"] = seconds["denoising"] - self._step_before
-        left = 0.0
-        for one in PHASES:
-            rest = expected[one] - spent[one]
-            if one == phase:
-                left += max(rest if rest > 0 else OVERDUE * spent[one], LEAST)
-            elif STAGES[one] >= stage:
-                left += max(rest, 0.0)
-        if last:
-            return left
+        rests = {one: expected[one] - spent[one] for one in PHASES}
+        after = sum(max(rests[one], 0.0) for one in PHASES if STAGES[one] >= stage and one != phase)
+        now = max(rests[phase] if rests[phase] > 0 else OVERDUE * spent[phase], LEAST)
+        later = 0 if last else self.clips - self.clip - 1
+        after += 0.0 if last else later * self._clip_seconds + self._finishing
         # What takes longer than expected in this clip does so in the next.
-        longer = sum(max(spent[one] - expected[one], 0.0) for one in ("encoding", "decoding"))
-        return left + (self.clips - self.clip - 1) * (self._clip_seconds + longer) + self._finishing
+        longer = later * sum(max(-rests[one], 0.0) for one in ("encoding", "decoding"))
+        if phase == "denoising":
+            return after + now + longer, after + max(self.steps - self.step - 1, 0) * self._step_seconds
+        return after + now + longer, after
 
     def _learn(self, seconds: Mapping[Phase, float]) -> None:
         """Take over what the clip at work took, now that it is done."""

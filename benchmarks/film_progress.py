@@ -4,7 +4,7 @@
     uv run python benchmarks/film_progress.py data/jobs/demo --out film --set clip_len=41 --set sampling_steps=20
 
 Wants Chromium. Prints a table, `film/table.md`, and for how long the bar and the API's fraction stood still at most,
-from their first value on; before it the bar is one that moves without a value.
+up to the end of the video; without a value the bar is one that moves by itself.
 """
 
 import argparse
@@ -64,10 +64,9 @@ def film(url: str, key: str, out: Path) -> list[tuple[float, float | None, str, 
 
 
 def longest(rows: list[tuple], column: int) -> float:
-    """Seconds between two looks that found another value, at most."""
-    seen = [(row[0], row[column]) for row in rows if row[column] is not None]
-    changed = [seen[0][0]] + [at for (_, before), (at, value) in itertools.pairwise(seen) if value != before]
-    return max((after - before for before, after in itertools.pairwise(changed)), default=0.0)
+    """Seconds for which looks found the same value, at most."""
+    same = [list(group) for value, group in itertools.groupby(rows, lambda row: row[column]) if value not in (None, 1)]
+    return max((group[-1][0] - group[0][0] for group in same), default=0.0)
 
 
 def shown(value: float | None) -> str:

@@ -29,7 +29,8 @@ class RunProgress(BaseModel):
         now = self.progress
         if isinstance(now, PreprocessProgress):
             begin, end = PREPROCESSING.get(now.phase, (0.0, 0.0))
-            return begin + (end - begin) * min(1.0, now.done / now.total) if now.total else None
+            # After a pass comes what has no frames to count.
+            return begin + (end - begin) * now.done / now.total if now.done < now.total else None
         if now.fraction is None or not self.preprocesses:
             return now.fraction
         begin = max(end for _, end in PREPROCESSING.values())

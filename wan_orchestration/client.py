@@ -120,15 +120,17 @@ class Bar:
 
     def show(self, job: Mapping[str, Any]) -> None:
         line = describe(job)
+        # That time passes is no news.
+        news = describe({**job, "progress": {**job["progress"], "eta_seconds": None}} if job["progress"] else job)
         if self.live:
             fraction = (job["progress"] or {}).get("fraction") or 0.0
             filled = round(self.width * fraction)
             bar = f"[{'#' * filled}{'.' * (self.width - filled)}] " if job["status"] == "running" else ""
             columns = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{(bar + line)[:columns]}", end="", file=sys.stderr, flush=True)
-        elif line != self.said:
+        elif news != self.said:
             print(line, file=sys.stderr, flush=True)
-        self.said = line
+        self.said = news
 
     def end(self) -> None:
         if self.live:

@@ -82,8 +82,11 @@ def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
         "video.mp4",
     ]
     assert json.loads((task.output / "result.json").read_text())["status"] == "succeeded"
-    assert [(p.clip, p.step) for p in recorder.steps] == [(c, s) for c in (1, 2, 3) for s in (0, 1, 2)]
-    assert recorder.steps[-1].eta_seconds == 0
+    steps = [(c, s) for c in (1, 2, 3) for s in (0, 1, 2)]
+    assert list(dict.fromkeys((p.clip, p.step) for p in recorder.steps)) == [(0, 0), *steps]
+    fractions = [p.fraction for p in recorder.steps]
+    assert fractions == sorted(fractions) and len(set(fractions)) == len(fractions) and fractions[-1] == 1
+    assert (recorder.steps[-1].eta_seconds, recorder.steps[-1].words) == (0, "putting the video together")
     assert [(clip.clip, clip.clips, clip.frames) for clip in recorder.clips] == [(1, 3, 5), (2, 3, 4), (3, 3, 2)]
     exact = np.load(tmp_path / "exact.npz")["frames"]
     assert (exact.shape, exact.dtype) == ((3, 11, 64, 96), np.float32)
@@ -416,6 +419,35 @@ def test_other_settings_do_not_resume(tiny_snapshot, make_task, monkeypatch):
     other = task.model_copy(update={"settings": task.settings.model_copy(update={"seed": 7})})
     [result], _ = run(tiny_snapshot, other)
     assert (result.status, result.resumed_clips) == ("succeeded", 0)
+
+
+def test_the_parts_of_the_time_add_up(tiny_snapshot, make_task, monkeypatch):
+    """Of a first job, of one whose precision replaces its models, of one that fails, and of one that goes on."""
+    animate, calls = Animator.animate, []
+
+    def crash_on_third(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("crashed")
+        return animate(self, *arguments)
+
+    monkeypatch.setattr(Animator, "animate", crash_on_third)
+    tasks = make_task("first"), make_task("second", frames=9, settings={"dtype": "bfloat16"})
+    for jobs in (tasks, tasks[1:]):
+        started = time.perf_counter()
+        results, recorder = run(tiny_snapshot, *jobs)
+        took = time.perf_counter() - started
+        for result in results:
+            *parts, total = result.seconds.model_dump().values()
+            assert min(result.seconds.load, result.seconds.encode, result.seconds.denoise) > 0
+            assert min(parts) >= 0 and abs(sum(parts) - total) < 0.02 * total
+        assert abs(sum(result.seconds.total for result in results) - took) < 0.02 * took
+    [resumed] = results
+    assert (resumed.status, resumed.resumed_clips) == ("succeeded", 1)
+    assert [p.clip for p in recorder.steps][-1] == 2 and len(resumed.made_clips) == 2
+    first, second = resumed.made_clips
+    assert first.seconds_per_step > 0 and resumed.seconds.denoise == pytest.approx(second.seconds_per_step * 2)
+    assert recorder.steps[0].fraction > 0.1, "an earlier run has made half of it"
 
 
 @pytest.mark.parametrize("frames, refert, clips", [(2, 1, 1), (5, 1, 1), (6, 1, 2), (9, 1, 2), (10, 1, 3)])

@@ -120,15 +120,17 @@ class Bar:
 
     def show(self, job: Mapping[str, Any]) -> None:
         line = describe(job)
+        # That time passes is no news.
+        news = describe({**job, "progress": {**job["progress"], "eta_seconds": None}} if job["progress"] else job)
         if self.live:
             fraction = (job["progress"] or {}).get("fraction") or 0.0
             filled = round(self.width * fraction)
             bar = f"[{'#' * filled}{'.' * (self.width - filled)}] " if job["status"] == "running" else ""
             columns = shutil.get_terminal_size().columns - 1
             print(f"\r\033[K{(bar + line)[:columns]}", end="", file=sys.stderr, flush=True)
-        elif line != self.said:
+        elif news != self.said:
             print(line, file=sys.stderr, flush=True)
-        self.said = line
+        self.said = news
 
     def end(self) -> None:
         if self.live:
@@ -141,11 +143,8 @@ def describe(job: Mapping[str, Any]) -> str:
     progress = job["progress"]
     if job["queue_position"]:
         words.append(f"number {job['queue_position']} in the queue")
-    if progress and progress["clips"]:
-        words.append(f"clip {progress['clip']} of {progress['clips']}, step {progress['step']} of {progress['steps']}")
-    elif progress:
-        frames = f", frame {progress['frame']} of {progress['frames']}" if progress["frames"] else ""
-        words.append(progress["phase"] + frames)
+    if progress:
+        words.append(progress["words"])
     if progress and progress["eta_seconds"] is not None:
         words.append(f"about {progress['eta_seconds']:.0f} s left")
     if job["error"]:

@@ -31,7 +31,7 @@ class TerminalReporter:
     def progress(self, progress: Progress) -> None:
         if self.live:
             print(f"\r\033[K{progress}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.shown >= self.quiet_seconds or progress.step == progress.steps:
+        elif time.monotonic() - self.shown >= self.quiet_seconds:
             print(progress, file=sys.stderr, flush=True)
         else:
             return
@@ -137,6 +137,7 @@ def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Re
         created_at=result.created_at,
         save_frames=arguments.save_frames and arguments.save_frames.absolute(),
     )
+    reporter.progress(Progress(job_id=job.key, phase="starting"))
     from wan_orchestration.runner import run  # noqa: PLC0415 (torch: only once the input is known to be good)
 
     return run(Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task]), reporter)[0]

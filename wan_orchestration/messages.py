@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from wan_orchestration.settings import GenerateSettings, Mode, PreprocessSettings
+from wan_orchestration.stopwatch import Phase
 
 
 class Task(BaseModel):
@@ -65,8 +66,13 @@ class PreprocessProgress(BaseModel):
     done: int
     total: int
 
+    @property
+    def words(self) -> str:
+        """What is being done."""
+        return f"{self.phase}, frame {self.done} of {self.total}"
+
     def __str__(self) -> str:
-        return f"{self.job_id}: {self.phase}, {self.done} of {self.total} frames"
+        return f"{self.job_id}: {self.words}"
 
 
 class Notice(BaseModel):
@@ -117,19 +123,47 @@ class PreprocessOutcome(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a job is. `clip` and `step` count from 1; 0 steps done means conditioning."""
+    """How far the generation of a job's video is."""
 
     kind: Literal["progress"] = "progress"
     job_id: str
-    clip: int
-    clips: int
-    step: int
-    steps: int
+    phase: Phase | Literal["starting"]
+    """Starting: the engine itself is being loaded, and nothing else is known yet."""
+    fraction: float | None = Field(default=None, ge=0, le=1)
+    """Of the whole generation, by time."""
+    clip: int = 0
+    """The one at work, from 1; 0 before the first."""
+    clips: int = 0
+    step: int = 0
+    """Steps done of this clip."""
+    steps: int = 0
     seconds_per_step: float | None = None
+    """Once this run has done a step."""
     eta_seconds: float | None = None
+    """Seconds that are expected to be left."""
+
+    @property
+    def words(self) -> str:
+        """What is being done."""
+        part = f"part {self.clip} of {self.clips}"
+        match self.phase:
+            case "loading":
+                return "loading the weights"
+            case "denoising":
+                return f"{part}, step {self.step} of {self.steps}"
+            case "finishing":
+                return "putting the video together" if self.clip in (0, self.clips) else f"writing {part}"
+            case "encoding" if not self.clip:
+                return "encoding the prompt and the picture"
+            case "encoding" | "decoding":
+                return f"{self.phase} {part}"
+            case _:
+                return self.phase
 
     def __str__(self) -> str:
-        line = f"{self.job_id}: clip {self.clip}/{self.clips}, step {self.step}/{self.steps}"
+        line = f"{self.job_id}: {self.words}"
+        if self.fraction is not None:
+            line += f", {self.fraction:.0%}"
         if self.seconds_per_step is not None:
             line += f", {self.seconds_per_step:.2f} s/step"
         if self.eta_seconds is not None:
@@ -138,14 +172,34 @@ class Progress(BaseModel):
 
 
 class Seconds(BaseModel):
-    """Wall time by phase. `load` is 0 where an earlier job of the launch has loaded the models."""
+    """Wall time by phase, of this run and by the clock of rank 0; the parts add up to `total`.
+
+    Of a job that goes on after an interruption, the clips of the earlier run are in `Result.made_clips` only. The first
+    job of a launch has the opening of the snapshot in it.
+    """
 
     load: float = 0.0
+    """Of weights and LoRAs, placing included; 0 where an earlier job of the launch has done it."""
     encode: float = 0.0
+    """Finding, reading and encoding what the video is made of."""
     compile: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0
+    finish: float = 0.0
+    """Waiting for clips to be written, joining them, measuring the quality."""
     total: float = 0.0
+
+    @classmethod
+    def of(cls, spent: dict[Phase, float]) -> "Seconds":
+        return cls(
+            load=spent["loading"],
+            encode=spent["encoding"],
+            compile=spent["compiling"],
+            denoise=spent["denoising"],
+            decode=spent["decoding"],
+            finish=spent["finishing"],
+            total=sum(spent.values()),
+        )
 
 
 class SnapshotInfo(BaseModel):
@@ -177,6 +231,7 @@ class ClipFacts(BaseModel):
 
     frames: int
     seconds: float
+    """Without loading. The first clip has the prompts and the picture in it."""
     seconds_per_step: float
     """Of denoising."""
     placement: str | None = None

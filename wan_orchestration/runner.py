@@ -5,11 +5,11 @@ import json
 import logging
 import math
 import resource
-import time
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,13 +27,16 @@ from wan_orchestration.animate.memory.placement import WAYS, ClipShape, Name, ha
 from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.animate.parallel import RankFailed, connect
 from wan_orchestration.errors import BadInput
+from wan_orchestration.estimate import Estimate, Rates, keep_rates, read_rates
 from wan_orchestration.files import replacing
 from wan_orchestration.job import Clips, check_clips
-from wan_orchestration.messages import ClipFacts, FinishedClip, Progress, Reporter, Request, Result, SnapshotInfo, Task
+from wan_orchestration.messages import ClipFacts, FinishedClip, Reporter, Request, Result, Seconds, SnapshotInfo, Task
 from wan_orchestration.quality.measure import measure
 from wan_orchestration.quality.pose import estimator_at_hand
 from wan_orchestration.settings import GenerateSettings, World, environment
 from wan_orchestration.snapshot import RELIGHTING_LORA, Snapshot, open_snapshot
+from wan_orchestration.stopwatch import PHASES, since
+from wan_orchestration.ticker import Ticker
 from wan_orchestration.video import FrameReader, concatenate, write_poster
 from wan_orchestration.work import ClipRecord, Work
 
@@ -64,7 +67,9 @@ def run(request: Request | None, reporter: Reporter | None) -> list[Result]:
             return []
         assert request is not None
         assert reporter is not None
-        runner = Runner(open_snapshot(request.snapshot, request.revision), reporter, maker)
+        with maker.stopwatch.during("loading"):
+            snapshot = open_snapshot(request.snapshot, request.revision)
+        runner = Runner(snapshot, reporter, maker)
         return [runner.run(task) for task in request.tasks]
 
 
@@ -89,6 +94,9 @@ class Runner:
         self.reporter = reporter
         self.maker = maker
         self.ranks = maker.ranks
+        self.stopwatch = maker.stopwatch
+        self._counted = dict.fromkeys(PHASES, 0.0)
+        """Seconds that earlier tasks have in their results."""
 
     def run(self, task: Task) -> Result:
         """Run one task to its result; only interruptions are raised."""
@@ -117,6 +125,10 @@ class Runner:
                 else:
                     self.reporter.log(traceback.format_exc())
                     result.error = f"{type(error).__name__}: {error}"
+            now = self.stopwatch.read()
+            result.seconds, self._counted = Seconds.of(since(now, self._counted)), now
+            if result.seconds.load:
+                self.reporter.log(f"{task.job_id}: loading the weights took {result.seconds.load:.1f} s of it")
             result.finished_at = datetime.now(UTC)
             result.may_pass = result.status == "failed" and not (result.bad_input or self.ranks.usable)
             if result.status == "succeeded":
@@ -127,7 +139,6 @@ class Runner:
 
     def _generate(self, task: Task, result: Result, stack: ExitStack) -> None:
         """Make the video. Its clips are given up as the stack is left: until then they are there for another try."""
-        started = time.perf_counter()
         settings = task.settings
         loras = self._loras(settings)
         clips = check_clips(task.clips, settings.mode, settings.refert_num)
@@ -144,30 +155,48 @@ class Runner:
         result.resumed_clips, result.restarted = len(work.clips), work.restarted
         if work.clips:
             self.reporter.log(f"{task.job_id}: goes on after clip {len(work.clips)} of {count}")
-        if len(work.clips) < count:
-            plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count)
-            loaded = self.maker.load_seconds
-            self._make_clips(plan, work, identities, result)
-            result.seconds.load = self.maker.load_seconds - loaded
-            if engine := self.maker.engine:
-                for name, value in asdict(engine).items():
-                    setattr(result, name, value)
-                if engine.compile_error:
-                    self.reporter.log(f"{task.job_id}: its blocks ran uncompiled: {engine.compile_error}")
-            if result.seconds.load:
-                self.reporter.log(f"{task.job_id}: loading the weights took {result.seconds.load:.1f} s of it")
-        self._assemble(task, clips, work, result)
-        self._measure(task, clips, work, result)
+        plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count)
+        with self._ticking(plan) as ticker:
+            if plan.first < count:
+                self._make_clips(plan, work, identities, result, ticker)
+            with self.stopwatch.during("finishing"):
+                self._assemble(task, clips, work, result)
+                self._measure(task, clips, work, result)
+        if plan.first < count and (engine := self.maker.engine):
+            for name, value in asdict(engine).items():
+                setattr(result, name, value)
+            if engine.compile_error:
+                self.reporter.log(f"{task.job_id}: its blocks ran uncompiled: {engine.compile_error}")
         stack.callback(work.discard)
-        for record in work.clips:
-            for phase, seconds in record.seconds.items():
-                setattr(result.seconds, phase, getattr(result.seconds, phase) + seconds)
-        result.seconds.total = time.perf_counter() - started
         result.clips, result.placement = count, work.clips[-1].placement
         result.finite = all(record.finite for record in work.clips)
         result.peak_memory_bytes = _peak_memory(device)
 
-    def _make_clips(self, plan: Plan, work: Work, identities: dict[bool, str], result: Result) -> None:
+    @contextmanager
+    def _ticking(self, plan: Plan) -> Iterator[Ticker]:
+        """While a task is run: progress by what is known of this snapshot on this device, and more is learnt."""
+        settings, pose = plan.task.settings, plan.clips.pose
+        device, dtype = pick_device(settings, self.ranks)
+        cache, held = self.maker.cache_root, self.maker.models
+        file = cache and cache / self.snapshot.fingerprint[:16] / "seconds.json"
+        name = f"{_device_name(device)} x {self.ranks.size}, {dtype}"
+        rates = (file and read_rates(file, name)) or Rates.guess(self.snapshot.bytes, device.type == "cuda")
+        estimate = Estimate(
+            rates,
+            size=pose.height * pose.width * settings.clip_len / 1e6,
+            clips=plan.count,
+            first=plan.first,
+            steps=settings.sampling_steps,
+            forwards=2 if settings.guide_scale > 1 and _branches(settings, self.ranks.size) == 1 else 1,
+            loads=held is None or (held.device, held.dtype) != (device, dtype),
+            seconds=self._counted,
+        )
+        with Ticker(plan.task.job_id, estimate, self.stopwatch, self.reporter) as ticker:
+            yield ticker
+        if file:
+            keep_rates(file, name, estimate.rates)
+
+    def _make_clips(self, plan: Plan, work: Work, identities: dict[bool, str], result: Result, ticker: Ticker) -> None:
         if not self.ranks.usable:
             raise RankFailed("not started: the processes lost each other in an earlier job of this launch; try again")
         self._explain(plan.task)
@@ -182,7 +211,7 @@ class Runner:
                 self.reporter.log(f"{plan.task.job_id}: placement {way}")
             self.ranks.announce(plan)
             try:
-                self.ranks.together(lambda plan=plan: self._keep_clips(plan, work))
+                self.ranks.together(lambda plan=plan: self._keep_clips(plan, work, ticker))
                 break
             except Exception as error:
                 self.maker.recover(error)
@@ -210,43 +239,44 @@ class Runner:
             result.restarted, result.resumed_clips = reason, 0
         work.start(identity, reason)
 
-    def _keep_clips(self, plan: Plan, work: Work) -> None:
+    def _keep_clips(self, plan: Plan, work: Work, ticker: Ticker) -> None:
         task = plan.task
-        ticker = _Ticker(task.job_id, plan.first, plan.count, task.settings.sampling_steps, self.reporter)
         # A clip is encoded while the next is made; leaving the block waits for the last.
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             for number, clip in enumerate(self.maker.clips(plan, work.guide(), ticker.step), plan.first + 1):
-                record = ClipRecord(
-                    frames=clip.video.shape[1],
-                    seconds=clip.seconds,
-                    finite=bool(torch.isfinite(clip.video).all()),
-                    colours=clip.colours,
-                    placement=plan.placement,
-                )
-                exact = clip.video.cpu().numpy() if task.save_frames else None
-                if writing:
-                    writing.result()
-                writing = writer.submit(
-                    work.finish_clip,
-                    to_frames(clip.video),
-                    plan.clips.pose.fps,
-                    clip.guide.numpy(),
-                    record,
-                    exact,
-                )
-                facts = _facts(record, task.settings).model_dump()
-                self.reporter.clip(FinishedClip(job_id=task.job_id, clip=number, clips=plan.count, **facts))
-                del clip, exact  # not needed while the next clip is made
+                with self.stopwatch.during("finishing"):
+                    record = ClipRecord(
+                        frames=clip.video.shape[1],
+                        seconds=Seconds.of(clip.seconds),
+                        finite=bool(torch.isfinite(clip.video).all()),
+                        colours=clip.colours,
+                        placement=plan.placement,
+                    )
+                    exact = clip.video.cpu().numpy() if task.save_frames else None
+                    if writing:
+                        writing.result()
+                    writing = writer.submit(
+                        work.finish_clip,
+                        to_frames(clip.video),
+                        plan.clips.pose.fps,
+                        clip.guide.numpy(),
+                        record,
+                        exact,
+                    )
+                    facts = _facts(record, task.settings).model_dump()
+                    self.reporter.clip(FinishedClip(job_id=task.job_id, clip=number, clips=plan.count, **facts))
+                    del clip, exact  # not needed while the next clip is made
             if writing:
-                writing.result()
+                with self.stopwatch.during("finishing"):
+                    writing.result()
 
     def _explain(self, task: Task) -> None:
         """Log how the ranks share the task."""
         size, settings = self.ranks.size, task.settings
         if size == 1:
             return
-        branches = 2 if settings.cfg_parallel and settings.guide_scale > 1 and size % 2 == 0 else 1
+        branches = _branches(settings, size)
         line = f"{task.job_id}: {size} ranks, sequence parallel of degree {size // branches}"
         line += ", guidance branches side by side" if branches == 2 else ""
         line += ", weights sharded (FSDP)" if self.maker.fsdp else ""
@@ -339,45 +369,17 @@ class _Notices(logging.Handler):
         logging.getLogger("wan_orchestration").removeHandler(self)
 
 
-class _Ticker:
-    """Turns finished steps into progress with an estimate of the time left."""
-
-    def __init__(self, job_id: str, first: int, clips: int, steps: int, reporter: Reporter) -> None:
-        self.job_id, self.first, self.clips, self.steps = job_id, first, clips, steps
-        self.reporter = reporter
-        self.started = self.first_step_done = time.perf_counter()
-        self.index = first
-
-    def step(self, index: int, done: int) -> None:
-        self.index = index
-        self._send(done)
-
-    def _send(self, done: int) -> None:
-        now = time.perf_counter()
-        if done == 1:
-            self.first_step_done = now
-        total = (self.index - self.first) * self.steps + done
-        left = (self.clips - self.first) * self.steps - total
-        self.reporter.progress(
-            Progress(
-                job_id=self.job_id,
-                clip=self.index + 1,
-                clips=self.clips,
-                step=done,
-                steps=self.steps,
-                # From the first step's end: before its beginning lies the conditioning.
-                seconds_per_step=(now - self.first_step_done) / (done - 1) if done > 1 else None,
-                eta_seconds=(now - self.started) / total * left if total else None,
-            )
-        )
+def _branches(settings: GenerateSettings, size: int) -> int:
+    """How many branches of guidance so many ranks work on side by side."""
+    return 2 if settings.cfg_parallel and settings.guide_scale > 1 and size % 2 == 0 else 1
 
 
 def _facts(record: ClipRecord, settings: GenerateSettings) -> ClipFacts:
     return ClipFacts(
         frames=record.frames,
-        seconds=sum(record.seconds.values()),
+        seconds=sum(record.seconds.model_dump(exclude={"load", "total"}).values()),
         placement=record.placement,
-        seconds_per_step=record.seconds.get("denoise", 0.0) / settings.sampling_steps,
+        seconds_per_step=record.seconds.denoise / settings.sampling_steps,
     )
 
 

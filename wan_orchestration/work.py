@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove, replacing
+from wan_orchestration.messages import Seconds
 from wan_orchestration.video import write_segment
 
 
@@ -22,7 +23,7 @@ class ClipRecord(BaseModel):
     """One finished clip: its frames in the video, seconds spent, and whether every value was finite."""
 
     frames: int
-    seconds: dict[str, float]
+    seconds: Seconds
     finite: bool
     colours: tuple[float, ...] | None = None
     """What later clips' colours are matched to, where that is asked for."""

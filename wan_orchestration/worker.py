@@ -9,6 +9,7 @@ import faulthandler
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -41,18 +42,24 @@ class PipesReporter:
 
     def __init__(self, pipes: PipesContext) -> None:
         self.pipes = pipes
+        self._lock = threading.Lock()  # progress comes from a thread of its own
 
     def log(self, message: str) -> None:
-        self.pipes.log.info(message)
+        with self._lock:
+            self.pipes.log.info(message)
 
     def progress(self, progress: Progress) -> None:
-        self.pipes.report_custom_message(progress.model_dump(mode="json"))
+        self._send(progress)
 
     def clip(self, clip: FinishedClip) -> None:
-        self.pipes.report_custom_message(clip.model_dump(mode="json"))
+        self._send(clip)
 
     def finished(self, result: Result) -> None:
-        self.pipes.report_custom_message(result.model_dump(mode="json"))
+        self._send(result)
+
+    def _send(self, message: Progress | FinishedClip | Result) -> None:
+        with self._lock:
+            self.pipes.report_custom_message(message.model_dump(mode="json"))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -78,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
 
 def generate(request: Request, reporter: PipesReporter) -> None:
     """Run a request's tasks; each has a result reported, also where nothing could be run."""
+    # Loading the engine takes a while.
+    reporter.progress(Progress(job_id=request.tasks[0].job_id, phase="starting"))
     from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
 
     try:

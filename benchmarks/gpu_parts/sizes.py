@@ -122,6 +122,8 @@ class Listener:
         print(message, flush=True)
 
     def progress(self, progress: Progress) -> None:
+        if self.steps and self.steps[-1][:3] == (progress.job_id, progress.clip, progress.step):
+            return  # nothing but time has passed
         synchronize(self.work)
         self.steps.append((progress.job_id, progress.clip, progress.step, time.perf_counter()))
         if self.on_step:

@@ -1,5 +1,6 @@
 """Functions that run compiled, or as they are where that cannot be."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from wan_orchestration.animate import compiled
 from wan_orchestration.animate.compiled import Compilation, pays
+from wan_orchestration.stopwatch import Stopwatch
 
 CUDA = torch.device("cuda", 0)
 
@@ -34,8 +36,14 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(monkeypatch):
 
 def test_what_has_run_compiled_may_fail(monkeypatch):
     monkeypatch.setattr(compiled, "_compiled", lambda function: function)
-    compilation = Compilation(wanted=True)
+    stopwatch = Stopwatch()
+    compilation = Compilation(True, stopwatch)
+    compilation.run(lambda x: time.sleep(0.05), torch.ones(1, 3, 2))
+    assert 0.05 <= stopwatch.read()["compiling"] < 0.1
     compilation.run(double, torch.ones(1, 3, 2))
+    spent = stopwatch.read()["compiling"]
+    compilation.run(double, torch.ones(1, 3, 2))
+    assert stopwatch.read()["compiling"] == spent
     monkeypatch.setattr(compiled, "_compiled", broken)
     with pytest.raises(RuntimeError, match="compiler"):
         compilation.run(double, torch.ones(1, 3, 2))

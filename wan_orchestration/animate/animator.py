@@ -1,8 +1,7 @@
 """Animates one job, clip by clip, with constant memory."""
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -21,7 +20,6 @@ from wan_orchestration.animate.transformer import Branch
 from wan_orchestration.settings import GenerateSettings
 
 OnStep = Callable[[int], None]
-PHASES = ("encode", "compile", "denoise", "decode")
 
 
 @dataclass(frozen=True)
@@ -44,26 +42,6 @@ class Conditions:
     pose: Tensor
     """From `embed_pose`."""
     branches: list[Branch]
-
-
-@dataclass
-class Timer:
-    """Seconds by phase, added up over the clips of a job."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-
-    def lap(self, phase: str, started: float) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[phase] += now - started
-        return now
-
-    def move(self, seconds: float, source: str, target: str) -> None:
-        """Count seconds of one phase as another's."""
-        self.seconds[source] -= seconds
-        self.seconds[target] += seconds
 
 
 class Animator:
@@ -89,8 +67,12 @@ class Animator:
         clips: int = 1,
     ) -> None:
         self.models, self.settings, self.size = models, settings, (height, width)
-        self.timer = Timer(models.device)
-        started, loaded = time.perf_counter(), models.load_seconds
+        self.stopwatch = models.stopwatch
+        with self.stopwatch.during("encoding"):
+            self._begin(reference, loras, clips)
+
+    def _begin(self, reference: np.ndarray, loras: tuple[Lora, ...], clips: int) -> None:
+        models, settings, size = self.models, self.settings, self.size
         prompts = [settings.prompt, settings.negative_prompt] if self.guided else [settings.prompt]
         with models.without_transformer():
             texts = [self._encode_prompt(prompt) for prompt in prompts]
@@ -111,9 +93,10 @@ class Animator:
             self.mesh and self.mesh.get_group("sequence"),
             self._shall_compile(clips),
             settings.step_cache,
+            self.stopwatch,
         )
         self.vae = models.vae()
-        letterboxed = cond.letterbox(reference, height, width)
+        letterboxed = cond.letterbox(reference, *size)
         picture = cond.to_tensor(letterboxed[None], models.device)
         image_encoder = models.image_encoder()
         nn.Module.to(image_encoder, models.device)
@@ -124,7 +107,6 @@ class Animator:
             self.reference_latents = self.vae.encode_video(picture)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
         self.unconditional_motion: Tensor | None = None
-        self.timer.lap("encode", started + models.load_seconds - loaded)
 
     @property
     def guided(self) -> bool:
@@ -165,14 +147,12 @@ class Animator:
 
         `guide`, (3, refert_num, H, W) in [-1, 1], are the last decoded frames of the clip before; None for the first.
         """
-        started = time.perf_counter()
-        with self.models.without_transformer():
-            known = self._known(clip, guide)
-            pose_latents = self._encode(clip.pose)
-        pose = self.transformer.embed_pose(pose_latents.to(self.models.dtype))
-        branches = self._branches(clip)
-        self.timer.lap("encode", started)
-        return Conditions(len(clip.pose), known, pose, branches)
+        with self.stopwatch.during("encoding"):
+            with self.models.without_transformer():
+                known = self._known(clip, guide)
+                pose_latents = self._encode(clip.pose)
+            pose = self.transformer.embed_pose(pose_latents.to(self.models.dtype))
+            return Conditions(len(clip.pose), known, pose, self._branches(clip))
 
     @torch.no_grad()
     def animate(self, conditions: Conditions, on_step: OnStep) -> Tensor:
@@ -186,7 +166,13 @@ class Animator:
             (3, frames, H, W) float32 on the device, in [-1, 1]. The first refert_num frames of a later clip repeat
             the guide.
         """
-        started, compiling = time.perf_counter(), self.compilation.seconds
+        with self.stopwatch.during("denoising"):
+            latents = self._denoise(conditions, on_step)
+        with self.stopwatch.during("decoding"), self.models.without_transformer():
+            return self.vae.decode_video(latents[:, :, 1:])
+
+    def _denoise(self, conditions: Conditions, on_step: OnStep) -> Tensor:
+        """Latents, the reference slot first."""
         y, pose, branches = conditions.known, conditions.pose, conditions.branches
         latents = self._draw_noise(conditions.frames).to(self.models.device)
         self.transformer.forget_steps()
@@ -200,13 +186,7 @@ class Animator:
                 flow = away + self.settings.guide_scale * (flow - away)
             latents = solver.step(flow, timestep, latents, return_dict=False)[0]
             on_step(done)
-        started = self.timer.lap("denoise", started)
-        self.timer.move(self.compilation.seconds - compiling, "denoise", "compile")
-
-        with self.models.without_transformer():
-            video = self.vae.decode_video(latents[:, :, 1:])
-        self.timer.lap("decode", started)
-        return video
+        return latents
 
     def _flows(self, branches: list[Branch], denoise: Callable[[Branch], Tensor]) -> Sequence[Tensor]:
         if self.mesh is None or not self.side_by_side:

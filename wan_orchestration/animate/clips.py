@@ -27,6 +27,7 @@ from wan_orchestration.job import Clips
 from wan_orchestration.messages import Task
 from wan_orchestration.settings import GenerateSettings
 from wan_orchestration.snapshot import Snapshot
+from wan_orchestration.stopwatch import Phase, Stopwatch, since
 from wan_orchestration.video import FrameReader, pingpong, read_image
 
 OnClipStep = Callable[[int, int], None]
@@ -70,7 +71,8 @@ class Clip:
 
     video: Tensor
     guide: Tensor
-    seconds: dict[str, float]
+    seconds: dict[Phase, float]
+    """Since the clip before; those of the first from the beginning."""
     colours: Colours | None = None
     """Of the first clip, where the others are to match it."""
 
@@ -84,10 +86,8 @@ class ClipMaker:
         self._models_how: dict[str, Any] = {}
         self.engine: Engine | None = None
         """How the last clips were made."""
-
-    @property
-    def load_seconds(self) -> float:
-        return self.models.load_seconds if self.models else 0.0
+        self.stopwatch = Stopwatch(_synchronize)
+        """Of everything that this rank does."""
 
     def clips(self, plan: Plan, guide: np.ndarray | None = None, on_step: OnClipStep | None = None) -> Iterator[Clip]:
         """The clips of a task from `plan.first` on.
@@ -105,6 +105,7 @@ class ClipMaker:
 
     def _clips(self, plan: Plan, guide: np.ndarray | None, on_step: OnClipStep | None) -> Iterator[Clip]:
         settings, clips = plan.task.settings, plan.clips
+        before = self.stopwatch.read()
         device, _ = pick_device(settings, self.ranks)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -135,7 +136,6 @@ class ClipMaker:
             for index in range(plan.first, plan.count):
                 report = partial(on_step, index) if on_step else _ignore
                 report(0)
-                before = dict(animator.timer.seconds)
                 conditions = animator.condition(coming.result(), guiding)
                 # Only now, so that the inputs of one clip at a time are held.
                 coming = ahead.submit(read, index + 1) if index + 1 < plan.count else Future()
@@ -144,15 +144,18 @@ class ClipMaker:
                 compilation = animator.compilation
                 self.engine = replace(engine, compiled=compilation.compiled, compile_error=compilation.error)
                 if settings.color_match == "lab":
-                    colours = colours or colours_of(video)
-                    video = matched(video, colours) if index else video
+                    with self.stopwatch.during("decoding"):
+                        colours = colours or colours_of(video)
+                        video = matched(video, colours) if index else video
                 guiding = video[:, -settings.refert_num :].cpu()
                 repeated = settings.refert_num if index else 0
+                now = self.stopwatch.read()
+                spent, before = since(now, before), now
                 yield Clip(
                     video=video[:, repeated : clips.pose.frames - index * stride],
                     guide=guiding,
                     colours=colours,
-                    seconds={phase: now - before[phase] for phase, now in animator.timer.seconds.items()},
+                    seconds=spent,
                 )
                 del video  # else it would lie on the device until the next is decoded
 
@@ -200,7 +203,12 @@ class ClipMaker:
             quantize.check(settings.quantization, device, self.fsdp)
             self.models = None  # makes room before others are loaded
             self.models = Models(
-                snapshot=plan.snapshot, ranks=self.ranks, fsdp=self.fsdp, cache_root=self.cache_root, **how
+                snapshot=plan.snapshot,
+                ranks=self.ranks,
+                fsdp=self.fsdp,
+                cache_root=self.cache_root,
+                stopwatch=self.stopwatch,
+                **how,
             )
             self._models_how = how
         return self.models
@@ -258,3 +266,9 @@ def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> Clip
 
 def _ignore(done: int) -> None:
     return
+
+
+def _synchronize() -> None:
+    """Wait for this rank's device, where it is a CUDA device that has been used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

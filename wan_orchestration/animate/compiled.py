@@ -1,7 +1,6 @@
 """Functions compiled for the device: whether that pays, what came of it, and where kernels are kept for later."""
 
 import os
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wan_orchestration.animate.memory.room import ran_out_of_memory
+from wan_orchestration.stopwatch import Stopwatch
 
 COLD_SECONDS, WARM_SECONDS = 40.0, 10.0
 """What compiling is expected to take at the 14B model's widths: with no kernels kept from before, and with some."""
@@ -29,14 +29,14 @@ class Compilation:
 
     Args:
         wanted: whether to compile.
+        stopwatch: counts first calls, in which functions are compiled.
     """
 
-    def __init__(self, wanted: bool) -> None:
+    def __init__(self, wanted: bool, stopwatch: Stopwatch | None = None) -> None:
         self.wanted = wanted
+        self.stopwatch = stopwatch or Stopwatch()
         self.error: str | None = None
         """Why the functions run uncompiled all the same."""
-        self.seconds = 0.0
-        """That first calls took, in which functions are compiled."""
         self._proven: set[Callable[..., Any]] = set()
 
     @property
@@ -52,16 +52,15 @@ class Compilation:
         for one in arguments:
             if isinstance(one, Tensor) and one.ndim > 2 and one.shape[1] > 1:
                 torch._dynamo.maybe_mark_dynamic(one, 1)
-        started = time.perf_counter()
         try:
-            result = _compiled(function)(*arguments)
+            with self.stopwatch.during("compiling"):
+                result = _compiled(function)(*arguments)
         except Exception as error:  # no compiler, no Triton, a full disk: many kinds, and none is a reason to fail
             if ran_out_of_memory(error):
                 raise
             lines = [line for line in str(error).splitlines() if line.strip()]
             self.error = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
             return function(*arguments)
-        self.seconds += time.perf_counter() - started
         self._proven.add(function)
         _run_here.add(function)
         return result

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.errors import BadInput
 from wan_orchestration.settings import Quantization
 from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
+from wan_orchestration.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +71,13 @@ class Models:
     """Whether this process computes float32 convolutions in TF32, see `clips.use_tf32`."""
     cache_root: Path | None = None
     """Where tensors that every launch would compute anew are kept; None: in memory only."""
+    stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False)
     cache: TensorCache = field(init=False, repr=False)
-    load_seconds: float = field(default=0.0, init=False)
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
     _left_out: list[str] = field(default_factory=list, init=False, repr=False)
     """What of the LoRAs has no place in the transformer, in words."""
     _parked: Parking | None = field(default=None, init=False, repr=False)
-    _placed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
@@ -91,22 +90,20 @@ class Models:
         """
         if self._loras != loras:
             self.free("transformer")
-        transformer = self._once("transformer", self._load_transformer)
-        if self._loras != loras:
-            for item in loras:
-                try:
-                    left_out = lora.fuse(transformer, item)
-                except BaseException:
-                    self.free("transformer")
-                    raise
-                self._left_out += [left_out] if left_out else []
-            self._loras = loras
+        if "transformer" not in self._loaded:
+            with self.stopwatch.during("loading"):
+                self._prepare_transformer(loras)
         if self.ranks.leads:
             for text in self._left_out:
                 log.warning(text)
-        if not self._placed:
-            self._place(transformer)
-        return transformer
+        return self._loaded["transformer"]
+
+    def _prepare_transformer(self, loras: tuple[lora.Lora, ...]) -> None:
+        transformer = self._load_transformer()
+        said = [lora.fuse(transformer, item) for item in loras]
+        self._loras, self._left_out = loras, [text for text in said if text]
+        self._place(transformer)
+        self._loaded["transformer"] = transformer
 
     def _place(self, transformer: AnimateTransformer) -> None:
         """Quantise the transformer, and have it take less of the device as the placement says; its LoRAs are in."""
@@ -118,7 +115,6 @@ class Models:
             self._parked = Parking(transformer, self.device)
         if self.streamed:
             stream(transformer, self.device)
-        self._placed = True
 
     @contextmanager
     def without_transformer(self) -> Iterator[None]:
@@ -154,16 +150,15 @@ class Models:
         for name in names:
             self._loaded.pop(name, None)
         if "transformer" in names:
-            self._loras, self._left_out, self._parked, self._placed = (), [], None, False
+            self._loras, self._left_out, self._parked = (), [], None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _once(self, name: str, load: Callable[[], M]) -> M:
         if name not in self._loaded:
-            started = time.perf_counter()
-            self._loaded[name] = load()
-            self.load_seconds += time.perf_counter() - started
+            with self.stopwatch.during("loading"):
+                self._loaded[name] = load()
         return self._loaded[name]
 
     @property

@@ -23,6 +23,7 @@ from wan_orchestration.animate.compiled import Compilation
 from wan_orchestration.animate.conditioning import to_tensor
 from wan_orchestration.animate.parallel import Ranks
 from wan_orchestration.animate.sequence import FaceAttention, Rotary, SplitTokens
+from wan_orchestration.stopwatch import Stopwatch
 
 STEPS_BEFORE_CACHE = 3
 """Steps that a step cache computes before it extrapolates."""
@@ -100,7 +101,12 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         return self._trunk[0]
 
     def prepare(
-        self, attention: str, group: dist.ProcessGroup | None, compiled: bool = False, step_cache: int = 0
+        self,
+        attention: str,
+        group: dist.ProcessGroup | None,
+        compiled: bool = False,
+        step_cache: int = 0,
+        stopwatch: Stopwatch | None = None,
     ) -> Compilation:
         """Choose how `denoise` computes.
 
@@ -109,6 +115,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             group: ranks that share the tokens of each `denoise`, and then all call it; None: do not share.
             compiled: compile the blocks at the first step; the graph is kept for later steps and launches.
             step_cache: compute one in so many steps and extrapolate the others; 0: compute all.
+            stopwatch: counts the compiling.
 
         Returns:
             What comes of the compiling, known after the first `denoise`.
@@ -118,7 +125,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         """
         tokens = self.tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
         processor: Any  # diffusers' type for these is a list of its own classes
-        compilation = Compilation(compiled)
+        compilation = Compilation(compiled, stopwatch)
         for block in self.blocks:
             assert isinstance(block, Block)
             block.compilation = compilation

@@ -240,7 +240,8 @@ class Jobs:
     def _progress(self, key: str, record: RunRecord) -> Progress:
         note = progress.read(self.env.progress_root, key, record.dagster_run.run_id)
         if note is None:
-            return Progress(phase="preparing", fraction=None, updated_at=_time(record.start_time) or datetime.now(UTC))
+            at = _time(record.start_time) or datetime.now(UTC)
+            return Progress(phase="preparing", words="preparing", fraction=None, updated_at=at)
         return _counted(note)
 
     def _video(self, key: str) -> Video | None:
@@ -299,18 +300,15 @@ def _time(seconds: float | None) -> datetime | None:
 
 def _counted(note: RunProgress) -> Progress:
     at = note.progress
+    known = {"phase": at.phase, "words": at.words, "fraction": note.fraction, "updated_at": note.at}
     if isinstance(at, PreprocessProgress):
-        fraction = min(1.0, at.done / at.total) if at.total else None
-        return Progress(phase=at.phase, fraction=fraction, frame=at.done, frames=at.total, updated_at=note.at)
-    done = (at.clip - 1) * at.steps + at.step
+        return Progress(**known, frame=at.done, frames=at.total)
     return Progress(
-        phase="generating",
-        fraction=min(1.0, done / (at.clips * at.steps)),
-        clip=at.clip,
-        clips=at.clips,
-        step=at.step,
-        steps=at.steps,
+        **known,
+        clip=at.clip or None,
+        clips=at.clips or None,
+        step=at.step if at.clip else None,
+        steps=at.steps or None,
         seconds_per_step=at.seconds_per_step,
         eta_seconds=at.eta_seconds,
-        updated_at=note.at,
     )

@@ -89,8 +89,13 @@ class Upload(Settings):
 class Progress(BaseModel):
     """How far a running job is."""
 
-    phase: str = Field(description="preparing, generating, or a pass of preprocessing.", examples=["generating"])
-    fraction: float | None = Field(ge=0, le=1, description="Of the phase; unknown before it has begun to count.")
+    phase: str = Field(
+        description="preparing (the run waits or starts), keypoints or clips (preprocessing), starting (the engine), "
+        "loading, compiling, encoding, denoising, decoding, finishing.",
+        examples=["denoising"],
+    )
+    words: str = Field(description="What is being done.", examples=["part 2 of 3, step 5 of 20"])
+    fraction: float | None = Field(ge=0, le=1, description="Of the whole run, by time; unknown before it counts.")
     clip: int | None = Field(default=None, description="From 1.")
     clips: int | None = None
     step: int | None = Field(default=None, description="Denoising steps done of this clip.")

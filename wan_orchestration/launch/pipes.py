@@ -21,7 +21,8 @@ from wan_orchestration.messages import (
 )
 from wan_orchestration.settings import environment
 
-PROGRESS_SECONDS = 4.0
+PROGRESS_SECONDS, SAME_SECONDS = 4.0, 30.0
+"""Between two lines of progress in the log, at least: of another step or phase, and of the same."""
 
 Outcome = Result | PreprocessOutcome
 
@@ -71,13 +72,14 @@ class Listener:
     def __init__(self, context: dg.AssetExecutionContext, request: Request | PreprocessRequest) -> None:
         self.context = context
         self.heard_at = time.monotonic()
-        """When the worker last reported anything."""
+        """When the worker last reported anything but time that passes."""
         self.at: str | None = None
         """Job of the last message that was not an outcome: the one at work."""
         self.pending = dict.fromkeys(jobs_of(request))
         """Jobs without an outcome so far, in order."""
         self._heard = 0
-        self._logged = float("-inf")
+        self._last: tuple[object, ...] = ()
+        self._logged, self._said = float("-inf"), ""
 
     @property
     def culprit(self) -> str:
@@ -89,7 +91,8 @@ class Listener:
         outcomes: list[Outcome] = []
         latest: Progress | PreprocessProgress | None = None
         for message in map(Message.validate_python, messages[self._heard :]):
-            self.heard_at = time.monotonic()
+            if not self._repeats(message):
+                self.heard_at = time.monotonic()
             if isinstance(message, Outcome):
                 outcomes.append(message)
                 self.pending.pop(message.job_id, None)
@@ -102,10 +105,19 @@ class Listener:
         self._heard = len(messages)
         if latest:
             progress.write(environment().progress_root, self.context.run.run_id, latest)
-        if latest and time.monotonic() - self._logged >= PROGRESS_SECONDS:
+        wait = SAME_SECONDS if latest and latest.words == self._said else PROGRESS_SECONDS
+        if latest and time.monotonic() - self._logged >= wait:
             self.context.log.info(str(latest))
-            self._logged = time.monotonic()
+            self._logged, self._said = time.monotonic(), latest.words
         return outcomes
+
+    def _repeats(self, message: Any) -> bool:
+        """Whether this is the progress of before, which is sent again while a phase or a step goes on."""
+        last = self._last
+        self._last = ()
+        if isinstance(message, Progress):
+            self._last = message.job_id, message.phase, message.clip, message.step
+        return bool(last) and self._last == last
 
 
 def _observation(asset: dg.AssetKey, clip: FinishedClip) -> dg.AssetObservation:

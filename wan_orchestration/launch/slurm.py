@@ -78,8 +78,8 @@ class SlurmClient(Launcher):
     stall_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="A running Slurm job that reports no progress for so long hangs, and is cancelled. Loading the "
-        "weights and decoding a clip report none.",
+        description="A running Slurm job that begins no step and no phase for so long hangs, and is cancelled. "
+        "Loading the weights and decoding a clip are a phase each.",
     )
     grace_seconds: float = Field(
         default=90.0, ge=0, description="How long to wait until a cancelled Slurm job is gone from its nodes."

@@ -51,8 +51,8 @@ class TorchrunClient(Launcher):
     stall_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="A launch that reports no progress for so long hangs: its stacks are logged, then it is killed. "
-        "Loading the weights and decoding a clip report none.",
+        description="A launch that begins no step and no phase for so long hangs: its stacks are logged, then it is "
+        "killed. Loading the weights and decoding a clip are a phase each.",
     )
     environment: dict[str, str] = Field(
         default={}, description="More variables for the processes, such as NCCL_DEBUG or PYTORCH_CUDA_ALLOC_CONF."

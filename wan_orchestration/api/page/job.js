@@ -147,11 +147,7 @@ const versioned = (path, job) => path && `${path}?run=${job.run_id}`;
 function words(job) {
   const { progress, video } = job;
   if (job.status === "queued") return job.queue_position > 1 ? `number ${job.queue_position} in the queue` : "next to run";
-  if (progress?.clips) {
-    const left = progress.eta_seconds == null ? "" : `, about ${duration(progress.eta_seconds)} left`;
-    return `part ${progress.clip} of ${progress.clips}, step ${progress.step} of ${progress.steps}${left}`;
-  }
-  if (progress) return progress.frames ? `${progress.phase}, frame ${progress.frame} of ${progress.frames}` : progress.phase;
+  if (progress) return progress.words + (progress.eta_seconds == null ? "" : `, about ${duration(progress.eta_seconds)} left`);
   if (video?.frames) return `${video.frames} frames of ${video.width}×${video.height}, made in ${duration(video.seconds)}`;
   return "";
 }

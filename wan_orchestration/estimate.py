@@ -1,0 +1,204 @@
+"""How much of a video's generation is done, and how long the rest will take."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from wan_orchestration.files import replacing
+from wan_orchestration.stopwatch import PHASES, Phase, since
+
+STAGES: dict[Phase, int] = {
+    "loading": 0,
+    "encoding": 0,
+    "compiling": 1,
+    "denoising": 1,
+    "decoding": 2,
+    "finishing": 3,
+}
+"""The order of a clip's phases. Once one of a later stage has begun, nothing is left of those before it."""
+OVERDUE = 0.2
+"""What takes longer than expected is expected to go on for this share of the time that it has taken."""
+LEAST = 0.1
+"""Seconds that whatever goes on is expected to go on for at least."""
+
+
+SLOWLY = 0.1
+"""Of its speed the fraction keeps so much where it is past what goes on."""
+
+
+class Rates(BaseModel):
+    """Seconds that phases take with one snapshot on one device, learnt from its last clips.
+
+    `loading` and `compiling` are for a whole launch. The others are by a million pixels, counted in all frames: of a
+    clip for `encoding`, `denoising` (one forward of the transformer) and `decoding`, of the video for `finishing`.
+    """
+
+    loading: float = Field(ge=0)
+    compiling: float = Field(default=0.0, ge=0)
+    encoding: float = Field(gt=0)
+    denoising: float = Field(gt=0)
+    decoding: float = Field(gt=0)
+    finishing: float = Field(gt=0)
+
+    @classmethod
+    def guess(cls, snapshot_bytes: int, cuda: bool) -> "Rates":
+        """Where nothing was learnt yet: roughly a card of 2023, or a few cores."""
+        loading = 2.0 + snapshot_bytes / 0.5e9
+        if cuda:
+            step = max(0.02, 8e-12 * snapshot_bytes)
+            return cls(loading=loading, encoding=0.2, denoising=step, decoding=0.2, finishing=0.05)
+        step = max(0.5, 6e-9 * snapshot_bytes)
+        return cls(loading=loading, encoding=4.0, denoising=step, decoding=2.0, finishing=0.5)
+
+
+_Kept = TypeAdapter(dict[str, Rates])
+
+
+def read_rates(file: Path, name: str) -> Rates | None:
+    """What was learnt under this name, of a device and a precision; None where nothing was."""
+    return _read(file).get(name)
+
+
+def keep_rates(file: Path, name: str, rates: Rates) -> None:
+    """Keep what was learnt for later launches, where the file can be written to."""
+    kept = _read(file) | {name: rates}
+    with suppress(OSError), replacing(file) as part:
+        part.write_bytes(_Kept.dump_json(kept, indent=2))
+
+
+def _read(file: Path) -> dict[str, Rates]:
+    try:
+        return _Kept.validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return {}
+
+
+class Estimate:
+    """Follows one run of a task by the readings of its stopwatch.
+
+    The fraction that is done grows so that it would reach 1 when the time that is expected to be left has passed, and
+    slowly where that has got it past the phase or step that goes on. It never goes back and never stands still,
+    however wrong the expectation was.
+
+    Args:
+        rates: what is expected.
+        size: of a clip, in millions of pixels of all its frames.
+        clips: of the whole video.
+        first: clips that an earlier run has made.
+        steps: of a clip.
+        forwards: of the transformer in a step, on this device.
+        loads: whether the weights must be loaded.
+        seconds: the stopwatch's reading at the start.
+    """
+
+    def __init__(
+        self,
+        rates: Rates,
+        size: float,
+        clips: int,
+        first: int,
+        steps: int,
+        forwards: int,
+        loads: bool,
+        seconds: Mapping[Phase, float],
+    ) -> None:
+        self.rates, self.size, self.clips, self.steps, self.forwards = rates, size, clips, steps, forwards
+        self.loads = loads
+        self.clip, self.step = min(first, clips - 1), 0
+        """The clip at work, from 0, and its steps that are done."""
+        self.clip_begun = False
+        """Not before the weights are there, and the prompt and the picture are encoded."""
+        self.seconds_per_step: float | None = None
+        """Of this run, once it has done a step."""
+        self._first = first
+        self._steps_done = 0
+        self._before = self._clip_before = self._last = dict(seconds)
+        self._step_before = seconds["denoising"]
+        self.left = self._whole - first * self._clip_seconds
+        """Seconds that are expected to be left."""
+        self.fraction = 1 - self.left / self._whole
+
+    def stepped(self, clip: int, step: int, seconds: Mapping[Phase, float]) -> None:
+        """A step was done; with step 0, a clip is begun."""
+        if step == 0:
+            if clip > self.clip:
+                self._learn(seconds)
+            # What comes before the first clip is made for it, unless it is a second try.
+            if clip > self._first or seconds["denoising"] > self._before["denoising"]:
+                self._clip_before = dict(seconds)
+        else:
+            self._steps_done += 1
+            self.seconds_per_step = (seconds["denoising"] - self._before["denoising"]) / self._steps_done
+        self.clip, self.step, self.clip_begun = clip, step, True
+        self._step_before = seconds["denoising"]
+
+    def look(self, phase: Phase, seconds: Mapping[Phase, float]) -> None:
+        """Bring `fraction` and `left` up to date."""
+        passed = sum(seconds.values()) - sum(self._last.values())
+        self._last = dict(seconds)
+        self.left, after = self._left(phase, seconds)
+        grown = self.fraction + (1 - self.fraction) * passed / (passed + self.left)
+        slow = grown > 1 - after / self._whole
+        self.fraction += (grown - self.fraction) * (SLOWLY if slow else 1)
+
+    def finish(self, seconds: Mapping[Phase, float]) -> None:
+        """All is done."""
+        self._learn(seconds)
+        took = seconds["finishing"] - self._before["finishing"]
+        self.rates = self.rates.model_copy(update={"finishing": max(took, 1e-6) / (self.size * self.clips)})
+        self.fraction, self.left = 1.0, 0.0
+
+    @property
+    def _step_seconds(self) -> float:
+        return self.seconds_per_step or self.rates.denoising * self.size * self.forwards
+
+    @property
+    def _clip_seconds(self) -> float:
+        return (self.rates.encoding + self.rates.decoding) * self.size + self.steps * self._step_seconds
+
+    @property
+    def _finishing(self) -> float:
+        return self.rates.finishing * self.size * self.clips
+
+    @property
+    def _whole(self) -> float:
+        """Seconds that all of the video is expected to take, an earlier run's part included."""
+        once = self.rates.loading + self.rates.compiling if self.loads else 0.0
+        return once + self.clips * self._clip_seconds + self._finishing
+
+    def _left(self, phase: Phase, seconds: Mapping[Phase, float]) -> tuple[float, float]:
+        """Seconds from now to the end, and from the end of the phase or step that goes on."""
+        spent = since(seconds, self._clip_before)
+        stage = max(STAGES[one] for one in PHASES if spent[one] > 0 or one == phase)
+        last, loads = self.clip == self.clips - 1, self.loads and self.clip == self._first
+        expected: dict[Phase, float] = {
+            "loading": self.rates.loading if loads else 0.0,
+            "encoding": self.rates.encoding * self.size,
+            "compiling": self.rates.compiling if loads else 0.0,
+            "denoising": (self.steps - self.step) * self._step_seconds,
+            "decoding": self.rates.decoding * self.size,
+            "finishing": self._finishing if last else 0.0,
+        }
+        spent["denoising"] = seconds["denoising"] - self._step_before
+        rests = {one: expected[one] - spent[one] for one in PHASES}
+        after = sum(max(rests[one], 0.0) for one in PHASES if STAGES[one] >= stage and one != phase)
+        now = max(rests[phase] if rests[phase] > 0 else OVERDUE * spent[phase], LEAST)
+        later = 0 if last else self.clips - self.clip - 1
+        after += 0.0 if last else later * self._clip_seconds + self._finishing
+        # What takes longer than expected in this clip does so in the next.
+        longer = later * sum(max(-rests[one], 0.0) for one in ("encoding", "decoding"))
+        if phase == "denoising":
+            return after + now + longer, after + max(self.steps - self.step - 1, 0) * self._step_seconds
+        return after + now + longer, after
+
+    def _learn(self, seconds: Mapping[Phase, float]) -> None:
+        """Take over what the clip at work took, now that it is done."""
+        spent = since(seconds, self._clip_before)
+        learnt: dict[str, float] = {one: spent[one] / self.size for one in ("encoding", "decoding") if spent[one] > 0}
+        if self.seconds_per_step:
+            learnt["denoising"] = self.seconds_per_step / self.size / self.forwards
+        if self.loads and self.clip == self._first:
+            learnt |= {"loading": spent["loading"], "compiling": spent["compiling"]}
+        self.rates = self.rates.model_copy(update=learnt)

@@ -1,0 +1,59 @@
+"""Where the time of a launch goes."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+Phase = Literal["loading", "compiling", "encoding", "denoising", "decoding", "finishing"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+class Stopwatch:
+    """Seconds by phase, of which one goes on at any time: an inner phase stops the outer one, so that all add up.
+
+    Outside of any other it is encoding, whose inputs are found and read there. One thread changes phases; any may read.
+
+    Args:
+        synchronize: waits for the device, so that work in progress counts in the phase that has started it.
+    """
+
+    def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
+        self.synchronize = synchronize
+        self.phase: Phase = "encoding"
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._since = time.perf_counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        outer = self.phase
+        self.synchronize()
+        self._switch(phase)
+        try:
+            yield
+            self.synchronize()
+        finally:
+            self._switch(outer)
+
+    def read(self) -> dict[Phase, float]:
+        """Seconds in each phase since the stopwatch was made, those of the present one included."""
+        with self._lock:
+            return self._count()
+
+    def _switch(self, phase: Phase) -> None:
+        with self._lock:
+            self._count()
+            self.phase = phase
+
+    def _count(self) -> dict[Phase, float]:
+        now = time.perf_counter()
+        self._seconds[self.phase] += now - self._since
+        self._since = now
+        return dict(self._seconds)
+
+
+def since(now: Mapping[Phase, float], before: Mapping[Phase, float]) -> dict[Phase, float]:
+    """What was spent between two readings."""
+    return {phase: now[phase] - before[phase] for phase in PHASES}

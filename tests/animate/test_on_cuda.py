@@ -55,9 +55,9 @@ def lora(tmp_path):
 @pytest.mark.parametrize(
     "size, placement, settings",
     [
-        (SMALL, "resident", {"guide_scale": 2.0}),
+        pytest.param(SMALL, "resident", {"guide_scale": 2.0}, marks=pytest.mark.heavy),
         (LARGE, "resident", {"mode": "replace", "refert_num": 5, "clip_len": 9}),
-        (SMALL, "swap", {}),
+        pytest.param(SMALL, "swap", {}, marks=pytest.mark.heavy),
         (LARGE, "offload", {"vae_dtype": "bfloat16"}),
     ],
     ids=["guided", "replace", "swap", "offload"],
@@ -83,7 +83,7 @@ def test_all_is_computed_on_the_device(size, placement, settings, lora, monkeypa
         assert watch.to_host == 4 * 3 * settings.get("refert_num", 1) * size[0] * size[1]  # a guide
 
 
-@pytest.mark.parametrize("placement", ["resident", "swap"])
+@pytest.mark.parametrize("placement", ["resident", pytest.param("swap", marks=pytest.mark.heavy)])
 def test_blocks_compile_once_for_all_clips_and_sizes(placement, monkeypatch):
     """As far as graphs go; what Inductor makes of them takes a GPU."""
     functions = {}

@@ -103,7 +103,12 @@ def test_activations_are_those_of_a_step(height, width, dtype, in_slices):
 
 @pytest.mark.parametrize(
     "height, width, name",
-    [(480, 832, "resident"), (720, 1280, "resident"), (720, 1280, "offload"), (480, 832, "tiled")],
+    [
+        (480, 832, "resident"),
+        pytest.param(720, 1280, "resident", marks=pytest.mark.heavy),
+        pytest.param(720, 1280, "offload", marks=pytest.mark.heavy),
+        pytest.param(480, 832, "tiled", marks=pytest.mark.heavy),
+    ],
 )
 def test_the_vae_takes_as_much_as_expected(height, width, name, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # its convolution wants data

@@ -1,3 +1,12 @@
+from types import SimpleNamespace
+
+import dagster as dg
+
+from wan_orchestration.defs.clips.checks import CHECKS
+from wan_orchestration.defs.videos.assets import _up_to_date_clips
+from wan_orchestration.job import Job
+
+
 def test_ready_clips_are_placed(make_job, materialize, data_root):
     folder = make_job("ready", face_frames=3)
     result = materialize("preprocessed_clips", key="ready")
@@ -56,3 +65,17 @@ def test_a_video_without_a_person_fails_in_words(make_raw_job, materialize, reas
     text = reason(materialize("preprocessed_clips", key="empty"))
     assert "driving.mp4" in text and "no person" in text.lower()
     assert not (data_root / "clips" / "empty").exists()
+
+
+def test_the_video_has_clips_made_as_often_as_it_takes(make_job, data_root, instance):
+    """Each time they are checked, also for the same job in another run."""
+    job = Job.open(make_job("job"))
+
+    @dg.asset
+    def video(context: dg.AssetExecutionContext):
+        assert len(list(_up_to_date_clips(context, None, job, SimpleNamespace(fingerprint="weights")))) == 1
+
+    for run in range(2):
+        assert dg.materialize([video], instance=instance).success
+        check = dg.AssetCheckKey(dg.AssetKey("preprocessed_clips"), next(iter(CHECKS)))
+        assert len(instance.event_log_storage.get_asset_check_execution_history(check, limit=9)) == run + 1

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
 import pytest
 
@@ -75,7 +76,11 @@ def test_a_video_shows_what_its_inputs_say(performance, data_root, materialize, 
     monkeypatch.setenv("WAN_CHECKPOINT_DIR", str(WEIGHTS))
     environment.cache_clear()
     assert materialize("preprocessed_clips", key="right").success
-    assert materialize("generated_video", key="right", config={"generated_video": {"config": SETTINGS}}).success
+    generated = materialize("generated_video", key="right", config={"generated_video": {"config": SETTINGS}})
+    assert generated.success
+    assert not [event for event in generated.all_events if event.asset_key == dg.AssetKey("preprocessed_clips")], (
+        "clips that are there are not made again"
+    )
     assert faults(read(data_root / "videos" / "right" / "video.mp4"), performance, other) == set()
 
     swapped = write_clips(tmp_path / "other", other, replaced=True)

@@ -8,7 +8,7 @@ from wan_orchestration import hub
 from wan_orchestration.defs.clips.assets import CODE_VERSION as CLIPS_CODE_VERSION
 from wan_orchestration.defs.jobs.assets import DATA_VERSION, versions
 from wan_orchestration.defs.jobs.runs import Ask, at_work, urgency
-from wan_orchestration.defs.provenance import provenance
+from wan_orchestration.defs.provenance import made_of, provenance
 from wan_orchestration.defs.videos.assets import CODE_VERSION
 from wan_orchestration.errors import BadInput
 from wan_orchestration.job import Job
@@ -39,13 +39,12 @@ def outdated(instance: dg.DagsterInstance) -> tuple[list[Ask], dict[str, str]]:
         except (BadInput, OSError) as error:
             unusable[key] = str(error)
             continue
-        made_of_clips = clips.get(key, {})
-        expected = provenance("", CLIPS_CODE_VERSION, {"job_inputs": of["job_inputs"]})
-        fresh_clips = _agree(made_of_clips, expected)
+        clips_tags = clips.get(key, {})
+        fresh_clips = made_of(clips_tags, CLIPS_CODE_VERSION, of["job_inputs"])
         ingredients = {
             "weight_snapshot": weights,
             "job_settings": of["job_settings"],
-            "preprocessed_clips": made_of_clips.get(DATA_VERSION, ""),
+            "preprocessed_clips": clips_tags.get(DATA_VERSION, ""),
         }
         fresh_video = _agree(videos.get(key, {}), provenance("", CODE_VERSION, ingredients))
         if not (fresh_clips and fresh_video and (env.videos_root / key / "video.mp4").is_file()):

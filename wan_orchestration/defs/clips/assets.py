@@ -5,8 +5,9 @@ import dagster as dg
 from wan_orchestration.defs.clips.making import make_clips
 from wan_orchestration.defs.config import PreprocessConfig
 from wan_orchestration.defs.failures import failures_in_words
-from wan_orchestration.defs.jobs.assets import job_inputs
+from wan_orchestration.defs.jobs.assets import job_inputs, versions
 from wan_orchestration.defs.partitions import jobs
+from wan_orchestration.defs.provenance import inputs_tag
 from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.defs.weights.assets import weight_snapshot
 from wan_orchestration.launch.launcher import Launcher
@@ -31,5 +32,9 @@ def preprocessed_clips(
     Settings come from the launchpad, else from `job.yaml`, else from `WAN_PREPROCESS_*`, else from the defaults.
     """
     with failures_in_words(context):
-        made = make_clips(context, launcher, job_folders.open(context.partition_key), config.given())
-    return dg.MaterializeResult(data_version=dg.DataVersion(made.version), metadata=made.metadata)
+        job = job_folders.open(context.partition_key)
+        inputs = versions(job)["job_inputs"]
+        made = make_clips(context, launcher, job, config.given())
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(made.version), metadata=made.metadata, tags=inputs_tag(inputs)
+    )

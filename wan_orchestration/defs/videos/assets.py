@@ -15,7 +15,7 @@ from wan_orchestration.defs.config import GenerateConfig
 from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.defs.jobs.assets import DATA_VERSION, job_settings, versions
 from wan_orchestration.defs.partitions import jobs
-from wan_orchestration.defs.provenance import last_tags, made_of, pointers, provenance
+from wan_orchestration.defs.provenance import inputs_tag, last_tags, made_of, pointers, provenance
 from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.defs.videos.checks import evaluations
 from wan_orchestration.defs.videos.orders import Order, facts
@@ -166,13 +166,16 @@ def _up_to_date_clips(
         preprocessed_clips.key,
         partition=job.key,
         metadata=made.metadata,
-        tags=provenance(
-            made.version, CLIPS_CODE_VERSION, ingredients, pointers(context.instance, job.key, "job_inputs")
-        ),
+        tags=inputs_tag(inputs)
+        | provenance(made.version, CLIPS_CODE_VERSION, ingredients, pointers(context.instance, job.key, "job_inputs")),
     )
     for evaluation in clips_evaluations(job):
-        # Checks of an asset that the run has not selected are none of the run's events.
-        context.instance.report_runless_asset_event(evaluation)
+        # Not yielded, since the run has not selected these checks; under the run's id, since Dagster keeps one
+        # evaluation of a check for each.
+        event = dg.DagsterEvent(
+            dg.DagsterEventType.ASSET_CHECK_EVALUATION.value, context.run.job_name, event_specific_data=evaluation
+        )
+        context.instance.report_dagster_event(event, context.run.run_id)
 
 
 def _finished_by_this_run(context: dg.AssetExecutionContext, order: Order) -> bool:

@@ -2,10 +2,13 @@
 
 import ipaddress
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -33,6 +36,7 @@ def serve(argv: Sequence[str]) -> int:
         if not arguments.dagster:
             run(arguments.host, arguments.port)
         else:
+            signal.signal(signal.SIGTERM, end)
             with dagster(arguments.dagster_port):
                 run(arguments.host, arguments.port)
     except BadInput as error:
@@ -41,6 +45,11 @@ def serve(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def end(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process by an exception, so that Dagster ends with it. uvicorn passes a signal on once it has stopped."""
+    raise SystemExit(128 + number)
 
 
 def check_host(host: str) -> None:

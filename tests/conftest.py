@@ -1,5 +1,6 @@
 """Tiny job folders for all tests."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -14,6 +15,10 @@ from PIL import Image
 from wan_orchestration.video import write_lossless
 
 ROOT = Path(__file__).parents[1]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests that run side by side would wait for one another's threads.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -363,20 +363,14 @@ def test_a_trimmed_last_clip(tiny_snapshot, make_task, tmp_path):
 INFER = [sys.executable, "-m", "wan_orchestration.infer", "--clip-len=5", "--sampling-steps=2"]
 
 
-def test_killed_job_resumes_bit_for_bit(tiny_snapshot, make_job, tmp_path):
-    job = make_job(frames=13)
+def test_killed_job_resumes_bit_for_bit(tiny_snapshot, make_task, tmp_path):
+    whole = make_task("whole", frames=13, save_frames=tmp_path / "whole.npz")
+    output = tmp_path / "killed"
+    command = [*INFER, f"--src-root={whole.clips}", f"--checkpoint-dir={tiny_snapshot}"]
+    command += [f"--output={output}", f"--save-frames={tmp_path / 'killed.npz'}"]
 
-    def command(name):
-        return [
-            *INFER,
-            f"--src-root={job}",
-            f"--checkpoint-dir={tiny_snapshot}",
-            f"--output={tmp_path / name}",
-            f"--save-frames={tmp_path / name}.npz",
-        ]
-
-    victim = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    state = tmp_path / "killed" / ".work" / "state.json"
+    victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    state = output / ".work" / "state.json"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not state.exists():
         assert victim.poll() is None
@@ -385,20 +379,15 @@ def test_killed_job_resumes_bit_for_bit(tiny_snapshot, make_job, tmp_path):
     victim.wait()
     done = len(json.loads(state.read_text())["clips"])
     assert 1 <= done < 3
-    assert not (tmp_path / "killed" / "video.mp4").exists()
+    assert not (output / "video.mp4").exists()
 
-    resumed = json.loads(subprocess.run(command("killed"), capture_output=True, check=True).stdout)
-    whole = json.loads(subprocess.run(command("whole"), capture_output=True, check=True).stdout)
-    assert (resumed["resumed_clips"], whole["resumed_clips"]) == (done, 0)
+    resumed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    [result], _ = run(tiny_snapshot, whole)
+    assert (resumed["resumed_clips"], result.resumed_clips) == (done, 0)
     exact = [np.load(tmp_path / f"{name}.npz")["frames"] for name in ("killed", "whole")]
     assert np.array_equal(*exact)
-    assert (tmp_path / "killed/video.mp4").read_bytes() == (tmp_path / "whole/video.mp4").read_bytes()
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
-        "poster.jpg",
-        "preview.webp",
-        "result.json",
-        "video.mp4",
-    ]
+    assert (output / "video.mp4").read_bytes() == (whole.output / "video.mp4").read_bytes()
+    assert sorted(path.name for path in output.iterdir()) == OUTPUTS
 
 
 def test_other_settings_do_not_resume(tiny_snapshot, make_task, monkeypatch):

@@ -40,6 +40,7 @@ def cluster(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(home))
     monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(slurm, "WORKER", "stand_in_worker")
     monkeypatch.setattr(slurm, "GONE_POLL_SECONDS", 0.05)
     return home

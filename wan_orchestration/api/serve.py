@@ -48,7 +48,7 @@ def serve(argv: Sequence[str]) -> int:
 
 
 def end(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends the process by an exception, so that Dagster ends with it. uvicorn passes a signal on once it has stopped."""
+    """Ends the process by an exception, so that Dagster ends with it; uvicorn passes on the signal that stopped it."""
     raise SystemExit(128 + number)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-import pillow_heif
 from PIL import Image, ImageCms
 
 from wan_orchestration.video.display import EXACT
@@ -81,6 +80,8 @@ def _codes(path: Path, image: Image.Image) -> tuple[int, int] | None:
         return found[1][0], found[2][0]
     said = image.info.get("nclx_profile")
     if image.format == "AVIF" and not profile:
+        import pillow_heif  # noqa: PLC0415 (a large library, which few pictures need)
+
         # Pillow does not tell it.
         with contextlib.suppress(OSError, ValueError, RuntimeError, EOFError, SyntaxError):
             said = pillow_heif.open_heif(path).info.get("nclx_profile")
@@ -156,6 +157,8 @@ def _deep(path: Path, image: Image.Image, colour: Image.Image) -> np.ndarray:
     """(H, W, 3) uint16, full range, of an HDR picture; 8 bits made wider where no more can be read."""
     deep = None
     if image.format == "HEIF":
+        import pillow_heif  # noqa: PLC0415
+
         deep = np.asarray(pillow_heif.open_heif(path, convert_hdr_to_8bit=False))
     else:
         options = {"format_whitelist": "png_pipe,mov", "protocol_whitelist": "file"}

@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 
@@ -16,8 +15,8 @@ from wan_orchestration.video.srgb import to_srgb
 
 MAX_PIXELS = 100_000_000
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF")
-"""AVIF first: the reader of HEIF takes both, and decodes one."""
+FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"]
+HEIF = ("heic", "heif")
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -49,8 +48,13 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _open(path: Path) -> Image.Image:
-    pillow_heif.register_heif_opener()
-    with Image.open(path, formats=FORMATS) as image:
+    formats = FORMATS
+    if look(path)[1] in HEIF:
+        import pillow_heif  # noqa: PLC0415 (a large library, which few pictures need)
+
+        pillow_heif.register_heif_opener()
+        formats = ["HEIF"]
+    with Image.open(path, formats=formats) as image:
         if image.width * image.height > MAX_PIXELS:
             raise BadInput(
                 f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS // 10**6} million "

@@ -69,7 +69,8 @@ class PreprocessProgress(BaseModel):
     @property
     def words(self) -> str:
         """What is being done."""
-        return f"{self.phase}, frame {self.done} of {self.total}"
+        doing = {"keypoints": "finding the keypoints", "clips": "drawing the clips"}.get(self.phase, self.phase)
+        return f"{doing}, frame {self.done} of {self.total}"
 
     def __str__(self) -> str:
         return f"{self.job_id}: {self.words}"

@@ -38,7 +38,7 @@ def test_from_the_queue_to_the_video(api, add_job, happen, finish, project):
     folder = project / "data" / "progress"
     progress.write(folder, run.run_id, PreprocessProgress(job_id=key, phase="keypoints", done=30, total=120))
     at = look(api, key)["progress"]
-    assert (at["words"], at["fraction"]) == ("keypoints, frame 30 of 120", 0.15 / 4)
+    assert (at["words"], at["fraction"]) == ("finding the keypoints, frame 30 of 120", 0.15 / 4)
     progress.write(folder, run.run_id, PreprocessProgress(job_id=key, phase="clips", done=120, total=120))
     assert look(api, key)["progress"]["fraction"] is None, "what comes then does not count"
     step = Progress(job_id=key, phase="denoising", fraction=0.25, clip=2, clips=4, step=1, steps=2, eta_seconds=9.5)

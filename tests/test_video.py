@@ -172,14 +172,14 @@ def test_missing_and_empty(tmp_path: Path) -> None:
 def test_not_a_video(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("not a video at all\n" * 100)
-    with pytest.raises(BadInput, match=r"text\.mp4: found a text that is not whole or of a kind that cannot be read"):
+    with pytest.raises(BadInput, match=r"text\.mp4: found a text, expected a video"):
         probe(path)
 
 
 def test_playlists_are_refused(tmp_path: Path, long: Path) -> None:
     path = tmp_path / "list.mp4"
     path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{long}\n#EXT-X-ENDLIST\n")
-    with pytest.raises(BadInput, match="not whole"):
+    with pytest.raises(BadInput, match="found a text, expected a video"):
         probe(path)
 
 

@@ -496,3 +496,15 @@ def test_gray_stays_in_every_transfer() -> None:
 def test_defaults_of_info() -> None:
     info = VideoInfo(Path("v.mp4"), 2, 2, Fraction(30), 1, 0.1, False)
     assert (info.start, info.notices) == (0, ())
+
+
+def test_a_recording_that_ends_within_a_frame(tmp_path: Path) -> None:
+    """As of television: the packets of a transport stream end anywhere."""
+    whole = write_video(tmp_path / "whole.ts", FRAMES, 25, "mpeg2video", {"g": "10", "bf": "2", "b": "4M"})
+    data = whole.read_bytes()
+    cut = tmp_path / "cut.ts"
+    for part in (0.5, 0.7, 0.9):
+        cut.write_bytes(data[: int(len(data) * part) // 188 * 188])
+        with FrameReader(cut) as reader:
+            reader.verify()
+            assert 40 * part - 6 < reader.info.frames < 40

@@ -10,6 +10,7 @@ PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "heic", "heif", "avif",
 A_VIDEO = f"a video ({', '.join(VIDEO_SUFFIXES)})"
 A_PICTURE = f"a picture ({', '.join(PICTURE_SUFFIXES)})"
 """What is expected, in words."""
+A_TEXT = "a text"
 
 PARTIAL = re.compile(r"\..+\.[A-Za-z0-9]{6}|.+\.(part|partial|filepart|crdownload|download|tmp)|.+~")
 """Names that rsync (`.name.a1B2c3`), browsers and copy programs give to files that are not whole yet."""
@@ -90,7 +91,7 @@ def look(path: Path) -> tuple[str, str | None]:
     for pattern, words, suffix in _PATTERNS:
         if pattern.match(head):
             return words, suffix
-    return ("a text" if _is_text(head) else "a file of an unknown kind"), None
+    return (A_TEXT if _is_text(head) else "a file of an unknown kind"), None
 
 
 def _is_text(head: bytes) -> bool:

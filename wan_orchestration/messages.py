@@ -69,6 +69,8 @@ class PreprocessProgress(BaseModel):
     @property
     def words(self) -> str:
         """What is being done."""
+        if self.done >= self.total:
+            return {"keypoints": "fitting the motion", "clips": "finishing the clips"}.get(self.phase, self.phase)
         doing = {"keypoints": "finding the keypoints", "clips": "drawing the clips"}.get(self.phase, self.phase)
         return f"{doing}, frame {self.done} of {self.total}"
 
@@ -147,7 +149,11 @@ class Progress(BaseModel):
     def words(self) -> str:
         """What is being done."""
         part = f"part {self.clip} of {self.clips}"
+        if self.fraction == 1:
+            return "the video is made"
         match self.phase:
+            case "starting":
+                return "starting the engine"
             case "loading":
                 return "loading the weights"
             case "denoising":

@@ -10,8 +10,12 @@ from pydantic import BaseModel, Field, ValidationError
 from wan_orchestration.files import remove, replacing
 from wan_orchestration.messages import PreprocessProgress, Progress
 
-PREPROCESSING = {"keypoints": (0.0, 0.15), "clips": (0.15, 0.2)}
+PREPROCESSING = {"keypoints": (0.0, 0.13), "clips": (0.15, 0.18)}
 """The shares that its passes are taken to have of a run that also generates."""
+STARTING, GENERATING, ENDING = 0.19, 0.2, 0.98
+"""What is done of such a run when the engine is started and when it begins; of any run when the video is there."""
+SLOW_SECONDS = 10.0
+"""Half of what lies before the next number is passed in so long, where nothing can be counted."""
 
 
 class RunProgress(BaseModel):
@@ -26,15 +30,21 @@ class RunProgress(BaseModel):
     @property
     def fraction(self) -> float | None:
         """How much of the whole run is done; None where that is not known yet."""
-        now = self.progress
+        now, begin = self.progress, GENERATING if self.preprocesses else 0.0
         if isinstance(now, PreprocessProgress):
-            begin, end = PREPROCESSING.get(now.phase, (0.0, 0.0))
-            # After a pass comes what has no frames to count.
-            return begin + (end - begin) * now.done / now.total if now.done < now.total else None
-        if now.fraction is None or not self.preprocesses:
-            return now.fraction
-        begin = max(end for _, end in PREPROCESSING.values())
-        return begin + (1 - begin) * now.fraction
+            first, last = PREPROCESSING.get(now.phase, (0.0, 0.0))
+            if now.done < now.total:
+                return first + (last - first) * now.done / now.total
+            return self._slowly(last, STARTING if now.phase == "clips" else PREPROCESSING["clips"][0])
+        if now.fraction is None:
+            return self._slowly(STARTING, GENERATING) if self.preprocesses else None
+        done = begin + (ENDING - begin) * now.fraction
+        return self._slowly(done, 1.0) if now.fraction == 1 else done
+
+    def _slowly(self, at: float, towards: float) -> float:
+        """Between two numbers, by the time since the last message."""
+        age = max((datetime.now(UTC) - self.at).total_seconds(), 0.0)
+        return at + (towards - at) * age / (age + SLOW_SECONDS)
 
 
 def write(folder: Path, run_id: str, progress: Progress | PreprocessProgress) -> None:

@@ -187,7 +187,7 @@ def test_loose_files_are_listed_until_they_lie_in_a_folder(drop, tick, table, in
     assert tick() == [["one"]]
     assert table().keys() == {"Dance 2.MP4", "dance 2.png", "alone.heic", "notes.txt"}
     how = "mkdir dance-2; mv 'Dance 2.MP4' dance-2/driving.mp4; mv 'dance 2.png' dance-2/reference.png"
-    assert table()["Dance 2.MP4"] == f"{jobs}/Dance 2.MP4: a job is a folder; make one of the two files: {how}"
+    assert table()["Dance 2.MP4"] == f"{jobs}/Dance 2.MP4: a job is a folder; make one of the two files there: {how}"
     assert "mv alone.heic alone/reference.heic, and put a video there as driving.mp4" in table()["alone.heic"]
     assert tick() == []
     assert all(reason in tick.said for reason in table().values())

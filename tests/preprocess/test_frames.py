@@ -15,7 +15,7 @@ def test_chooses_the_published_frames_of_a_constant_rate_except_at_exact_ties(go
     for row in json.loads((golden / "geometry/cases.json").read_text())["frame_indices"]:
         rate, fps = (Fraction(row[name]).limit_denominator(10**8) for name in ("video_fps", "fps"))
         times = [float(i / rate) for i in range(row["frame_num"])]
-        chosen = choose_frames(times, fps, 0, float(row["frame_num"] / rate), None)
+        chosen = choose_frames(times, rate, fps, 0, float(row["frame_num"] / rate), None)
         assert len(chosen) == row["target_num"]
         for i, (ours, published) in enumerate(zip(chosen, row["idx"])):
             # Halfway between two frames the published tools take the even one, here it is the earlier.
@@ -25,14 +25,14 @@ def test_chooses_the_published_frames_of_a_constant_rate_except_at_exact_ties(go
 
 def test_follows_timestamps_of_a_variable_rate():
     times = [0.0, 0.1, 0.2, 1.0, 1.05, 1.1]
-    assert choose_frames(times, Fraction(10), 0, 1.2, None) == [0, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 5]
+    assert choose_frames(times, Fraction(10), Fraction(10), 0, 1.2, None) == [0, 1, *[2] * 8, 3, 5]
 
 
 def test_start_end_and_most():
     times = [i / 30 for i in range(90)]
-    assert choose_frames(times, Fraction(30), 1.0, 2.0, None) == list(range(30, 60))
-    assert choose_frames(times, Fraction(10), 1.0, 2.0, 4) == [30, 33, 36, 39]
-    assert choose_frames(times, Fraction(30), 5.0, 3.0, None) == []
+    assert choose_frames(times, Fraction(30), Fraction(30), 1.0, 2.0, None) == list(range(30, 60))
+    assert choose_frames(times, Fraction(30), Fraction(10), 1.0, 2.0, 4) == [30, 33, 36, 39]
+    assert choose_frames(times, Fraction(30), Fraction(30), 5.0, 3.0, None) == []
 
 
 @pytest.mark.parametrize(
@@ -88,3 +88,10 @@ def test_ahead_hands_on_items_errors_and_stops_when_left():
 
 def test_batches():
     assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_pause_lasts_until_the_next_frame_appears():
+    times = [0.0, 1 / 30, 2 / 30, 2 + 2 / 30, 2 + 3 / 30]
+    places = choose_frames(times, Fraction(30), Fraction(30), 0, 2 + 4 / 30, None)
+    assert places == [0, 1, *[2] * 60, 3, 4]
+    assert choose_frames(times[::2], Fraction(30), Fraction(30), 0, 0.1, None) == [0, 0, 1]

@@ -18,7 +18,7 @@ from wan_orchestration.flags import Parser
 from wan_orchestration.launch.processes import started
 from wan_orchestration.settings import DagsterHome
 
-STOP_SECONDS = 30
+STOP_SECONDS = 10
 """How long Dagster may take to stop by itself."""
 
 

@@ -35,7 +35,7 @@ class DrivingVideo:
             self._times = reader.times
         self.fps = choose_fps(self.info.fps, settings.fps)
         end = self.info.duration if settings.end is None else min(settings.end, self.info.duration)
-        self.places = choose_frames(self._times, self.fps, settings.start, end, settings.max_frames)
+        self.places = choose_frames(self._times, self.info.fps, self.fps, settings.start, end, settings.max_frames)
         if len(self.places) < 2:
             raise BadInput(
                 f"{path}: {len(self.places)} frames between {settings.start:g} and {end:g} s at {float(self.fps):g} "
@@ -74,16 +74,23 @@ def choose_fps(source: Fraction, wanted: float | None) -> Fraction:
     return divided if divided >= _EVEN_FPS else Fraction(MOST_FPS)
 
 
-def choose_frames(times: Sequence[float], fps: Fraction, start: float, end: float, most: int | None) -> list[int]:
-    """For each moment `start + i / fps` before `end`, the frame nearest in time; the earlier of two as near."""
+def choose_frames(
+    times: Sequence[float], rate: Fraction, fps: Fraction, start: float, end: float, most: int | None
+) -> list[int]:
+    """For each moment `start + i / fps` before `end`, the frame nearest in time; the earlier of two as near.
+
+    In a pause the frame before it stays: one that appears more than half a step later is not taken yet. Steps are
+    those of the source's `rate`, or of `fps` where they are longer.
+    """
     count = max(math.floor((end - start) * fps + 1e-6), 0)
     if most is not None:
         count = min(count, most)
-    chosen = []
+    chosen, half = [], float(1 / (2 * min(rate, fps)))
     for i in range(count):
         moment = start + float(i / fps)
         after = bisect_left(times, moment)
-        candidates = range(max(after - 1, 0), min(after + 1, len(times)))
+        early = after > 0 and after < len(times) and times[after] - moment > half + 1e-4
+        candidates = range(max(after - 1, 0), min(after + (not early), len(times)))
         # Timestamps are rounded to the file's ticks, which must not tip the balance.
         chosen.append(min(candidates, key=lambda place: (round(abs(times[place] - moment), 4), place)))
     return chosen

@@ -18,10 +18,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.formats import A_VIDEO, VIDEO_SUFFIXES, look
+from wan_orchestration.formats import A_TEXT, A_VIDEO, VIDEO_SUFFIXES, look
 from wan_orchestration.video.deinterlace import deinterlaced, is_interlaced
 from wan_orchestration.video.display import Display, square_shape
-from wan_orchestration.video.packets import Packets
+from wan_orchestration.video.packets import BROADCAST, Packets
 from wan_orchestration.video.timeline import OVERHANG, Timeline
 
 # The formats a job may bring. A whitelist, since FFmpeg goes by content: a playlist that is named .mp4 would
@@ -67,7 +67,7 @@ def open_input(path: Path) -> InputContainer:
         raise BadInput(f"{path}: no permission to read this file") from None
     except (FFmpegError, ValueError) as error:
         found, suffix = look(path)
-        if suffix is not None and suffix not in VIDEO_SUFFIXES:
+        if found == A_TEXT or (suffix is not None and suffix not in VIDEO_SUFFIXES):
             raise BadInput(f"{path}: found {found}, expected {A_VIDEO}") from None
         raise BadInput(
             f"{path}: found {found} that is not whole or of a kind that cannot be read ({_reason(error)}); "
@@ -115,8 +115,7 @@ class FrameReader:
             # Scanning has read to the end.
             self._reopen()
             self._find_order()
-            while self.broken_off and len(self._time) > 1 and self._try_frame(len(self._time) - 1) is None:
-                self._time.drop_last()
+            dropped = self._drop_broken_end()
             first = self._frame(0)
             self._display = Display(self._path, self._stream, first)
         except BaseException:
@@ -125,10 +124,11 @@ class FrameReader:
         width, height = self._display.size
         rate = self._time.rate()
         hold = self._time.hold(rate)
-        stays = f"the last frame stays for {float(hold + 1 / rate):.1f} s, as the file or its sound goes on"
+        stays = f"the last frame stays for {float(hold + 1 / rate):.1f} s, as the file or its sound goes on (see end)"
         notices = (
             self._time.notice,
             stays if hold > OVERHANG else None,
+            f"it ends within a frame: the last {dropped} frames are left out" if dropped else None,
             self._display.notice,
             "the video is interlaced: its frames were deinterlaced" if self._interlaced else None,
         )
@@ -213,10 +213,25 @@ class FrameReader:
             raise BadInput(f"{self._path}: unreadable ({_reason(error)}); copy or export it again") from None
         self._keys, self._seek_targets = sorted(packets.keys), packets.keys
         self._time = Timeline(packets)
+        self._recorded = packets.format in BROADCAST
         if packets.broken_off and len(self._time) > 1 and packets.format != "mov":
             # The last packet may be a part, which only the mp4 reader notices.
             self._time.drop_last()
         return packets.broken_off
+
+    def _drop_broken_end(self) -> int:
+        """Drops the last frames that cannot be decoded of a file that breaks off; tells of how many of a recording.
+
+        Recordings in broadcast formats end anywhere: that is no flaw of theirs.
+        """
+        frames = len(self._time)
+        while (
+            (self.broken_off or (self._recorded and frames - len(self._time) < NEAR))
+            and len(self._time) > 1
+            and self._try_frame(len(self._time) - 1) is None
+        ):
+            self._time.drop_last()
+        return 0 if self.broken_off else frames - len(self._time)
 
     def _find_order(self) -> None:
         """Decodes the first frame, and more where it takes that to tell whether display times can be true."""

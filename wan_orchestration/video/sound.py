@@ -180,7 +180,7 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterat
 
     A jump ahead by more than `farthest` seconds is one of the clock: the sound goes on without a gap.
     """
-    end, last, shift = None, None, Fraction(0)
+    end, last, least, shift = None, None, STEP, Fraction(0)
     for frame, after in pairwise(chain(frames, [None])):
         assert frame is not None
         stamp, length = _stamp(frame), Fraction(frame.samples, frame.sample_rate)
@@ -188,7 +188,7 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterat
         if moment is None:
             moment = stamp or Fraction(0)
         elif stamp is not None:
-            wrong = last is not None and stamp < last + STEP
+            wrong = last is not None and stamp < last + least
             # Where timestamps went back, what follows may go by the new clock or by the old.
             for offset in (Fraction(0), shift):
                 if abs(stamp + offset - moment) <= TREMBLE:
@@ -213,7 +213,7 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterat
                         stamp = last
             flaws.mended += wrong
         last = stamp if stamp is not None else last
-        end = moment + length
+        end, least = moment + length, min(STEP, length)
         yield frame, moment
 
 

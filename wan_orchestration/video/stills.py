@@ -14,6 +14,7 @@ from wan_orchestration.formats import A_PICTURE, PICTURE_SUFFIXES, look
 from wan_orchestration.video.srgb import to_srgb
 
 MAX_PIXELS = 100_000_000
+TOO_LARGE = f"at most {MAX_PIXELS // 10**6} million pixels are accepted; make it smaller"
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"]
 HEIF = ("heic", "heif")
@@ -37,7 +38,9 @@ def read_image(path: Path) -> np.ndarray:
         raise
     except PermissionError:
         raise BadInput(f"{path}: no permission to read this file") from None
-    except (OSError, EOFError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise BadInput(f"{path}: {TOO_LARGE}") from None
+    except (OSError, EOFError, RuntimeError, SyntaxError, ValueError) as error:
         found, suffix = look(path)
         if suffix not in PICTURE_SUFFIXES:
             raise BadInput(f"{path}: found {found}, expected {A_PICTURE}") from None
@@ -56,10 +59,7 @@ def _open(path: Path) -> Image.Image:
         formats = ["HEIF"]
     with Image.open(path, formats=formats) as image:
         if image.width * image.height > MAX_PIXELS:
-            raise BadInput(
-                f"{path}: {image.width}x{image.height} pixels, at most {MAX_PIXELS // 10**6} million "
-                "are accepted; make it smaller"
-            )
+            raise BadInput(f"{path}: {image.width}x{image.height} pixels; {TOO_LARGE}")
         image.load()
         if image.mode in ("I", "F"):
             raise BadInput(f"{path}: found 32 bits a sample, expected 8 or 16; save it with fewer")

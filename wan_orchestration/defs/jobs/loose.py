@@ -50,11 +50,11 @@ def _reasons(root: Path, files: list[str]) -> dict[str, str]:
         if name:
             moves[file] = f"mv {quote(file)} {key}/{name}{Path(file).suffix.lower()}"
     if sorted(filter(None, inputs.values())) == sorted(RAW):
-        how = f"a job is a folder; make one of the two files: mkdir {key}; {'; '.join(moves.values())}"
+        how = f"a job is a folder; make one of the two files there: mkdir {key}; {'; '.join(moves.values())}"
         return {file: f"{root / file}: {how}" for file in moves}
     missing = {"driving": "a picture there as reference.png", "reference": "a video there as driving.mp4"}
     return {
-        file: f"{root / file}: a job is a folder; make one: mkdir {key}; {moves[file]}, and put {missing[name]}"
+        file: f"{root / file}: a job is a folder; make one there: mkdir {key}; {moves[file]}, and put {missing[name]}"
         if name
         else f"{root / file}: a file beside the job folders is left alone; move it into a job's folder"
         for file, name in inputs.items()

@@ -86,7 +86,7 @@ def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
     assert list(dict.fromkeys((p.clip, p.step) for p in recorder.steps)) == [(0, 0), *steps]
     fractions = [p.fraction for p in recorder.steps]
     assert fractions == sorted(fractions) and len(set(fractions)) == len(fractions) and fractions[-1] == 1
-    assert (recorder.steps[-1].eta_seconds, recorder.steps[-1].words) == (0, "putting the video together")
+    assert (recorder.steps[-1].eta_seconds, recorder.steps[-1].words) == (0, "the video is made")
     assert [(clip.clip, clip.clips, clip.frames) for clip in recorder.clips] == [(1, 3, 5), (2, 3, 4), (3, 3, 2)]
     exact = np.load(tmp_path / "exact.npz")["frames"]
     assert (exact.shape, exact.dtype) == ((3, 11, 64, 96), np.float32)

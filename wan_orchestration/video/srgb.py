@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from wan_orchestration.video.display import EXACT
-from wan_orchestration.video.tonemap import to_sdr
+from wan_orchestration.video.tonemap import srgb_to_light, to_sdr
 
 log = logging.getLogger(__name__)
 
@@ -130,19 +130,15 @@ def _probe() -> Image.Image:
 def _from_primaries(rgb: np.ndarray, primaries: Points, gamma: float | None) -> np.ndarray:
     """(H, W, 3) uint8 sRGB of (H, W, 3) uint8 in other primaries with the white D65."""
     signal = np.linspace(0, 1, 256)
-    linear = _srgb_to_light(signal) if gamma is None else signal**gamma
+    linear = srgb_to_light(signal) if gamma is None else signal**gamma
     matrix = (np.linalg.inv(_to_xyz(REC_709)) @ _to_xyz(primaries)).astype(np.float32)
     light = np.linspace(0, 1, 4096)
-    encoded = np.round(255 * np.interp(light, _srgb_to_light(np.linspace(0, 1, 4096)), np.linspace(0, 1, 4096)))
+    encoded = np.round(255 * np.interp(light, srgb_to_light(np.linspace(0, 1, 4096)), np.linspace(0, 1, 4096)))
     table, linear, out = encoded.astype(np.uint8), linear.astype(np.float32), np.empty_like(rgb)
     for rows in _bands(len(rgb)):
         converted = np.clip(cv2.transform(linear[rgb[rows]], matrix), 0, 1)
         out[rows] = table[(converted * 4095 + 0.5).astype(np.uint16)]
     return out
-
-
-def _srgb_to_light(signal: np.ndarray) -> np.ndarray:
-    return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
 
 
 def _to_xyz(primaries: Points) -> np.ndarray:

@@ -60,12 +60,17 @@ def primaries_of(frame: VideoFrame) -> int:
     return ColorPrimaries.BT2020 if wide else ColorPrimaries.BT709
 
 
+def srgb_to_light(signal: np.ndarray) -> np.ndarray:
+    """Light in 0..1 of sRGB in 0..1 (IEC 61966-2-1)."""
+    return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+
+
 @cache
 def _linear(transfer: int) -> np.ndarray:
     """(65536,) float32: PQ to light against reference white, HLG to light of the scene in 0..1, others to 0..1."""
     signal = np.linspace(0, 1, 65536)
     if transfer == ColorTrc.IEC61966_2_1:
-        return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4).astype(np.float32)
+        return srgb_to_light(signal).astype(np.float32)
     if transfer not in HDR:
         return np.where(signal < 0.081, signal / 4.5, ((signal + 0.099) / 1.099) ** (1 / 0.45)).astype(np.float32)
     if transfer == ColorTrc.SMPTE2084:

@@ -196,7 +196,7 @@ def convert(source: Path, target: Path) -> None:
     from transformers import CLIPImageProcessor
 
     from wan_orchestration.animate.models import Models
-    from wan_orchestration.snapshot import open_snapshot
+    from wan_orchestration.weights.snapshot import open_snapshot
 
     models = Models(open_snapshot(source), torch.device("cpu"), torch.bfloat16)
     models.transformer().save_pretrained(target / "transformer")
@@ -269,7 +269,7 @@ def utilisation(work: dict, row: dict, device) -> dict:
 
     from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
     from wan_orchestration.animate.memory.placement import ClipShape
-    from wan_orchestration.plan import snapshot_sizes
+    from wan_orchestration.cli.plan import snapshot_sizes
     from wan_orchestration.video import probe
 
     info = probe(Path(work["job"]) / "src_pose.mp4")
@@ -320,7 +320,7 @@ def stock_video(pipeline, work: dict) -> int:
     import torch
     from PIL import Image
 
-    from wan_orchestration.settings import NEGATIVE_PROMPT, PROMPT
+    from wan_orchestration.settings.generate import NEGATIVE_PROMPT, PROMPT
     from wan_orchestration.video import FrameReader, write_segment
 
     job, clips = Path(work["job"]), {}
@@ -352,9 +352,9 @@ def measure_engine(work: dict, device) -> dict:
     """A job run as a launch runs it."""
     from datetime import UTC, datetime
 
-    from wan_orchestration import runner
-    from wan_orchestration.messages import Request, Task
-    from wan_orchestration.settings import GenerateSettings
+    from wan_orchestration.generate import runner
+    from wan_orchestration.protocol.messages import Request, Task
+    from wan_orchestration.settings.generate import GenerateSettings
 
     if work["model"] == "14b":
         from random_14b import use_random_weights

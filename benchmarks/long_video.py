@@ -53,7 +53,7 @@ def main() -> None:
 
 def random_snapshot(folder: Path) -> Path:
     target = folder / "snapshot"
-    subprocess.run([sys.executable, "-m", "wan_orchestration.animate.random_snapshot", str(target)], check=True)
+    subprocess.run([sys.executable, str(Path(__file__).with_name("random_snapshot.py")), str(target)], check=True)
     return target
 
 

@@ -49,7 +49,7 @@ def main() -> None:
 
 def random_snapshot(folder: Path) -> Path:
     target = folder / "snapshot"
-    command = [sys.executable, "-m", "wan_orchestration.animate.random_snapshot", str(target), "--layers=5"]
+    command = [sys.executable, str(SELF.with_name("random_snapshot.py")), str(target), "--layers=5"]
     subprocess.run(command, check=True)
     return target
 
@@ -77,12 +77,13 @@ def measure(job: dict) -> None:
     """What each rank runs."""
     import torch
 
-    from wan_orchestration.animate.clips import pick_device
+    from wan_orchestration.animate.device import pick_device
     from wan_orchestration.animate.models import Models
-    from wan_orchestration.animate.parallel import connect
-    from wan_orchestration.animate.transformer import Branch
-    from wan_orchestration.settings import GenerateSettings, World
-    from wan_orchestration.snapshot import open_snapshot
+    from wan_orchestration.animate.parallel.ranks import connect
+    from wan_orchestration.animate.transformer.model import Branch
+    from wan_orchestration.settings.environment import World
+    from wan_orchestration.settings.generate import GenerateSettings
+    from wan_orchestration.weights.snapshot import open_snapshot
 
     with connect(World()) as ranks, torch.no_grad():
         device, dtype = pick_device(GenerateSettings(), ranks)

@@ -9,12 +9,13 @@ from diffusers import WanAnimateTransformer3DModel
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
-from wan_orchestration.animate import clips, models
+from wan_orchestration.animate import models
 from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.sharding import kept_in_float32
-from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.animate.transformer.model import AnimateTransformer
+from wan_orchestration.animate.transformer.sharding import kept_in_float32
 from wan_orchestration.animate.vae.model import AnimateVae
-from wan_orchestration.plan import TEXT_PARAMETERS, snapshot_sizes
+from wan_orchestration.cli.plan import TEXT_PARAMETERS, snapshot_sizes
+from wan_orchestration.generate import segments as clips
 
 
 def random_weights(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:

@@ -20,10 +20,10 @@ from long_video import random_snapshot
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
-    "infer --help": ["-m", "wan_orchestration.cli", "infer", "--help"],
-    "plan --help": ["-m", "wan_orchestration.cli", "plan", "--help"],
+    "infer --help": ["-m", "wan_orchestration.cli.main", "infer", "--help"],
+    "plan --help": ["-m", "wan_orchestration.cli.main", "plan", "--help"],
     "the code location (dagster)": ["-c", "import wan_orchestration.definitions"],
-    "the engine (torch, diffusers, transformers)": ["-c", "import wan_orchestration.runner"],
+    "the engine (torch, diffusers, transformers)": ["-c", "import wan_orchestration.generate.runner"],
 }
 MODELS = ("tokenizer", "text_encoder", "image_encoder", "vae", "transformer")
 LOAD = """

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from wan_orchestration.animate import random_snapshot
-from wan_orchestration.animate.original_layout import read_pickle
-from wan_orchestration.animate.random_snapshot import Widths
+from benchmarks import random_snapshot
+from benchmarks.random_snapshot import Widths
+from wan_orchestration.animate.layouts.original import read_pickle
 from wan_orchestration.files import replacing
-from wan_orchestration.snapshot import IMAGE_ENCODER, RELIGHTING_LORA
+from wan_orchestration.weights.snapshot import IMAGE_ENCODER, RELIGHTING_LORA
 
 WIDTHS = Widths(
     dim=192, heads=4, layers=5, ffn=512, freq=64, text=32, motion=64, face_hidden=64, face_heads=2,

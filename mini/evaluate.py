@@ -20,12 +20,12 @@ from mini.samples import CLIP_LEN
 from mini.scene import scene
 from mini.train import HELD_OUT
 from wan_orchestration.files import replacing
+from wan_orchestration.generate.runner import run
 from wan_orchestration.infer import TerminalReporter
-from wan_orchestration.job import Job
-from wan_orchestration.messages import Request, Task
-from wan_orchestration.runner import run
-from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.video import FrameReader
+from wan_orchestration.weights.snapshot import open_snapshot
 
 LONG = 4 * CLIP_LEN - 3
 """Frames of four clips."""

@@ -9,9 +9,9 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wan_orchestration.animate.original_layout import convert_transformer, read_pickle, read_safetensors
+from wan_orchestration.animate.layouts.original import convert_transformer, read_pickle, read_safetensors
 from wan_orchestration.files import replacing
-from wan_orchestration.snapshot import TRANSFORMER, VAE
+from wan_orchestration.weights.snapshot import TRANSFORMER, VAE
 
 
 def write_snapshot(folder: Path, base: Path, transformer: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:

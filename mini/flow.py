@@ -12,8 +12,8 @@ from mini.codec import LATENTS, Codec
 from mini.samples import BRIGHT, FACE_SIDE, Sample
 from wan_orchestration.animate.conditioning import TEXT_TOKENS, encode_prompt, known_pixels, pad_prompt
 from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.transformer import AnimateTransformer, Branch
-from wan_orchestration.settings import NEGATIVE_PROMPT, PROMPT
+from wan_orchestration.animate.transformer.model import AnimateTransformer, Branch
+from wan_orchestration.settings.generate import NEGATIVE_PROMPT, PROMPT
 
 SHIFT = 5.0
 GUIDES = ((0, 0.5), (1, 0.35), (5, 0.15))

@@ -13,7 +13,7 @@ from torch import nn
 from mini.codec import Codec
 from wan_orchestration.animate.models import Models
 from wan_orchestration.files import replacing
-from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.weights.snapshot import open_snapshot
 
 
 class Work:

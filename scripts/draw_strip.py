@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
 from wan_orchestration.video import FrameReader, read_image
 
 HEIGHT, FRAMES, GAP = 240, 5, 8

@@ -13,7 +13,7 @@ import httpx
 from starlette.testclient import TestClient
 
 from wan_orchestration.api.app import create_app
-from wan_orchestration.settings import ApiSettings
+from wan_orchestration.settings.service import ApiSettings
 
 JOBS = "/animate/jobs"
 

@@ -107,7 +107,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A snapshot with random weights, five blocks deep."""
-    from wan_orchestration.animate import random_snapshot
+    from benchmarks import random_snapshot
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     random_snapshot.write(folder, random_snapshot.Widths(layers=5))

@@ -16,7 +16,7 @@ from pathlib import Path
 import dagster as dg
 import psutil
 
-from wan_orchestration.messages import Result
+from wan_orchestration.protocol.messages import Result
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,7 +4,7 @@ import shutil
 import sys
 from types import ModuleType
 
-from wan_orchestration.messages import Request, Result
+from wan_orchestration.protocol.messages import Request, Result
 from wan_orchestration.video import FrameReader, write_poster
 from wan_orchestration.worker import main
 
@@ -32,7 +32,7 @@ def run(request: Request | None, reporter) -> None:
         reporter.finished(result)
 
 
-engine = ModuleType("wan_orchestration.runner")
+engine = ModuleType("wan_orchestration.generate.runner")
 engine.run = run
 sys.modules[engine.__name__] = engine
 

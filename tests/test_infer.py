@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wan_orchestration import flags, infer
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration import infer
+from wan_orchestration.cli import flags
+from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video import write_lossless
 
 CONTRACT = [

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from wan_orchestration.defs.jobs.sensors import drop_folder
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.heavy
@@ -76,11 +76,15 @@ def test_the_block_works_as_it_is_written(postgres, tmp_path, tiny_snapshot, mak
         assert [request.tags["dagster/partition"] for request in first.run_requests] == ["one"]
 
     done = subprocess.run(
-        [sys.executable, "-m", "wan_orchestration.cli", "batch"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "wan_orchestration.cli.main", "batch"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     assert "1 of 1 videos were made" in done.stdout
-    again = subprocess.run([sys.executable, "-m", "wan_orchestration.cli", "batch"], cwd=ROOT, check=False)
+    again = subprocess.run([sys.executable, "-m", "wan_orchestration.cli.main", "batch"], cwd=ROOT, check=False)
     assert again.returncode == 3
 
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:

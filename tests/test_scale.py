@@ -23,7 +23,7 @@ TICKS = """{
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory) -> Iterator[Deployment]:
-    from wan_orchestration.animate import random_snapshot
+    from benchmarks import random_snapshot
 
     folder, tests = tmp_path_factory.mktemp("scale"), Path(__file__).parent
     random_snapshot.write(folder / "weights", random_snapshot.Widths(layers=5))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wan_orchestration.settings import BatchSettings, Environment, FailureWebhookSettings
+from wan_orchestration.settings.environment import Environment
+from wan_orchestration.settings.service import BatchSettings, FailureWebhookSettings
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "server"

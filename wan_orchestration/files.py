@@ -1,9 +1,11 @@
-"""Outputs appear whole or not at all."""
+"""Files: outputs appear whole or not at all, inputs are plain files."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from wan_orchestration.errors import BadInput
 
 
 @contextmanager
@@ -36,3 +38,11 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def check_file(path: Path) -> None:
+    """BadInput: a broken link, or no file."""
+    if path.is_symlink() and not path.exists():
+        raise BadInput(f"{path}: a broken link to {path.readlink()}")
+    if not path.is_file():
+        raise BadInput(f"{path}: found a folder or device, expected a file")

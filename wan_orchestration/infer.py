@@ -8,12 +8,13 @@ from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 
-from wan_orchestration import hub
+from wan_orchestration.cli.flags import Parser, add_settings, given_settings
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.flags import Parser, add_settings, given_settings
-from wan_orchestration.job import Job
-from wan_orchestration.messages import FinishedClip, Progress, Request, Result, Task
-from wan_orchestration.settings import Environment, GenerateSettings, World
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.protocol.messages import FinishedClip, Progress, Request, Result, Task
+from wan_orchestration.settings.environment import Environment, World
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.weights import hub
 
 
 class TerminalReporter:
@@ -112,7 +113,7 @@ def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
 
 def follow() -> int:
     """What ranks other than 0 do: take part in rank 0's job."""
-    from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
+    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
     run(None, None)
     return 0
@@ -138,7 +139,7 @@ def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Re
         save_frames=arguments.save_frames and arguments.save_frames.absolute(),
     )
     reporter.progress(Progress(job_id=job.key, phase="starting"))
-    from wan_orchestration.runner import run  # noqa: PLC0415 (torch: only once the input is known to be good)
+    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch: only once the input is known to be good)
 
     return run(Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task]), reporter)[0]
 

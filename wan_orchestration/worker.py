@@ -20,8 +20,8 @@ from typing import NoReturn
 from dagster_pipes import PipesContext, open_dagster_pipes
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.leases import hold
-from wan_orchestration.messages import (
+from wan_orchestration.protocol.leases import hold
+from wan_orchestration.protocol.messages import (
     AnyRequest,
     FinishedClip,
     PreprocessOutcome,
@@ -31,7 +31,7 @@ from wan_orchestration.messages import (
     Request,
     Result,
 )
-from wan_orchestration.settings import World
+from wan_orchestration.settings.environment import World
 
 PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 1.0
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     write_stacks_on_demand(file.parent / f"stacks-{world.rank}-{os.getpid()}.txt")
     if world.rank > 0:
         die_with_torchrun()
-        from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
+        from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
         run(None, None)
         return 0
@@ -87,7 +87,7 @@ def generate(request: Request, reporter: PipesReporter) -> None:
     """Run a request's tasks; each has a result reported, also where nothing could be run."""
     # Loading the engine takes a while.
     reporter.progress(Progress(job_id=request.tasks[0].job_id, phase="starting"))
-    from wan_orchestration.runner import run  # noqa: PLC0415 (torch)
+    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
     try:
         run(request, reporter)

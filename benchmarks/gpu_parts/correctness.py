@@ -17,9 +17,9 @@ import torch
 from gpu_parts.machine import nvidia_smi
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import Listener, make_task, psnr, run_tasks, snapshot
-from wan_orchestration import leases
 from wan_orchestration.animate.memory.placement import ClipShape
-from wan_orchestration.messages import Request, Result
+from wan_orchestration.protocol import leases
+from wan_orchestration.protocol.messages import Request, Result
 
 CASES = ("a_animate_1clip", "b_animate_3clips_pad", "d_replace_2clips", "g_replace_relight_lora")
 PARAMS = ("clip_len", "refert_num", "shift", "sample_solver", "sampling_steps", "guide_scale", "seed")

@@ -11,7 +11,7 @@ import torch
 from gpu_parts.record import Record, Work
 from gpu_parts.sizes import Listener, engine_sizes, make_task, run_tasks, shape
 from wan_orchestration.animate.memory.placement import OVERHEAD, placements
-from wan_orchestration.messages import Progress, Result
+from wan_orchestration.protocol.messages import Progress, Result
 
 STEPS = 4
 WHOLE_STEPS = 20

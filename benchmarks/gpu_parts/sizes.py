@@ -12,8 +12,8 @@ import torch
 from gpu_parts.record import Work
 from wan_orchestration.animate.memory.placement import ClipShape
 from wan_orchestration.animate.memory.sizes import Sizes
-from wan_orchestration.messages import FinishedClip, Progress, Request, Result, Task
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.protocol.messages import FinishedClip, Progress, Request, Result, Task
+from wan_orchestration.settings.generate import GenerateSettings
 
 REAL = {"480p": ClipShape(480, 832, 77), "720p": ClipShape(720, 1280, 77)}
 TINY = {"480p": ClipShape(64, 96, 9), "720p": ClipShape(96, 128, 9)}
@@ -29,7 +29,7 @@ def precision(work: Work) -> torch.dtype:
 
 def snapshot(work: Work) -> Path:
     """A small random snapshot. Where the weights are the 14B model's, its tokenizer is used."""
-    from wan_orchestration.animate.random_snapshot import write
+    from benchmarks.random_snapshot import write
 
     folder = work.scratch / "snapshot"
     if not folder.exists():
@@ -40,8 +40,8 @@ def snapshot(work: Work) -> Path:
 def engine_sizes(work: Work) -> Sizes:
     """Of the models that are measured, as they run here."""
     from wan_orchestration.animate.memory.sizes import sizes
-    from wan_orchestration.plan import snapshot_sizes
-    from wan_orchestration.snapshot import open_snapshot
+    from wan_orchestration.cli.plan import snapshot_sizes
+    from wan_orchestration.weights.snapshot import open_snapshot
 
     return sizes(open_snapshot(snapshot(work)), precision(work)) if work.tiny else snapshot_sizes(None)
 
@@ -49,7 +49,7 @@ def engine_sizes(work: Work) -> Sizes:
 def models(work: Work, **how: Any) -> Any:
     """The engine's `Models`, with weights of the 14B model's sizes unless tiny."""
     from wan_orchestration.animate.models import Models
-    from wan_orchestration.snapshot import open_snapshot
+    from wan_orchestration.weights.snapshot import open_snapshot
 
     if not work.tiny:
         from random_14b import use_random_weights
@@ -138,7 +138,7 @@ class Listener:
 
 def run_tasks(work: Work, tasks: list[Task], listener: Listener, small: bool = False) -> list[Result]:
     """Run tasks in this process, as a launch does, with weights of the 14B model's sizes unless tiny or `small`."""
-    from wan_orchestration.runner import run
+    from wan_orchestration.generate.runner import run
 
     if not (work.tiny or small):
         from random_14b import use_random_weights

@@ -10,11 +10,11 @@ import torch
 from gpu_parts.machine import has
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import allow_tf32, engine_sizes, free, models, peak, precision, psnr, shape, timed
-from wan_orchestration.animate.attention import EXACT, KERNELS, choose_backend
 from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
 from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, DENOISE_MAPS
-from wan_orchestration.animate.parallel import Ranks
-from wan_orchestration.animate.transformer import Branch
+from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.animate.transformer.attention import EXACT, KERNELS, choose_backend
+from wan_orchestration.animate.transformer.model import Branch
 
 AIM_SECONDS = {"480p": 2.9, "720p": 11.1}
 AIM_TIMES_STOCK = 1.9

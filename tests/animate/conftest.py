@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from wan_orchestration.animate.models import Models
-from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.weights.snapshot import open_snapshot
 
 
 @pytest.fixture(scope="session")

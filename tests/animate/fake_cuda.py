@@ -16,8 +16,8 @@ from wan_orchestration.animate import animator, lora
 from wan_orchestration.animate.memory import offload
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.schedule import make_solver
-from wan_orchestration.animate.sharding import kept_in_float32
-from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.animate.transformer.model import AnimateTransformer
+from wan_orchestration.animate.transformer.sharding import kept_in_float32
 from wan_orchestration.animate.vae.model import AnimateVae
 
 NARROW = 5120

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from wan_orchestration.animate import blocks
 from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.models import Models
-from wan_orchestration.settings import GenerateSettings
-from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.animate.transformer import blocks
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.weights.snapshot import open_snapshot
 
 random = np.random.default_rng(0)
 CLIP = ClipInput(

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.random_snapshot import Widths, transformer_shapes
 from wan_orchestration.animate.lora import Lora, fuse
 from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.random_snapshot import Widths, transformer_shapes
 from wan_orchestration.errors import BadInput
-from wan_orchestration.snapshot import RELIGHTING_LORA, open_snapshot
+from wan_orchestration.weights.snapshot import RELIGHTING_LORA, open_snapshot
 
 CPU = torch.device("cpu")
 MINI = Path(__file__).parents[2] / "data" / "models" / "wan-animate-mini"

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wan_orchestration.animate import random_snapshot
+from benchmarks import random_snapshot
 from wan_orchestration.animate.models import Models
 from wan_orchestration.errors import BadInput
-from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, VAE, open_snapshot
+from wan_orchestration.weights.snapshot import IMAGE_ENCODER, TEXT_ENCODER, VAE, open_snapshot
 
 CPU = torch.device("cpu")
 

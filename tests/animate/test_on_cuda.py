@@ -7,10 +7,10 @@ from fake_cuda import CUDA, FakeModels, Watch, fake_cuda
 from safetensors.torch import save_file
 from torch._dynamo.utils import counters
 
-from wan_orchestration.animate import compiled
 from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.animate.transformer import compilation as compiled
+from wan_orchestration.settings.generate import GenerateSettings
 
 REFERENCE = np.zeros((600, 500, 3), np.uint8)
 SMALL, LARGE = (480, 832), (720, 1280)

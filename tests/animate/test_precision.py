@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from wan_orchestration.animate.clips import use_tf32
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.animate.device import use_tf32
+from wan_orchestration.settings.generate import GenerateSettings
 
 
 @pytest.fixture(autouse=True)

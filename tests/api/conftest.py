@@ -15,7 +15,8 @@ from media import moving_frames, write_video
 from PIL import Image
 from starlette.testclient import TestClient
 
-from wan_orchestration.settings import ApiSettings, environment
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.service import ApiSettings
 from wan_orchestration.video import write_lossless
 
 ROOT = Path(__file__).parents[2]

@@ -6,9 +6,9 @@ import re
 import pytest
 from api_server import JOBS, running
 
-from wan_orchestration.api import serve
+from wan_orchestration.cli import serve
 from wan_orchestration.errors import BadInput
-from wan_orchestration.settings import ApiSettings
+from wan_orchestration.settings.service import ApiSettings
 
 TOKEN = "a-token-of-some-length"
 

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from api_server import free_port, serving
 
-from wan_orchestration import cli, client
-from wan_orchestration.settings import ClientSettings
+from wan_orchestration.cli import main as cli
+from wan_orchestration.cli import remote as client
+from wan_orchestration.settings.service import ClientSettings
 
 TOKEN = "a-token-of-some-length"
 

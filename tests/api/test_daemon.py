@@ -16,7 +16,7 @@ import pytest
 from api_server import JOBS, free_port, serving, serving_process, stopped
 from media import moving_frames
 
-from wan_orchestration import cli
+from wan_orchestration.cli import main as cli
 from wan_orchestration.video import FrameReader, write_lossless
 
 pytestmark = pytest.mark.heavy

@@ -6,10 +6,10 @@ import pytest
 from api_server import JOBS
 from dagster._core.events import DagsterEvent, StepMaterializationData
 
-from wan_orchestration import progress
 from wan_orchestration.definitions import definitions
-from wan_orchestration.defs.jobs.runs import partition_tags
-from wan_orchestration.messages import PreprocessProgress, Progress
+from wan_orchestration.defs.jobs.run_requests import partition_tags
+from wan_orchestration.protocol import progress
+from wan_orchestration.protocol.messages import PreprocessProgress, Progress
 
 
 def submit(api, key: str, **settings) -> dict:

@@ -11,7 +11,8 @@ from fastapi.routing import APIRoute
 from wan_orchestration.api import routes
 from wan_orchestration.api.app import create_app
 from wan_orchestration.api.models import Submission
-from wan_orchestration.settings import ApiSettings, GenerateSettings
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.settings.service import ApiSettings
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 

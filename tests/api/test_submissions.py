@@ -14,9 +14,10 @@ from api_server import JOBS, running
 from media import moving_frames, sine, without_decoder, write_video
 
 from wan_orchestration.api.queue import Queue
-from wan_orchestration.defs.jobs.runs import Ask, already_run, at_work
-from wan_orchestration.job import Job
-from wan_orchestration.settings import ApiSettings, environment
+from wan_orchestration.defs.jobs.run_requests import Ask, already_run, at_work
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.service import ApiSettings
 
 
 @pytest.fixture

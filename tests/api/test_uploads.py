@@ -12,7 +12,7 @@ from media import moving_frames, write_video
 from PIL import Image
 
 from wan_orchestration.api.playable import playable
-from wan_orchestration.job import Job
+from wan_orchestration.jobs.folder import Job
 from wan_orchestration.video import probe
 
 

@@ -13,7 +13,7 @@ import pytest
 from api_server import JOBS, running
 
 from wan_orchestration.api import webhooks
-from wan_orchestration.settings import ApiSettings
+from wan_orchestration.settings.service import ApiSettings
 
 SECRET = "a-secret-of-some-length"
 

@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 
 from wan_orchestration.definitions import definitions
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import dagster as dg
 import pandas as pd
 
-from wan_orchestration.messages import Quality, Result, Seconds
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.protocol.messages import Quality, Result, Seconds
+from wan_orchestration.settings.generate import GenerateSettings
 
 
 def test_every_job_has_a_row(make_job, data_root, instance, materialize):

@@ -4,7 +4,7 @@ import dagster as dg
 
 from wan_orchestration.defs.clips.checks import CHECKS
 from wan_orchestration.defs.videos.assets import _up_to_date_clips
-from wan_orchestration.job import Job
+from wan_orchestration.jobs.folder import Job
 
 
 def test_ready_clips_are_placed(make_job, materialize, data_root):

@@ -11,13 +11,13 @@ import dagster as dg
 import pytest
 
 from wan_orchestration.defs.jobs import sensors
-from wan_orchestration.defs.jobs.folders import look
-from wan_orchestration.defs.jobs.loose import loose
-from wan_orchestration.defs.jobs.memory import PLACE
-from wan_orchestration.defs.jobs.runs import Ask, group
+from wan_orchestration.defs.jobs.cursor import PLACE
+from wan_orchestration.defs.jobs.loose_files import loose
+from wan_orchestration.defs.jobs.run_requests import Ask, group
+from wan_orchestration.defs.jobs.scan import look
 from wan_orchestration.defs.jobs.sensors import drop_folder
-from wan_orchestration.job import Job
-from wan_orchestration.settings import environment
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.settings.environment import environment
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@ import pytest
 from wan_orchestration.defs.jobs.assets import observe
 from wan_orchestration.defs.partitions import register
 from wan_orchestration.errors import BadInput
-from wan_orchestration.job import Job
+from wan_orchestration.jobs.folder import Job
 
 
 def versions(folder) -> dict[str, str]:

@@ -7,7 +7,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.launch.gpus import Gpus
 from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import dagster as dg
 import pytest
 
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
 from wan_orchestration.video import probe
 
 ASSET = dg.AssetKey("generated_video")

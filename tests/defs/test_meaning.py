@@ -16,10 +16,11 @@ from mini import measure
 from mini.figures import PALE, Figure
 from mini.jobs import write_clips
 from mini.scene import Scene, scene
+from wan_orchestration.generate.runner import run
 from wan_orchestration.infer import TerminalReporter
-from wan_orchestration.messages import Request, Task
-from wan_orchestration.runner import run
-from wan_orchestration.settings import GenerateSettings, environment
+from wan_orchestration.protocol.messages import Request, Task
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video import FrameReader, write_lossless
 
 WEIGHTS = Path(__file__).parents[2] / "data" / "models" / "wan-animate-mini"

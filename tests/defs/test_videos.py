@@ -16,18 +16,19 @@ from pydantic import ValidationError
 from wan_orchestration.defs import failures
 from wan_orchestration.defs.config import GenerateConfig
 from wan_orchestration.defs.failures import failures_in_words
-from wan_orchestration.defs.previews import poster
+from wan_orchestration.defs.metadata import poster
 from wan_orchestration.defs.videos.orders import facts
-from wan_orchestration.hub import DownloadError
-from wan_orchestration.messages import Result
-from wan_orchestration.settings import GenerateSettings, environment
+from wan_orchestration.protocol.messages import Result
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video import write_poster
+from wan_orchestration.weights.hub import DownloadError
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "random"
-    command = [sys.executable, "-m", "wan_orchestration.animate.random_snapshot", str(folder)]
+    command = [sys.executable, "-m", "benchmarks.random_snapshot", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
 

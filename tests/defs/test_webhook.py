@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import dagster as dg
 import pytest
 
-from wan_orchestration.defs import webhook
-from wan_orchestration.defs.webhook import NotDelivered, failure_webhook
+from wan_orchestration.defs import sensors as webhook
+from wan_orchestration.defs.sensors import NotDelivered, failure_webhook
 
 
 class Receiver(HTTPServer):

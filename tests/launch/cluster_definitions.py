@@ -6,7 +6,7 @@ from contextlib import closing
 import dagster as dg
 
 from wan_orchestration.launch.slurm import SlurmClient
-from wan_orchestration.messages import Request
+from wan_orchestration.protocol.messages import Request
 
 
 @dg.asset

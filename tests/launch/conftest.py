@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
 
 
 @pytest.fixture(autouse=True)

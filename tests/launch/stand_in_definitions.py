@@ -11,8 +11,8 @@ import dagster as dg
 from wan_orchestration.launch import torchrun
 from wan_orchestration.launch.gpus import Gpus
 from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.messages import Request, Task
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.protocol.messages import Request, Task
+from wan_orchestration.settings.generate import GenerateSettings
 
 torchrun.WORKER = "stand_in_worker"
 sys.path.append(str(Path(__file__).parent))

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from wan_orchestration.messages import Progress, Request, Result
+from wan_orchestration.protocol.messages import Progress, Request, Result
 from wan_orchestration.worker import main
 
 
@@ -61,7 +61,7 @@ def run(request: Request | None, reporter):
         globals()[request.tasks[0].job_id.split("-")[0]](request, reporter)
 
 
-engine = ModuleType("wan_orchestration.runner")
+engine = ModuleType("wan_orchestration.generate.runner")
 engine.run = run
 sys.modules[engine.__name__] = engine
 

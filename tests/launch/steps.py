@@ -5,7 +5,7 @@ from contextlib import closing
 import dagster as dg
 
 from wan_orchestration.launch.launcher import Launcher, WorkerDied
-from wan_orchestration.messages import Request
+from wan_orchestration.protocol.messages import Request
 
 
 def launch(launcher: Launcher, request: Request) -> tuple[Exception | dict[str, str], list[str]]:

@@ -20,10 +20,10 @@ import psutil
 import pytest
 from steps import launch, reason
 
-from wan_orchestration import runner
+from wan_orchestration.generate import runner
 from wan_orchestration.launch.slurm import SlurmClient
-from wan_orchestration.messages import Request, Task
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.protocol.messages import Request, Task
+from wan_orchestration.settings.generate import GenerateSettings
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "slurm_single_machine.sh"

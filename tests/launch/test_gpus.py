@@ -2,10 +2,10 @@
 
 import pytest
 
-from wan_orchestration import leases
 from wan_orchestration.errors import BadInput
 from wan_orchestration.launch import gpus
 from wan_orchestration.launch.gpus import Gpus
+from wan_orchestration.protocol import leases
 
 FIRST, SECOND = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8a1b0000-d72c-4106-c12f-20bd9faed9f6"
 MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/0"

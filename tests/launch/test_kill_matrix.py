@@ -21,7 +21,7 @@ import dagster as dg
 import psutil
 import pytest
 
-from wan_orchestration import leases
+from wan_orchestration.protocol import leases
 
 pytestmark = pytest.mark.heavy
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from wan_orchestration.launch.pipes import Listener
-from wan_orchestration.messages import Progress, Request, Task
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.protocol.messages import Progress, Request, Task
+from wan_orchestration.settings.generate import GenerateSettings
 
 
 def test_time_that_passes_is_no_sign_of_life():

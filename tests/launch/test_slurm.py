@@ -21,8 +21,8 @@ from wan_orchestration.launch.slurm import SlurmClient, failure
 from wan_orchestration.launch.slurm_folder import LaunchFolder
 from wan_orchestration.launch.slurm_queue import Job
 from wan_orchestration.launch.tail import TailMessageReader
-from wan_orchestration.messages import Request, Result, Task
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.protocol.messages import Request, Result, Task
+from wan_orchestration.settings.generate import GenerateSettings
 
 HERE = Path(__file__).parent
 

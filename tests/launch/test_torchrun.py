@@ -14,8 +14,8 @@ import dagster as dg
 import psutil
 import pytest
 
-from wan_orchestration import leases
 from wan_orchestration.launch import torchrun
+from wan_orchestration.protocol import leases
 
 HERE = Path(__file__).parent
 DEFINITIONS = HERE / "stand_in_definitions.py"

@@ -12,7 +12,7 @@ from mini.base import write_base
 from mini.codec import Codec
 from mini.flow import Trainee
 from wan_orchestration.animate.models import Models
-from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.weights.snapshot import open_snapshot
 
 
 @dataclass

@@ -10,8 +10,8 @@ from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.conditioning import to_tensor
 from wan_orchestration.animate.models import Models
 from wan_orchestration.preprocess.geometry import crop_face
-from wan_orchestration.settings import GenerateSettings
-from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.weights.snapshot import open_snapshot
 
 
 def drawn(start, scene: Scene, replace: bool) -> samples.Sample:

@@ -8,7 +8,7 @@ from figures import driving, walk
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.frames import DrivingVideo, ahead, batched, choose_fps, choose_frames
-from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
 def test_chooses_the_published_frames_of_a_constant_rate_except_at_exact_ties(golden):

@@ -12,12 +12,12 @@ from onnx_stubs import heatmap_cells, write_snapshot
 from PIL import Image
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.messages import PreprocessResult
 from wan_orchestration.preprocess.estimators import light_models
 from wan_orchestration.preprocess.estimators.vitpose import pose_window
 from wan_orchestration.preprocess.preview import preview
 from wan_orchestration.preprocess.run import preprocess
-from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.protocol.messages import PreprocessResult
+from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video import FrameReader, probe, write_lossless
 
 AREA = 256 * 256

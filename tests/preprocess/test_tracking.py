@@ -3,7 +3,7 @@ import pytest
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Detection
 from wan_orchestration.preprocess.tracking import Choice, Tracker
-from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
 def person(x: float, y: float = 100, width: float = 60, height: float = 160) -> Detection:

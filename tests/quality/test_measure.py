@@ -6,7 +6,7 @@ from figures import picture_of, walk
 from PIL import Image
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.job import check_clips
+from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.preprocess.estimators.base import Detection
 from wan_orchestration.quality.measure import Sample, measure
 from wan_orchestration.quality.pose import similarity

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from wan_orchestration.animate import conditioning as cond
-from wan_orchestration.animate.attention import Keys, choose_backend
-from wan_orchestration.animate.compiled import keep_compiled, pays
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory.placement import ClipShape
 from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.parallel import gather
+from wan_orchestration.animate.parallel.ranks import gather
 from wan_orchestration.animate.schedule import make_solver
-from wan_orchestration.animate.transformer import Branch
-from wan_orchestration.settings import GenerateSettings
+from wan_orchestration.animate.transformer.attention import Keys, choose_backend
+from wan_orchestration.animate.transformer.compilation import keep_compiled, pays
+from wan_orchestration.animate.transformer.model import Branch
+from wan_orchestration.settings.generate import GenerateSettings
 
 OnStep = Callable[[int], None]
 

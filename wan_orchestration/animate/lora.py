@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from wan_orchestration.animate.layouts.original import convert_transformer, read_pickle
 from wan_orchestration.animate.memory.room import ran_out_of_memory
-from wan_orchestration.animate.original_layout import convert_transformer, read_pickle
-from wan_orchestration.animate.sharding import own_rows
+from wan_orchestration.animate.transformer.sharding import own_rows
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import describe
 

@@ -23,24 +23,29 @@ from transformers import (
 )
 
 from wan_orchestration.animate import lora
-from wan_orchestration.animate import original_layout as original
-from wan_orchestration.animate.cache import TensorCache
-from wan_orchestration.animate.layouts import configured, diffusers_tensors, empty_transformer
+from wan_orchestration.animate.layouts import original
+from wan_orchestration.animate.layouts.diffusers import configured, diffusers_tensors, empty_transformer
+from wan_orchestration.animate.layouts.original import Loaded
 from wan_orchestration.animate.memory.offload import Parking, stream
 from wan_orchestration.animate.memory.placement import STREAMED, Name
 from wan_orchestration.animate.memory.quantize import quantize
 from wan_orchestration.animate.memory.room import free_memory, ran_out_of_memory
 from wan_orchestration.animate.memory.sizes import text_encoder_size
-from wan_orchestration.animate.original_layout import Loaded
-from wan_orchestration.animate.parallel import Ranks
-from wan_orchestration.animate.sharding import kept_in_float32, own_rows, shard_text_encoder, shard_transformer
-from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.animate.tensor_cache import TensorCache
+from wan_orchestration.animate.transformer.model import AnimateTransformer
+from wan_orchestration.animate.transformer.sharding import (
+    kept_in_float32,
+    own_rows,
+    shard_text_encoder,
+    shard_transformer,
+)
 from wan_orchestration.animate.vae.layers import lighten
 from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.errors import BadInput
-from wan_orchestration.settings import Quantization
-from wan_orchestration.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
+from wan_orchestration.settings.generate import Quantization
 from wan_orchestration.stopwatch import Stopwatch
+from wan_orchestration.weights.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wan_orchestration.api.problems import Problem, answer
-from wan_orchestration.settings import ApiSettings
+from wan_orchestration.settings.service import ApiSettings
 
 COOKIE = "wan_session"
 """Stands in for the token in the page, whose video and image elements can send no header."""

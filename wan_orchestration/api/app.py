@@ -18,7 +18,7 @@ from wan_orchestration.api import problems, routes
 from wan_orchestration.api.access import Access
 from wan_orchestration.api.models import Submission, Upload
 from wan_orchestration.api.server import Server, api_settings
-from wan_orchestration.settings import ApiSettings
+from wan_orchestration.settings.service import ApiSettings
 
 PAGE = Path(__file__).parent / "page"
 

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.job import Job, check_key
-from wan_orchestration.settings import DagsterHome, Environment, environment
+from wan_orchestration.jobs.folder import Job, check_key
+from wan_orchestration.settings.environment import DagsterHome, Environment, environment
 
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])~?/(?:[^\s/'\"`:;,()\[\]<>|]+/)+(?P<name>[^\s/'\"`:;,()\[\]<>|]*)")
 """Absolute paths of two components or more, but not the path of a URL."""

@@ -14,18 +14,18 @@ import dagster as dg
 from dagster._core.storage.dagster_run import RunRecord
 from pydantic import ValidationError
 
-from wan_orchestration import progress
 from wan_orchestration.api import run_words
 from wan_orchestration.api.models import Job, JobList, Links, Progress, Status, Video
 from wan_orchestration.api.playable import playable, visible
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove
-from wan_orchestration.job import Job as JobFolder
-from wan_orchestration.job import check_key
-from wan_orchestration.messages import PreprocessProgress, Result
-from wan_orchestration.progress import RunProgress
-from wan_orchestration.settings import Environment
+from wan_orchestration.jobs.folder import Job as JobFolder
+from wan_orchestration.jobs.folder import check_key
+from wan_orchestration.protocol import progress
+from wan_orchestration.protocol.messages import PreprocessProgress, Result
+from wan_orchestration.protocol.progress import RunProgress
+from wan_orchestration.settings.environment import Environment
 
 VIDEO = dg.AssetKey("generated_video")
 

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from wan_orchestration.api.queue import ASSETS
-from wan_orchestration.defs.jobs.runs import make_videos
+from wan_orchestration.defs.jobs.run_requests import make_videos
 
 STATES = {
     "queued": [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED],

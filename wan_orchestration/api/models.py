@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, JsonValue, create_model
 
-from wan_orchestration.job import KEY
-from wan_orchestration.settings import GenerateSettings, PreprocessSettings
+from wan_orchestration.jobs.folder import KEY
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")

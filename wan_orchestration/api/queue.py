@@ -21,7 +21,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.defs.partitions import register
-from wan_orchestration.settings import Environment
+from wan_orchestration.settings.environment import Environment
 
 MODULE = "wan_orchestration.definitions"
 LOCATION = "wan_orchestration"

@@ -18,7 +18,7 @@ from wan_orchestration.api.models import FINISHED, Health, Job, JobList, Readine
 from wan_orchestration.api.problems import Problem, field_problems, responses
 from wan_orchestration.api.server import Server
 from wan_orchestration.files import remove
-from wan_orchestration.job import KEY
+from wan_orchestration.jobs.folder import KEY
 
 M = TypeVar("M", bound=BaseModel)
 

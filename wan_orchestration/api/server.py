@@ -18,7 +18,8 @@ from wan_orchestration.api.submissions import Submissions
 from wan_orchestration.api.uploads import sweep
 from wan_orchestration.api.webhooks import Webhooks
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.settings import ApiSettings, DagsterHome, Environment, environment
+from wan_orchestration.settings.environment import DagsterHome, Environment, environment
+from wan_orchestration.settings.service import ApiSettings
 
 
 @dataclass

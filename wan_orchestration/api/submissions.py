@@ -20,12 +20,14 @@ from wan_orchestration.api.problems import FieldProblem, Problem, field_problems
 from wan_orchestration.api.queue import Queue
 from wan_orchestration.api.uploads import Form
 from wan_orchestration.api.webhooks import check_webhook, webhook_tags
-from wan_orchestration.defs.jobs.runs import PRIORITY, Ask, run_tags
+from wan_orchestration.defs.jobs.run_requests import PRIORITY, Ask, run_tags
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import VIDEO_SUFFIXES
-from wan_orchestration.job import Job as JobFolder
-from wan_orchestration.job import check_clips, key_from
-from wan_orchestration.settings import ApiSettings, Environment
+from wan_orchestration.jobs.clips import check_clips
+from wan_orchestration.jobs.folder import Job as JobFolder
+from wan_orchestration.jobs.folder import key_from
+from wan_orchestration.settings.environment import Environment
+from wan_orchestration.settings.service import ApiSettings
 from wan_orchestration.video import probe, read_image
 from wan_orchestration.video.reader import open_input
 

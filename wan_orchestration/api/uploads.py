@@ -22,7 +22,9 @@ from wan_orchestration.api.problems import FieldProblem, Problem
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove
 from wan_orchestration.formats import A_PICTURE, A_VIDEO, look
-from wan_orchestration.job import CLIPS, JOB_FILE, RAW, REPLACEMENT_CLIPS
+from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
+from wan_orchestration.jobs.folder import JOB_FILE
+from wan_orchestration.jobs.inputs import RAW
 
 SILENCE_SECONDS = 60
 """A client that sends nothing for so long is given up."""

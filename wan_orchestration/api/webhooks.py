@@ -22,7 +22,8 @@ from starlette.concurrency import run_in_threadpool
 from wan_orchestration.api.jobs import Jobs
 from wan_orchestration.api.models import Job
 from wan_orchestration.api.problems import FieldProblem, Problem
-from wan_orchestration.settings import ApiSettings, Environment
+from wan_orchestration.settings.environment import Environment
+from wan_orchestration.settings.service import ApiSettings
 
 URL, STATE, TRIES, NEXT = (f"wan/webhook_{name}" for name in ("url", "state", "tries", "next"))
 

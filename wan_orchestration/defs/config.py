@@ -9,7 +9,8 @@ import dagster as dg
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
-from wan_orchestration.settings import GenerateSettings, PreprocessSettings
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
 class OptionalFields(dg.Config):

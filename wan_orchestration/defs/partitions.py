@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from wan_orchestration.job import check_key
-from wan_orchestration.settings import environment
+from wan_orchestration.jobs.folder import check_key
+from wan_orchestration.settings.environment import environment
 
 jobs = dg.DynamicPartitionsDefinition(name="jobs")
 

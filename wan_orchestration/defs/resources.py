@@ -6,15 +6,16 @@ from typing import Any
 import dagster as dg
 
 from wan_orchestration.defs.jobs.assets import observe
-from wan_orchestration.defs.jobs.runs import Ask, jobs_of, run_tags
+from wan_orchestration.defs.jobs.run_requests import Ask, jobs_of, run_tags
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.job import Job, check_key
+from wan_orchestration.jobs.folder import Job, check_key
 from wan_orchestration.launch.gpus import Gpus
 from wan_orchestration.launch.launcher import Launcher
 from wan_orchestration.launch.run_launcher import HOST_TAG
 from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
-from wan_orchestration.settings import environment, from_variables
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.variables import from_variables
 
 
 class JobFolders(dg.ConfigurableResource):

@@ -13,8 +13,8 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from wan_orchestration import leases
 from wan_orchestration.errors import BadInput
+from wan_orchestration.protocol import leases
 
 DEVICES_TAG = "wan/devices"
 

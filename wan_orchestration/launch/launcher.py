@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import dagster as dg
 
-from wan_orchestration.messages import PreprocessOutcome, PreprocessRequest, Request, Result
+from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
 
 WORKER = "wan_orchestration.worker"
 

@@ -9,8 +9,8 @@ import dagster as dg
 from dagster_pipes import PipesContextData
 from pydantic import Field, TypeAdapter
 
-from wan_orchestration import progress
-from wan_orchestration.messages import (
+from wan_orchestration.protocol import progress
+from wan_orchestration.protocol.messages import (
     FinishedClip,
     PreprocessOutcome,
     PreprocessProgress,
@@ -19,7 +19,7 @@ from wan_orchestration.messages import (
     Request,
     Result,
 )
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
 
 PROGRESS_SECONDS, SAME_SECONDS = 4.0, 30.0
 """Between two lines of progress in the log, at least: of another step or phase, and of the same."""

@@ -23,8 +23,8 @@ from wan_orchestration.launch.pipes import Listener, Outcome, jobs_of, session
 from wan_orchestration.launch.slurm_folder import LaunchFolder, discard
 from wan_orchestration.launch.slurm_queue import Job, Refused, Unreachable
 from wan_orchestration.launch.tail import Tail, TailMessageReader
-from wan_orchestration.messages import PreprocessOutcome, PreprocessRequest, Request, Result
-from wan_orchestration.settings import environment
+from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
+from wan_orchestration.settings.environment import environment
 
 GONE_POLL_SECONDS = 0.5
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from wan_orchestration.files import remove, replacing
 from wan_orchestration.launch.pipes import jobs_of
-from wan_orchestration.messages import AnyRequest, PreprocessRequest, Request, Result
+from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result
 
 CUSTOM = "report_custom_message"
 """Dagster Pipes' name for the kind of message that results come in."""

@@ -27,7 +27,7 @@ from wan_orchestration.launch.gpus import Gpus, Share
 from wan_orchestration.launch.launcher import WORKER, Launcher, WorkerDied
 from wan_orchestration.launch.pipes import Listener, Outcome, session
 from wan_orchestration.launch.processes import started
-from wan_orchestration.messages import PreprocessOutcome, PreprocessRequest, Request, Result
+from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
 
 POLL_SECONDS = 0.5
 STACK_SECONDS = 2.0

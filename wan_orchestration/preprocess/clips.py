@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.job import JOINTS
+from wan_orchestration.jobs.clips import JOINTS
 from wan_orchestration.preprocess.drawing import draw_skeleton
 from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.preprocess.frames import DrivingVideo, ahead
@@ -22,7 +22,7 @@ from wan_orchestration.preprocess.motion import Motion
 from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import Outline
 from wan_orchestration.preprocess.outputs import ClipWriter
-from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video import Sound, concatenate
 
 _LONGEST_REFERENCE_SIDE = 4096

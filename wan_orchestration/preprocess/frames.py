@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Frame
-from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video import FrameReader
 
 MOST_FPS = 30

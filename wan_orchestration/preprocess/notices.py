@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wan_orchestration.messages import Notice
 from wan_orchestration.preprocess.geometry import Box
 from wan_orchestration.preprocess.motion import describe_frames, runs
 from wan_orchestration.preprocess.people import Person
+from wan_orchestration.protocol.messages import Notice
 
 
 class Notices:

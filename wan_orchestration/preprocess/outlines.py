@@ -12,7 +12,7 @@ from wan_orchestration.preprocess.estimators.light_models import light_models
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.masks import MaskFile
-from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 SAM2 = Path("process_checkpoint/sam2/sam2_hiera_large.pt")
 

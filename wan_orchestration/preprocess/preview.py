@@ -9,10 +9,10 @@ import numpy as np
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
-from wan_orchestration.messages import PreprocessResult
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import fit_picture
 from wan_orchestration.preprocess.run import RESULT
+from wan_orchestration.protocol.messages import PreprocessResult
 from wan_orchestration.video import FrameReader, concatenate, find_sound, read_image, write_segment
 
 HEIGHT = 360

@@ -16,7 +16,6 @@ import numpy as np
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
-from wan_orchestration.messages import PreprocessResult
 from wan_orchestration.preprocess.clips import Place, add_sound, write_clips, write_reference
 from wan_orchestration.preprocess.contact_sheet import write_contact_sheet
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
@@ -33,7 +32,8 @@ from wan_orchestration.preprocess.people import follow_person
 from wan_orchestration.preprocess.retarget import Retargeting
 from wan_orchestration.preprocess.retarget_published import PublishedRetargeting
 from wan_orchestration.preprocess.tracking import Choice, numbered
-from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.protocol.messages import PreprocessResult
+from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video import find_sound, read_image
 
 RESULT = "preprocess.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wan_orchestration.job import JOINTS, Clips
+from wan_orchestration.jobs.clips import JOINTS, Clips
 from wan_orchestration.video import iter_frames
 
 DRAWN = 24

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.job import JOINTS, Clips
-from wan_orchestration.messages import Quality
+from wan_orchestration.jobs.clips import JOINTS, Clips
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
+from wan_orchestration.protocol.messages import Quality
 from wan_orchestration.quality.frames import FrameMeasures
 from wan_orchestration.quality.pose import followed
 from wan_orchestration.quality.preview import FRAMES, strip, write_preview

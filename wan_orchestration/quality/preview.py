@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from wan_orchestration.files import replacing
-from wan_orchestration.job import Clips
+from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.video import FrameReader
 
 MOST_BYTES = 37_000

@@ -13,10 +13,10 @@ from wan_orchestration.animate.memory import placement
 from wan_orchestration.animate.memory.placement import ClipShape, Placement, choose, placements
 from wan_orchestration.animate.memory.sizes import Sizes, sizes
 from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.transformer import AnimateTransformer, Branch
+from wan_orchestration.animate.transformer.model import AnimateTransformer, Branch
 from wan_orchestration.animate.vae.layers import lighten
 from wan_orchestration.animate.vae.model import AnimateVae
-from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.weights.snapshot import open_snapshot
 
 GB = 10**9
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.animate.transformer.model import AnimateTransformer
 
 ALIGNMENT = 256
 """Bytes at whose multiples a weight begins."""

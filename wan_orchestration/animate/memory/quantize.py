@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from wan_orchestration.animate.transformer import AnimateTransformer
+from wan_orchestration.animate.transformer.model import AnimateTransformer
 from wan_orchestration.errors import BadInput
-from wan_orchestration.settings import Quantization
+from wan_orchestration.settings.generate import Quantization
 
 MATMUL_CAPABILITY = (8, 9)
 """Least compute capability of CUDA devices that multiply 8-bit floats."""

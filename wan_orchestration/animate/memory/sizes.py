@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
 
-from wan_orchestration.animate import original_layout as original
-from wan_orchestration.animate.layouts import diffusers_tensors, empty_transformer
-from wan_orchestration.animate.sharding import kept_in_float32
+from wan_orchestration.animate.layouts import original
+from wan_orchestration.animate.layouts.diffusers import diffusers_tensors, empty_transformer
+from wan_orchestration.animate.transformer.sharding import kept_in_float32
 from wan_orchestration.animate.vae.model import AnimateVae
-from wan_orchestration.snapshot import TEXT_ENCODER, VAE, Snapshot
+from wan_orchestration.weights.snapshot import TEXT_ENCODER, VAE, Snapshot
 
 
 @dataclass(frozen=True)

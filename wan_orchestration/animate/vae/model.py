@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
-from wan_orchestration.animate.parallel import Ranks
+from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.animate.vae.bands import in_bands
 from wan_orchestration.animate.vae.layers import Encoder
 from wan_orchestration.animate.vae.rows import SplitRows

@@ -17,7 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor, nn
 
-from wan_orchestration.animate.parallel import Ranks, gather
+from wan_orchestration.animate.parallel.ranks import Ranks, gather
 from wan_orchestration.animate.vae.layers import joined
 
 

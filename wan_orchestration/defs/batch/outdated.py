@@ -4,15 +4,15 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from wan_orchestration import hub
 from wan_orchestration.defs.clips.assets import CODE_VERSION as CLIPS_CODE_VERSION
 from wan_orchestration.defs.jobs.assets import DATA_VERSION, versions
-from wan_orchestration.defs.jobs.runs import Ask, at_work, urgency
+from wan_orchestration.defs.jobs.run_requests import Ask, at_work, urgency
 from wan_orchestration.defs.provenance import made_of, provenance
 from wan_orchestration.defs.videos.assets import CODE_VERSION
 from wan_orchestration.errors import BadInput
-from wan_orchestration.job import Job
-from wan_orchestration.settings import environment
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.weights import hub
 
 AT_ONCE = 500
 

@@ -3,9 +3,9 @@
 import dagster as dg
 
 from wan_orchestration.defs.batch.outdated import outdated
-from wan_orchestration.defs.jobs.runs import group, make_videos, request
+from wan_orchestration.defs.jobs.run_requests import group, make_videos, request
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.settings import BatchSettings
+from wan_orchestration.settings.service import BatchSettings
 
 _settings = validate(BatchSettings, {})
 

@@ -7,7 +7,7 @@ import dagster as dg
 from wan_orchestration.defs.catalog.rows import COLUMNS, rows
 from wan_orchestration.defs.videos.assets import generated_video
 from wan_orchestration.files import replacing
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
 
 IN_THE_UI = ("job", "state", "mode", "frames", "duration", "seconds", "gpu_seconds", "error")
 SHOWN = 500

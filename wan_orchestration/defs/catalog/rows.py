@@ -7,11 +7,11 @@ from typing import Any
 import dagster as dg
 
 from wan_orchestration.defs.failures import reason
-from wan_orchestration.defs.jobs.runs import JOB, UNFINISHED, jobs_of
+from wan_orchestration.defs.jobs.run_requests import JOB, UNFINISHED, jobs_of
 from wan_orchestration.errors import BadInput
-from wan_orchestration.job import Job
-from wan_orchestration.messages import Result
-from wan_orchestration.settings import environment
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.protocol.messages import Result
+from wan_orchestration.settings.environment import environment
 
 COLUMNS = {
     "job": "string",

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import dagster as dg
 
-from wan_orchestration.defs import findings
-from wan_orchestration.defs.findings import Finding, at_least, at_most
+from wan_orchestration.defs import check_results as findings
+from wan_orchestration.defs.check_results import Finding, at_least, at_most
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.errors import validate
-from wan_orchestration.job import Job, check_clips
-from wan_orchestration.settings import CheckSettings, environment
+from wan_orchestration.jobs.clips import check_clips
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.service import CheckSettings
 
 CHECKS = {
     "skeleton": "Nearly every frame has a skeleton.",

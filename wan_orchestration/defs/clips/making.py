@@ -8,13 +8,15 @@ from typing import Any
 
 import dagster as dg
 
-from wan_orchestration import hub
-from wan_orchestration.defs import launching
-from wan_orchestration.defs.previews import picture
-from wan_orchestration.job import Clips, Job, check_clips, clip_names, place_clips
+from wan_orchestration.defs import retries as launching
+from wan_orchestration.defs.metadata import picture
+from wan_orchestration.jobs.clips import Clips, check_clips, clip_names, place_clips
+from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.messages import Notice, PreprocessRequest, PreprocessResult
-from wan_orchestration.settings import Mode, environment
+from wan_orchestration.protocol.messages import Notice, PreprocessRequest, PreprocessResult
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.generate import Mode
+from wan_orchestration.weights import hub
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def make_clips(context: dg.AssetExecutionContext, launcher: Launcher, job: Job, 
     env = environment()
     folder = env.clips_root / job.key
     if job.kind == "clips":
-        clips = place_clips(job, folder, given.get("mode"))
+        settings = job.generate_settings(mode=given.get("mode"))
+        clips = place_clips(job.folder, folder, settings.mode, settings.refert_num)
         for notice in clips.notices:
             context.log.warning(notice)
         shown = {

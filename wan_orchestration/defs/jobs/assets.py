@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from wan_orchestration.defs.partitions import jobs
-from wan_orchestration.job import Job
+from wan_orchestration.jobs.folder import Job
 
 DATA_VERSION = "dagster/data_version"
 

@@ -8,16 +8,20 @@ from itertools import accumulate
 
 import dagster as dg
 
-from wan_orchestration import hub
 from wan_orchestration.defs.jobs.assets import observe, rejected
-from wan_orchestration.defs.jobs.folders import FolderState, scan
-from wan_orchestration.defs.jobs.loose import loose
-from wan_orchestration.defs.jobs.memory import Known, Memory
-from wan_orchestration.defs.jobs.runs import Ask, already_run, at_work, group, make_videos, request, urgency
+from wan_orchestration.defs.jobs.cursor import Known, Memory
+from wan_orchestration.defs.jobs.loose_files import loose
+from wan_orchestration.defs.jobs.run_requests import Ask, already_run, at_work, group, make_videos, request, urgency
+from wan_orchestration.defs.jobs.scan import FolderState, scan
 from wan_orchestration.defs.partitions import jobs, without_output
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.job import Job, take_in
-from wan_orchestration.settings import DropSettings, GenerateSettings, PreprocessSettings, environment
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
+from wan_orchestration.settings.service import DropSettings
+from wan_orchestration.settings.variables import take_in
+from wan_orchestration.weights import hub
 
 # What is done at each look, so that it takes a second or two whatever was dropped; the rest waits for the next. Dagster
 # takes 6 ms to add a partition, about as long to note an event, and 20 ms to plan a job of a run.

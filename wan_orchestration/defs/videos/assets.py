@@ -5,8 +5,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from wan_orchestration import hub
-from wan_orchestration.defs import launching
+from wan_orchestration.defs import retries as launching
 from wan_orchestration.defs.clips.assets import CODE_VERSION as CLIPS_CODE_VERSION
 from wan_orchestration.defs.clips.assets import preprocessed_clips
 from wan_orchestration.defs.clips.checks import evaluations as clips_evaluations
@@ -21,11 +20,12 @@ from wan_orchestration.defs.videos.checks import evaluations
 from wan_orchestration.defs.videos.orders import Order, facts
 from wan_orchestration.defs.weights.assets import weight_snapshot
 from wan_orchestration.errors import BadInput
-from wan_orchestration.job import Job
+from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.messages import Request, Result
-from wan_orchestration.settings import environment
-from wan_orchestration.snapshot import Snapshot
+from wan_orchestration.protocol.messages import Request, Result
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.weights import hub
+from wan_orchestration.weights.snapshot import Snapshot
 
 CODE_VERSION = "1"
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import dagster as dg
 
-from wan_orchestration.defs import findings
-from wan_orchestration.defs.findings import Finding, at_least, at_most
+from wan_orchestration.defs import check_results as findings
+from wan_orchestration.defs.check_results import Finding, at_least, at_most
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.messages import Result
-from wan_orchestration.settings import CheckSettings, environment
+from wan_orchestration.protocol.messages import Result
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.service import CheckSettings
 
 BLANK_DEVIATION = 1.0
 """A frame whose values deviate from their mean by less than this (of 255) shows nothing."""

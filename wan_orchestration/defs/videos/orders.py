@@ -9,12 +9,14 @@ from typing import Any
 import dagster as dg
 
 from wan_orchestration.defs.clips.making import clips_version, notices_table
-from wan_orchestration.defs.previews import animation, poster
+from wan_orchestration.defs.metadata import animation, poster
 from wan_orchestration.errors import validate
-from wan_orchestration.job import Job, check_clips
-from wan_orchestration.messages import Notice, Result, Task
-from wan_orchestration.settings import ClientSettings, environment
-from wan_orchestration.snapshot import Snapshot
+from wan_orchestration.jobs.clips import check_clips
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.protocol.messages import Notice, Result, Task
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.service import ClientSettings
+from wan_orchestration.weights.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

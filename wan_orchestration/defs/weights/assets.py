@@ -3,9 +3,9 @@
 import dagster as dg
 from pydantic import Field
 
-from wan_orchestration import hub
 from wan_orchestration.defs.failures import failures_in_words
-from wan_orchestration.settings import environment
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.weights import hub
 
 
 class WeightConfig(dg.Config):

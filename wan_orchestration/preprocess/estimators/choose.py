@@ -7,7 +7,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators import keypoint_file, vitpose
 from wan_orchestration.preprocess.estimators.base import Estimator
 from wan_orchestration.preprocess.estimators.light_models import light_models
-from wan_orchestration.settings import PreprocessSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
 def open_estimator(

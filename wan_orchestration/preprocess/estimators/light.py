@@ -12,16 +12,7 @@ import numpy as np
 
 from wan_orchestration.preprocess.estimators.base import Detection, Frame, overlap
 from wan_orchestration.preprocess.estimators.litert import Network, Region, anchor_centres, decode_boxes, sigmoid
-from wan_orchestration.preprocess.keypoints import (
-    LEFT_HIP,
-    NECK,
-    RIGHT_HIP,
-    Pose,
-    absent,
-    bounds,
-    confident,
-    extent,
-)
+from wan_orchestration.preprocess.keypoints import LEFT_HIP, NECK, RIGHT_HIP, Pose, absent, bounds, confident, extent
 
 _PRESENT = 0.5
 _SAME = 0.4

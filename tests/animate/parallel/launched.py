@@ -1,0 +1,70 @@
+"""Runs a request on the ranks that torchrun started: `launched.py REQUEST.json plain fsdp`, once for each word.
+
+For each word the outputs go to a folder of that name beside the request. Rank 0 prints the results, a JSON line each.
+The words `full`, `raise` and `die` let rank 1 fail in the first denoising step, which others then wait in: for want of
+memory, and then only where all models lie on the device; by an error; or with its process.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from wan_orchestration.animate.animator import Animator
+from wan_orchestration.animate.memory.placement import Placement
+from wan_orchestration.animate.parallel.ranks import connect
+from wan_orchestration.generate.runner import Runner, follow
+from wan_orchestration.generate.segments import ClipMaker
+from wan_orchestration.protocol.messages import Request
+from wan_orchestration.settings.environment import World
+from wan_orchestration.weights.snapshot import open_snapshot
+
+
+class Printer:
+    def log(self, message):
+        print(message, file=sys.stderr)
+
+    def progress(self, progress):
+        pass
+
+    def clip(self, clip):
+        pass
+
+    def finished(self, result):
+        print(result.model_dump_json(), flush=True)
+
+
+def fail(*arguments):
+    raise RuntimeError("rank 1 has had enough")
+
+
+def fill(animator, *arguments, flows=Animator._flows):
+    if animator.models.placement == "resident":
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    return flows(animator, *arguments)
+
+
+FAILURES = {"full": fill, "raise": fail, "die": lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)}
+
+
+def main(file, words):
+    request = Request.model_validate_json(Path(file).read_text())
+    with connect(World()) as ranks:
+        for word in words:
+            maker = ClipMaker(ranks, fsdp=word == "fsdp")
+            if word in FAILURES and ranks.rank == 1:
+                Animator._flows = FAILURES[word]
+            if word == "full":
+                ClipMaker.ways = lambda maker, plan, seams: [Placement("resident"), Placement("swap")]
+            if not ranks.leads:
+                follow(maker)
+                continue
+            runner = Runner(open_snapshot(request.snapshot), Printer(), maker)
+            for task in request.tasks[:1] if word == "full" else request.tasks:
+                place = Path(file).parent / word / task.job_id
+                runner.run(task.model_copy(update={"output": place, "save_frames": place.with_suffix(".npz")}))
+            ranks.announce(None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

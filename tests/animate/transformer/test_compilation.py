@@ -1,0 +1,77 @@
+"""Functions that run compiled, or as they are where that cannot be."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from wan_orchestration.animate.transformer import compilation as compiled
+from wan_orchestration.animate.transformer.compilation import Compilation, pays
+from wan_orchestration.stopwatch import Stopwatch
+
+CUDA = torch.device("cuda", 0)
+
+
+def double(x):
+    return 2 * x
+
+
+def broken(function):
+    def call(*arguments):
+        raise RuntimeError("\nFailed to find a compiler\nand more")
+
+    return call
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(monkeypatch):
+    monkeypatch.setattr(compiled, "_compiled", broken)
+    compilation = Compilation(wanted=True)
+    x = torch.ones(1, 3, 2)
+    for _ in range(2):
+        assert torch.equal(compilation.run(double, x), 2 * x)
+    assert not compilation.compiled
+    assert compilation.error == "RuntimeError: Failed to find a compiler"
+
+
+def test_what_has_run_compiled_may_fail(monkeypatch):
+    monkeypatch.setattr(compiled, "_compiled", lambda function: function)
+    stopwatch = Stopwatch()
+    compilation = Compilation(True, stopwatch)
+    compilation.run(lambda x: time.sleep(0.05), torch.ones(1, 3, 2))
+    assert 0.05 <= stopwatch.read()["compiling"] < 0.1
+    compilation.run(double, torch.ones(1, 3, 2))
+    spent = stopwatch.read()["compiling"]
+    compilation.run(double, torch.ones(1, 3, 2))
+    assert stopwatch.read()["compiling"] == spent
+    monkeypatch.setattr(compiled, "_compiled", broken)
+    with pytest.raises(RuntimeError, match="compiler"):
+        compilation.run(double, torch.ones(1, 3, 2))
+
+
+def test_a_device_without_memory_is_no_failure_to_compile(monkeypatch):
+    def full(function):
+        def call(*arguments):
+            raise torch.OutOfMemoryError("full")
+
+        return call
+
+    monkeypatch.setattr(compiled, "_compiled", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Compilation(wanted=True).run(double, torch.ones(1, 3, 2))
+
+
+def test_long_jobs_pay_for_compiling_and_short_ones_do_not(monkeypatch, tmp_path):
+    """At the 14B model's widths on an H100: one clip at 480p saves less than 40 s, one at 720p about as much."""
+    card = SimpleNamespace(memory_clock_rate=2_619_000, memory_bus_width=5120)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(compiled, "_run_here", set())
+    small, large = (tokens * 5120 * 2 for tokens in (32_760, 75_600))
+    assert not pays(20, 40, small, CUDA, None)
+    assert pays(20 * 10, 40, small, CUDA, None)
+    assert pays(20 * 3, 40, large, CUDA, None)
+    assert not pays(6, 40, small, CUDA, None)
+    (tmp_path / "triton").mkdir()  # kernels of an earlier launch
+    assert pays(20 * 2, 40, small, CUDA, tmp_path)
+    monkeypatch.setattr(compiled, "_run_here", {double})
+    assert pays(1, 40, small, CUDA, None)

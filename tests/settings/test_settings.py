@@ -1,0 +1,90 @@
+"""Settings as they come in, as they are written down, and which of them decide what a video shows."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result, Task
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
+from wan_orchestration.settings.variables import take_in
+
+VARIABLES = {
+    "WAN_DEFAULT_SAMPLING_STEPS": "3",
+    "WAN_DEFAULT_PRESET": "draft",
+    "WAN_DEFAULT_LORA": '["style.safetensors"]',
+    "WAN_PREPROCESS_FPS": "12",
+}
+NOW = datetime(2026, 11, 27, tzinfo=UTC)
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_variables_count_where_a_job_is_taken_in(make_job, variables):
+    job = Job.open(make_job(yaml="generate: {shift: 4}"))
+    settings = job.generate_settings(seed=7)
+    assert type(settings) is GenerateSettings
+    assert (settings.sampling_steps, settings.lora) == (3, ["style.safetensors"])
+    # The preset fills what neither the job nor a variable gives.
+    assert (settings.shift, settings.seed, settings.sample_solver, settings.step_cache) == (4, 7, "unipc", 2)
+    assert job.preprocess_settings().fps == take_in(PreprocessSettings, {}).fps == 12
+
+
+def test_a_result_says_the_same_under_any_variables(variables):
+    """Also one of a version that knew fewer settings."""
+    old = f'{{"job_id": "a", "status": "succeeded", "created_at": "{NOW.isoformat()}", "settings": {{"seed": 7}}}}'
+    settings = Result.model_validate_json(old).settings
+    assert settings == GenerateSettings(seed=7)
+    assert (settings.sampling_steps, settings.preset, settings.lora) == (20, "exact", [])
+
+
+def test_requests_arrive_as_they_were_sent(monkeypatch):
+    generate = Task(job_id="a", clips=Path("c"), output=Path("o"), settings=GenerateSettings(seed=7), created_at=NOW)
+    sent = [
+        Request(snapshot=Path("weights"), tasks=[generate]),
+        PreprocessRequest(
+            job_id="a",
+            driving=Path("d.mp4"),
+            reference=Path("r.png"),
+            output=Path("o"),
+            settings=PreprocessSettings(start=1),
+            snapshot=None,
+            models_root=Path("m"),
+        ),
+    ]
+    texts = [message.model_dump_json() for message in sent]
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    assert [AnyRequest.validate_json(text) for text in texts] == sent
+    assert [AnyRequest.validate_json(text).model_dump_json() for text in texts] == texts
+
+
+@pytest.mark.parametrize(
+    "change, decides",
+    [
+        ({"seed": 1}, True),
+        ({"negative_prompt": "dogs"}, False),
+        ({"guide_scale": 0.5}, False),
+        ({"guide_scale": 2.0}, True),
+        ({"guide_scale": 2.0, "negative_prompt": "dogs"}, True),
+        ({"attention": "flash3"}, False),
+        ({"attention": "sage"}, True),
+        ({"placement": "offload"}, False),
+        ({"placement": "tiled"}, True),
+        ({"tiled_fallback": "fail"}, False),
+        ({"compile": "on", "cfg_parallel": True, "offload_model": False, "device": "cpu"}, False),
+        ({"quantization": "fp8"}, True),
+        ({"vae_dtype": "bfloat16"}, True),
+        ({"dtype": "float32"}, True),
+        ({"tf32": False}, True),
+        ({"preset": "balanced", "step_cache": 0, "trim_last_clip": False}, False),
+    ],
+)
+def test_what_decides_a_video(change, decides):
+    assert (GenerateSettings(**change).decisive() != GenerateSettings().decisive()) == decides

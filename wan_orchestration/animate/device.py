@@ -1,0 +1,41 @@
+"""The device that a rank works on, and in which precision."""
+
+import torch
+
+from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.errors import BadInput
+from wan_orchestration.settings.generate import GenerateSettings
+
+
+def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device, torch.dtype]:
+    """This rank's device and the precision, as the settings ask for or as suits the machine.
+
+    Raises:
+        BadInput: CUDA is asked for and there is none, or there are fewer devices than ranks.
+    """
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise BadInput("device: cuda is asked for, but PyTorch finds no CUDA device; use auto or cpu")
+    name = settings.device if settings.device != "auto" else ("cuda" if available else "cpu")
+    dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if name == "cuda" else "float32")
+    if name == "cpu":
+        return torch.device("cpu"), getattr(torch, dtype)
+    index = torch.cuda.current_device() if ranks.size == 1 else ranks.local_rank
+    if index >= torch.cuda.device_count():
+        raise BadInput(
+            f"process {index + 1} of this machine has no CUDA device: there are {torch.cuda.device_count()}; start at "
+            "most as many processes (--nproc-per-node), and see CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", index), getattr(torch, dtype)
+
+
+def wants_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a task's float32 convolutions are to be computed in TF32. The CPU has no such thing."""
+    return device.type == "cuda" and dtype != torch.float32 and settings.tf32
+
+
+def use_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dtype) -> bool:
+    """Have this process compute as `wants_tf32` says. Matrix products in float32 are exact in any case."""
+    wanted = wants_tf32(settings, device, dtype)
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = wanted, False
+    return wanted

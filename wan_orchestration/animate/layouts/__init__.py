@@ -1,0 +1,1 @@
+"""The layouts in which snapshots come."""

@@ -1,0 +1,37 @@
+"""What a snapshot of either layout holds, for the model classes: the Diffusers layout here, the original one beside."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import init_empty_weights
+
+from wan_orchestration.animate.layouts import original
+from wan_orchestration.animate.layouts.original import Loaded, read_safetensors
+from wan_orchestration.animate.transformer.model import AnimateTransformer
+from wan_orchestration.animate.vae.model import AnimateVae
+from wan_orchestration.weights.snapshot import Snapshot
+
+D = TypeVar("D", AnimateTransformer, AnimateVae)
+
+
+def empty_transformer(snapshot: Snapshot) -> AnimateTransformer:
+    """The snapshot's transformer without its weights."""
+    with init_empty_weights():
+        if snapshot.layout == "diffusers":
+            return configured(AnimateTransformer, snapshot.path / "transformer")
+        return AnimateTransformer(**original.transformer_config(snapshot.path))
+
+
+def configured(cls: type[D], folder: Path) -> D:
+    """A model as the `config.json` of its folder says, to be filled."""
+    config: Any = cls.load_config(folder)
+    model: Any = cls.from_config(config)
+    return model
+
+
+def diffusers_tensors(folder: Path) -> Iterator[Loaded]:
+    """The tensors of a model's folder, file by file."""
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, value in read_safetensors(file):
+            yield Loaded(file, name, {name: value})

@@ -1,0 +1,1 @@
+"""Ranks that make one video together."""

@@ -1,0 +1,1 @@
+"""The transformer: its forward pass, attention, sharding and compiled blocks."""

@@ -1,0 +1,77 @@
+"""Launches that outlive a crash: what died is tried again, and a job that keeps dying does not hold up the others."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import dagster as dg
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.launch.launcher import Launcher, WorkerDied
+from wan_orchestration.protocol.messages import PreprocessRequest, PreprocessResult, Request, Result
+
+RETRIES = 2
+WAIT_SECONDS = 5
+
+
+def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Request) -> Iterator[Result]:
+    """Each task's result as it comes. After a crash, or where processes lost each other, what has none is repeated."""
+    pending = {task.job_id: task for task in request.tasks}
+    crashes: Counter[str] = Counter()
+    while pending:
+        try:
+            left = request.model_copy(update={"tasks": list(pending.values())})
+            with closing(launcher.generate(context, left)) as results:
+                for result in results:
+                    if result.may_pass and _may_try_again(
+                        context, WorkerDied(str(result.error), result.job_id), crashes
+                    ):
+                        continue
+                    del pending[result.job_id]
+                    yield result
+            if pending:
+                time.sleep(WAIT_SECONDS)
+        except WorkerDied as error:
+            if _may_try_again(context, error, crashes):
+                time.sleep(WAIT_SECONDS)
+            else:
+                task = pending.pop(error.job)
+                yield Result(
+                    job_id=task.job_id,
+                    status="failed",
+                    created_at=task.created_at,
+                    settings=task.settings,
+                    error=str(error),
+                )
+
+
+def preprocess(context: dg.AssetExecutionContext, launcher: Launcher, request: PreprocessRequest) -> PreprocessResult:
+    """Make one job's clips; repeated after a crash.
+
+    Raises:
+        BadInput: the job's inputs or settings cannot be used.
+        dg.Failure: anything else that went wrong.
+    """
+    crashes: Counter[str] = Counter()
+    while True:
+        try:
+            outcome = launcher.preprocess(context, request)
+        except WorkerDied as error:
+            if not _may_try_again(context, error, crashes):
+                raise dg.Failure(str(error), allow_retries=False) from error
+            time.sleep(WAIT_SECONDS)
+            continue
+        if outcome.result:
+            return outcome.result
+        if outcome.bad_input:
+            raise BadInput(outcome.error or "")
+        raise dg.Failure(outcome.error or "failed without a reason", allow_retries=False)
+
+
+def _may_try_again(context: dg.AssetExecutionContext, error: WorkerDied, crashes: Counter[str]) -> bool:
+    crashes[error.job] += 1
+    again = error.again and crashes[error.job] <= RETRIES
+    if again:
+        context.log.warning(f"{error} Another try goes on after what is finished.")
+    return again

@@ -1,0 +1,1 @@
+"""One launch: loads the models once and generates videos, segment by segment."""

@@ -1,0 +1,153 @@
+"""Clips, the videos that generation reads: their names, what they must be, and copies of ready ones."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.files import check_file, replacing
+from wan_orchestration.settings.generate import Mode
+
+if TYPE_CHECKING:
+    from wan_orchestration.video import Sound, VideoInfo
+
+
+CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
+
+REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
+
+JOINTS = "src_pose.npz"
+"""Beside clips that were made here: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
+
+FACE_SIZE = 512
+
+REFERENCE_MIN = 16
+
+
+def clip_names(mode: Mode) -> dict[str, str]:
+    """File names of the ready clips that a mode needs, by name of the input."""
+    return CLIPS | REPLACEMENT_CLIPS if mode == "replace" else CLIPS
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Checked clips, ready for generation."""
+
+    folder: Path
+    mode: Mode
+    pose: "VideoInfo"
+    face: "VideoInfo"
+    reference: Path
+    background: "VideoInfo | None"
+    mask: "VideoInfo | None"
+    sound: "Sound"
+    """Of the pose clip; the video gets it."""
+    notices: tuple[str, ...]
+    """What a user should know of the clips, in words."""
+
+    def videos(self) -> "list[VideoInfo]":
+        """All that are video."""
+        return [info for info in (self.pose, self.face, self.background, self.mask) if info is not None]
+
+
+def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
+    """Looks at the clips in `folder` as generation will use them: decodes first frames, and the sound.
+
+    A flaw of the sound is no error, but is said in `Clips.notices`; so is what becomes of clips that differ in
+    length or rate.
+
+    BadInput: a file missing, unreadable or truncated; pose sides not multiples of 16; a pose clip of 1 frame or
+    of no more than `refert_num`; a face clip of 1 frame or not 512x512; background or mask of another size than
+    the pose clip; a reference picture that cannot be decoded.
+    """
+    # PyAV takes a third of a second to import, and the code location loads this module.
+    from wan_orchestration.video import find_sound, probe, read_image  # noqa: PLC0415
+
+    folder = Path(folder)
+    paths = {name: folder / file for name, file in clip_names(mode).items()}
+    missing = [path.name for path in paths.values() if not os.path.lexists(path)]
+    if missing:
+        raise BadInput(
+            f"{folder}: missing {', '.join(missing)}; mode {mode} needs {', '.join(clip_names(mode).values())}"
+        )
+    for path in paths.values():
+        check_file(path)
+    videos = {name: probe(path) for name, path in paths.items() if path.suffix == ".mp4"}
+    pose, face = videos["src_pose"], videos["src_face"]
+    if pose.width % 16 or pose.height % 16:
+        nearest = f"{max(pose.width // 16, 1) * 16}x{max(pose.height // 16, 1) * 16}"
+        raise BadInput(
+            f"{pose.path}: found {pose.width}x{pose.height}, expected sides that are multiples of 16; "
+            f"scale or crop it, to {nearest} for example"
+        )
+    least = max(2, refert_num + 1)
+    if pose.frames < least:
+        reason = f" (more than refert_num {refert_num})" if least > 2 else ""
+        raise BadInput(f"{pose.path}: found {_frames(pose)}, expected {least} or more{reason}")
+    if face.frames < 2:
+        raise BadInput(f"{face.path}: found {_frames(face)}, expected 2 or more")
+    if (face.width, face.height) != (FACE_SIZE, FACE_SIZE):
+        raise BadInput(f"{face.path}: found {face.width}x{face.height}, expected {FACE_SIZE}x{FACE_SIZE}")
+    for name in REPLACEMENT_CLIPS.keys() & videos.keys():
+        info = videos[name]
+        if (info.width, info.height) != (pose.width, pose.height):
+            raise BadInput(
+                f"{info.path}: found {info.width}x{info.height}, expected the size of {pose.path.name}, "
+                f"{pose.width}x{pose.height}"
+            )
+    height, width = read_image(paths["src_ref"]).shape[:2]
+    if min(height, width) < REFERENCE_MIN:
+        raise BadInput(f"{paths['src_ref']}: found {width}x{height} pixels, expected sides of {REFERENCE_MIN} or more")
+    sound = find_sound(pose.path)
+    told = [f"{info.path.name}: {notice}" for info in videos.values() for notice in info.notices]
+    told += [notice for info in videos.values() for notice in _unlike(info, pose)]
+    return Clips(
+        folder=folder,
+        mode=mode,
+        pose=pose,
+        face=face,
+        reference=paths["src_ref"],
+        background=videos.get("src_bg"),
+        mask=videos.get("src_mask"),
+        sound=sound,
+        notices=(*told, *sound.notices),
+    )
+
+
+def _unlike(info: "VideoInfo", pose: "VideoInfo") -> list[str]:
+    """How generation, which takes frame for frame, uses a clip that differs from the pose clip in length or rate."""
+    found = []
+    if info.frames != pose.frames:
+        use = "it is played forwards and backwards" if info.frames < pose.frames else "the rest is not used"
+        found.append(f"{info.path.name}: {_frames(info)}, but {pose.path.name} has {pose.frames}; {use}")
+    # 30, 30000/1001 and 29.97 count as one rate.
+    if abs(info.fps - pose.fps) > pose.fps / 500:
+        found.append(
+            f"{info.path.name}: {float(info.fps):.6g} frames a second, but {pose.path.name} has "
+            f"{float(pose.fps):.6g}; frame goes with frame, at the rate of {pose.path.name}"
+        )
+    return found
+
+
+def _frames(info: "VideoInfo") -> str:
+    return "1 frame" if info.frames == 1 else f"{info.frames} frames"
+
+
+def place_clips(source: Path, target: Path, mode: Mode, refert_num: int = 1) -> Clips:
+    """Copies ready clips from the folder `source` to `target`, replacing what an earlier run placed there.
+
+    BadInput as for `check_clips`, and for any frame that cannot be decoded.
+    """
+    from wan_orchestration.video import FrameReader  # noqa: PLC0415
+
+    clips = check_clips(source, mode, refert_num)
+    for info in clips.videos():
+        with FrameReader(info.path) as reader:
+            reader.verify()
+    with replacing(target) as part:
+        part.mkdir()
+        for file in clip_names(mode).values():
+            shutil.copyfile(source / file, part / file)
+    return check_clips(target, mode, refert_num)

@@ -1,0 +1,164 @@
+"""The job folder: its key, its inputs, its `job.yaml`, and the clips that generation reads.
+
+A folder `data/jobs/<key>/` is one job. It holds either ready clips (`src_pose.mp4`, `src_face.mp4`, `src_ref.png`,
+for replacement also `src_bg.mp4` and `src_mask.mp4`) or raw inputs (a video `driving.<mp4|mov|...>` and a picture
+`reference.<png|jpg|...>`, in upper or lower case), and perhaps a `job.yaml`. Where both lie there, ready clips that
+are complete for the job's mode win. Other files are left alone. A job folder is only read.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from wan_orchestration.errors import BadInput, unknown_key, validate
+from wan_orchestration.files import check_file
+from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
+from wan_orchestration.jobs.inputs import EXPECTED, RAW, find_inputs
+from wan_orchestration.settings.generate import GenerateSettings, Mode
+from wan_orchestration.settings.preprocess import PreprocessSettings
+from wan_orchestration.settings.variables import Settings, take_in
+
+KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+KEY_PART = 24
+"""Letters of a file's name in a key that is made of it."""
+
+JOB_FILE = "job.yaml"
+
+JOB_FILE_BYTES = 1_000_000
+
+SAY_NOTHING = {name.replace("_", "-") for name in (*RAW, *CLIPS, *REPLACEMENT_CLIPS)}
+"""Names of files of which no key is made."""
+
+
+def check_key(key: str) -> str:
+    """The key itself when it may name a job: `[a-z0-9][a-z0-9._-]{0,62}`; BadInput otherwise."""
+    if not KEY.fullmatch(key):
+        raise BadInput(
+            f"job key {key!r}: expected 1 to 63 of a-z, 0-9, '.', '_' and '-', the first a letter or digit; "
+            "rename the job folder"
+        )
+    return key
+
+
+def key_from(*files: str) -> str:
+    """A key from the names of a job's files, `ada-dance` for `Ada.png` and `C:\\dance.mp4`; else ""."""
+    parts = []
+    for file in files:
+        stem = PurePosixPath(file.replace("\\", "/")).stem
+        letters = unicodedata.normalize("NFKD", stem.casefold()).encode("ascii", "ignore").decode()
+        part = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:KEY_PART].strip("-")
+        if part not in ("", *parts, *SAY_NOTHING):
+            parts.append(part)
+    return "-".join(parts)
+
+
+class JobFile(BaseModel):
+    """The content of `job.yaml`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Mode | None = Field(default=None, description="animate or replace, for preprocessing and generation.")
+    priority: int = Field(default=0, description="Jobs of higher priority run first.")
+    preprocess: dict[str, Any] = Field(default={}, description="Fields of PreprocessSettings, without mode.")
+    generate: dict[str, Any] = Field(default={}, description="Fields of GenerateSettings, without mode.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job folder, its settings checked. The contents of its inputs are not: see `check_clips`."""
+
+    key: str
+    folder: Path
+    file: JobFile
+    kind: Literal["clips", "raw"]
+    inputs: dict[str, Path]
+    """By name: src_pose, src_face, src_ref (src_bg, src_mask where present), or driving, reference (and what
+    preprocessing reads beside them: keypoints, reference_keypoints, mask)."""
+
+    @classmethod
+    def open(cls, folder: Path, key: str | None = None) -> "Job":
+        """Reads a job folder; `key` stands in for the folder's name where that is not a key.
+
+        BadInput: bad key, no such folder, inputs missing or ambiguous, a broken link, a fault in `job.yaml`.
+        """
+        folder = Path(folder).absolute()
+        key = check_key(folder.name if key is None else key)
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: no such job folder; expected a folder with {EXPECTED}")
+        file = _read_job_file(folder / JOB_FILE)
+        generate = _settings(GenerateSettings, folder / JOB_FILE, "generate", file.mode, file.generate, {})
+        preprocess = _settings(PreprocessSettings, folder / JOB_FILE, "preprocess", file.mode, file.preprocess, {})
+        kind, inputs = find_inputs(folder, generate.mode, preprocess)
+        return cls(key, folder, file, kind, inputs)
+
+    def generate_settings(self, **overrides: Any) -> GenerateSettings:
+        """Overrides that are not None, then `job.yaml`, then the environment, then the defaults. BadInput."""
+        return _settings(
+            GenerateSettings, self.folder / JOB_FILE, "generate", self.file.mode, self.file.generate, overrides
+        )
+
+    def preprocess_settings(self, **overrides: Any) -> PreprocessSettings:
+        """As `generate_settings`, for preprocessing. BadInput."""
+        return _settings(
+            PreprocessSettings, self.folder / JOB_FILE, "preprocess", self.file.mode, self.file.preprocess, overrides
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and contents of the inputs; settings are not part of it."""
+        digest = hashlib.sha256()
+        for path in sorted(file for place in self.inputs.values() for file in _files(place)):
+            with path.open("rb") as content:
+                contents = hashlib.file_digest(content, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{contents}\n".encode())
+        return digest.hexdigest()
+
+
+def _files(place: Path) -> Iterator[Path]:
+    if place.is_dir():
+        yield from (path for path in place.rglob("*") if path.is_file())
+    else:
+        yield place
+
+
+def _read_job_file(path: Path) -> JobFile:
+    if not os.path.lexists(path):
+        return JobFile()
+    check_file(path)
+    if path.stat().st_size > JOB_FILE_BYTES:
+        raise BadInput(f"{path}: {path.stat().st_size} bytes, expected a short YAML file of at most 1 MB")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return JobFile()
+    if not isinstance(content, dict):
+        raise BadInput(
+            f"{path}: found a {type(content).__name__}, expected a mapping with {', '.join(JobFile.model_fields)}"
+        )
+    return validate(JobFile, content, lambda field: f"{path}: {field}")
+
+
+def _settings(
+    model: type[Settings], path: Path, block: str, mode: Mode | None, given: dict[str, Any], overrides: dict[str, Any]
+) -> Settings:
+    overrides = {field: value for field, value in overrides.items() if value is not None}
+    if "mode" in given:
+        known = [field for field in model.model_fields if field != "mode"]
+        raise unknown_key(f"{path}: {block}.mode (mode stands at the top of the file)", "mode", known)
+
+    def name(field: str) -> str:
+        if field.split(".")[0] in overrides:
+            return field
+        return f"{path}: {field}" if field == "mode" else f"{path}: {block}.{field}".rstrip(".")
+
+    return take_in(model, ({} if mode is None else {"mode": mode}) | given | overrides, name)

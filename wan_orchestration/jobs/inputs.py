@@ -1,0 +1,86 @@
+"""What a job folder may hold, and which of its files are the job's inputs."""
+
+from pathlib import Path
+from typing import Literal
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.files import check_file
+from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, look
+from wan_orchestration.jobs.clips import CLIPS, clip_names
+from wan_orchestration.settings.generate import Mode
+from wan_orchestration.settings.preprocess import PreprocessSettings
+
+RAW = {"driving": VIDEO_SUFFIXES, "reference": PICTURE_SUFFIXES}
+
+KEYPOINTS = ("keypoints.npz", "keypoints.json", "keypoints")
+
+REFERENCE_KEYPOINTS = ("reference_keypoints.npz", "reference_keypoints.json")
+
+EXPECTED = f"{', '.join(CLIPS.values())}, or " + " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
+
+NAMED = 10
+"""Files of a folder that a message names."""
+
+
+def find_inputs(
+    folder: Path, mode: Mode, preprocess: PreprocessSettings
+) -> tuple[Literal["clips", "raw"], dict[str, Path]]:
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    ready = {name: folder / file for name, file in clip_names("replace").items() if file in names}
+    raw = {}
+    for name, suffixes in RAW.items():
+        # Cameras write .MOV and .JPG.
+        found = [n for n in names if Path(n).stem.lower() == name and Path(n).suffix[1:].lower() in suffixes]
+        if len(found) > 1:
+            raise BadInput(f"{folder}: found {' and '.join(found)}, expected one {name} file; remove the others")
+        if found:
+            raw[name] = folder / found[0]
+
+    if ready.keys() >= clip_names(mode).keys() or (ready.keys() >= CLIPS.keys() and len(raw) < len(RAW)):
+        kind, inputs = "clips", ready
+    elif len(raw) == len(RAW):
+        keypoints = [preprocess.keypoints] if preprocess.keypoints else KEYPOINTS
+        beside = {
+            "keypoints": next((folder / name for name in keypoints if name in names), None),
+            "reference_keypoints": next((folder / name for name in REFERENCE_KEYPOINTS if name in names), None),
+            "mask": folder / preprocess.mask_file if preprocess.mask_file in names else None,
+        }
+        kind, inputs = "raw", raw | {name: path for name, path in beside.items() if path is not None}
+    else:
+        raise BadInput(f"{folder}: {_missing(folder, names, ready, raw)}; expected {EXPECTED}")
+    for name, path in inputs.items():
+        if name != "keypoints":
+            check_file(path)
+        if name in RAW:
+            _check_content(path, RAW[name])
+    return kind, inputs
+
+
+def _missing(folder: Path, names: list[str], ready: dict[str, Path], raw: dict[str, Path]) -> str:
+    """What a folder lacks, and which of its files may be meant for it."""
+    missing = [file for name, file in CLIPS.items() if name not in ready] if ready else []
+    lacking = [name for name in RAW if name not in raw]
+    beside = [_hint(folder / file, name) for name in lacking for file in names if file.lower().startswith(name)]
+    if raw or beside:
+        missing += lacking
+    if missing:
+        return "; ".join([f"missing {', '.join(missing)}", *beside])
+    found = [f"{name} ({describe(folder / name)})" for name in names[:NAMED]]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"no inputs, found {', '.join(found) or 'an empty folder'}{more}"
+
+
+def _hint(path: Path, name: str) -> str:
+    found, suffix = look(path)
+    if PARTIAL.fullmatch(path.name):
+        return f"found {path.name}, which is not whole yet"
+    if suffix in RAW[name]:
+        return f"found {path.name}, {found}: rename it {name}.{suffix}"
+    return f"found {path.name}, {found}"
+
+
+def _check_content(path: Path, suffixes: tuple[str, ...]) -> None:
+    """BadInput where the first bytes are those of something else; what they do not tell, decoding will."""
+    found, suffix = look(path)
+    if suffix is not None and suffix not in suffixes:
+        raise BadInput(f"{path}: found {found}, expected {A_VIDEO if suffixes == VIDEO_SUFFIXES else A_PICTURE}")

@@ -1,0 +1,1 @@
+"""Settings: pydantic models of what users may set, and the `WAN_*` environment."""

@@ -1,0 +1,99 @@
+"""Where things are, and this process's place among others: the `WAN_*` environment, torchrun's, Dagster's."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Environment(BaseSettings):
+    """Where things are and how processes run, from `WAN_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_", protected_namespaces=())
+
+    data_root: Path = Field(
+        default=Path("data"),
+        description="Folder of jobs, models, clips and videos; relative to the working directory.",
+    )
+    checkpoint_dir: Path | None = Field(
+        default=None,
+        description="A snapshot to use as it is, in the original or the Diffusers layout; nothing is downloaded.",
+    )
+    models_root: Path | None = Field(
+        default=None, description="Where snapshots are downloaded to; default DATA_ROOT/models."
+    )
+    cache_root: Path | None = Field(
+        default=None,
+        description="Where launches keep what the next would compute again: prompt embeddings, compiled kernels; "
+        "default MODELS_ROOT/.cache. Safe to delete.",
+    )
+    model_id: str = Field(default="Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
+    model_revision: str = Field(default="master", description="Revision (branch, tag or commit) of the repository.")
+    model_endpoint: str | None = Field(
+        default=None, description="URL of a ModelScope-compatible hub; default: the client's."
+    )
+    enable_sequence_parallel: bool | None = Field(
+        default=None, description="Split a clip over the ranks; default: on when torchrun started more than one."
+    )
+    enable_fsdp: bool = Field(default=False, description="Shard the transformer over the ranks.")
+    launcher: Literal["torchrun", "slurm"] = Field(
+        default="torchrun",
+        description="Where videos are generated. torchrun: on this machine; slurm: on a cluster. "
+        "`WAN_TORCHRUN_<FIELD>` or `WAN_SLURM_<FIELD>` set how.",
+    )
+
+    @model_validator(mode="after")
+    def _absolute(self) -> "Environment":
+        self.data_root = self.data_root.expanduser().absolute()
+        self.models_root = (self.models_root or self.data_root / "models").expanduser().absolute()
+        self.cache_root = (self.cache_root or self.models_root / ".cache").expanduser().absolute()
+        if self.checkpoint_dir is not None:
+            self.checkpoint_dir = self.checkpoint_dir.expanduser().absolute()
+        return self
+
+    @property
+    def jobs_root(self) -> Path:
+        return self.data_root / "jobs"
+
+    @property
+    def clips_root(self) -> Path:
+        return self.data_root / "clips"
+
+    @property
+    def videos_root(self) -> Path:
+        return self.data_root / "videos"
+
+    @property
+    def progress_root(self) -> Path:
+        return self.data_root / "progress"
+
+
+class World(BaseSettings):
+    """This process's place among those that torchrun started; torchrun sets the variables, but for the last."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    wan_leases: str = ""
+    """Locks of the devices that a Dagster step leased for this process, joined as in PATH."""
+
+    @property
+    def leases(self) -> list[Path]:
+        return [Path(file) for file in self.wan_leases.split(os.pathsep) if file]
+
+
+class DagsterHome(BaseSettings):
+    """Where the Dagster instance is, from `DAGSTER_HOME`."""
+
+    model_config = SettingsConfigDict(env_prefix="DAGSTER_")
+
+    home: Path = Path("dagster_home")
+
+
+@cache
+def environment() -> Environment:
+    """The process's `WAN_*` environment, read once."""
+    return Environment()

@@ -270,7 +270,7 @@ def utilisation(work: dict, row: dict, device) -> dict:
     from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
     from wan_orchestration.animate.memory.placement import ClipShape
     from wan_orchestration.cli.plan import snapshot_sizes
-    from wan_orchestration.video import probe
+    from wan_orchestration.video.reader import probe
 
     info = probe(Path(work["job"]) / "src_pose.mp4")
     sizes = snapshot_sizes(Path(work["snapshot"]) if work["model"] == "snapshot" else None)
@@ -321,7 +321,8 @@ def stock_video(pipeline, work: dict) -> int:
     from PIL import Image
 
     from wan_orchestration.settings.generate import NEGATIVE_PROMPT, PROMPT
-    from wan_orchestration.video import FrameReader, write_segment
+    from wan_orchestration.video.reader import FrameReader
+    from wan_orchestration.video.writer import write_segment
 
     job, clips = Path(work["job"]), {}
     for name in ("pose", "face"):

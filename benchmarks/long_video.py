@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wan_orchestration.video import write_lossless
+from wan_orchestration.video.writer import write_lossless
 
 
 def main() -> None:

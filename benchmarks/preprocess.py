@@ -35,7 +35,8 @@ from wan_orchestration.preprocess.geometry import crop_face, face_box
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.run import preprocess
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.video import iter_frames, write_lossless, write_segment
+from wan_orchestration.video.reader import iter_frames
+from wan_orchestration.video.writer import write_lossless, write_segment
 
 
 def published_decode(maps: np.ndarray, centre: np.ndarray, size: np.ndarray) -> np.ndarray:

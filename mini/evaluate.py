@@ -24,7 +24,7 @@ from wan_orchestration.generate.runner import run
 from wan_orchestration.infer import TerminalReporter
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Request, Task
-from wan_orchestration.video import FrameReader
+from wan_orchestration.video.reader import FrameReader
 from wan_orchestration.weights.snapshot import open_snapshot
 
 LONG = 4 * CLIP_LEN - 3

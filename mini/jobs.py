@@ -11,7 +11,7 @@ from mini.figures import FPS
 from mini.scene import Scene
 from wan_orchestration.preprocess.geometry import crop_face
 from wan_orchestration.preprocess.keypoints import PARTS, Pose
-from wan_orchestration.video import write_lossless, write_segment
+from wan_orchestration.video.writer import write_lossless, write_segment
 
 
 def write_clips(folder: Path, scene: Scene, replaced: bool = False) -> Path:

@@ -20,7 +20,8 @@ from mini.figures import FPS, Act, Build, Figure, Look, perform, stand
 from mini.jobs import write_raw
 from mini.scene import Scene
 from wan_orchestration.files import replacing
-from wan_orchestration.video import concatenate, find_sound
+from wan_orchestration.video.concat import concatenate
+from wan_orchestration.video.sound import find_sound
 
 FRAMES = 97
 DANCER = Look(

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from wan_orchestration.settings.environment import environment
-from wan_orchestration.video import FrameReader, read_image
+from wan_orchestration.video.reader import FrameReader
+from wan_orchestration.video.stills import read_image
 
 HEIGHT, FRAMES, GAP = 240, 5, 8
 

@@ -12,7 +12,7 @@ from figures import driving, picture_of, save_keypoints, walk
 from media import moving_frames
 from PIL import Image
 
-from wan_orchestration.video import write_lossless
+from wan_orchestration.video.writer import write_lossless
 
 ROOT = Path(__file__).parents[1]
 

@@ -5,7 +5,8 @@ import sys
 from types import ModuleType
 
 from wan_orchestration.protocol.messages import Request, Result
-from wan_orchestration.video import FrameReader, write_poster
+from wan_orchestration.video.reader import FrameReader
+from wan_orchestration.video.stills import write_poster
 from wan_orchestration.worker import main
 
 

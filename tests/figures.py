@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from wan_orchestration.preprocess.keypoints import LIMBS, PARTS, Pose
-from wan_orchestration.video import write_lossless
+from wan_orchestration.video.writer import write_lossless
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 

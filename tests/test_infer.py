@@ -13,7 +13,7 @@ from PIL import Image
 from wan_orchestration import infer
 from wan_orchestration.cli import flags
 from wan_orchestration.settings.generate import GenerateSettings
-from wan_orchestration.video import write_lossless
+from wan_orchestration.video.writer import write_lossless
 
 CONTRACT = [
     "job_id",

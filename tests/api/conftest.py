@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.service import ApiSettings
-from wan_orchestration.video import write_lossless
+from wan_orchestration.video.writer import write_lossless
 
 ROOT = Path(__file__).parents[2]
 

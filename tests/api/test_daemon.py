@@ -17,7 +17,8 @@ from api_server import JOBS, free_port, serving, serving_process, stopped
 from media import moving_frames
 
 from wan_orchestration.cli import main as cli
-from wan_orchestration.video import FrameReader, write_lossless
+from wan_orchestration.video.reader import FrameReader
+from wan_orchestration.video.writer import write_lossless
 
 pytestmark = pytest.mark.heavy
 

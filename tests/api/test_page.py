@@ -12,7 +12,7 @@ from browser import browser  # noqa: F401
 from PIL import Image
 from test_daemon import daemon, settings  # noqa: F401
 
-from wan_orchestration.video import FrameReader
+from wan_orchestration.video.reader import FrameReader
 
 pytestmark = pytest.mark.heavy
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from wan_orchestration.api.playable import playable
 from wan_orchestration.jobs.folder import Job
-from wan_orchestration.video import probe
+from wan_orchestration.video.reader import probe
 
 
 def parts(**files: bytes) -> dict:

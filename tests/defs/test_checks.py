@@ -14,7 +14,8 @@ from wan_orchestration.defs.videos.checks import CHECKS, inspect, judge
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.preprocess.drawing import draw_skeleton
 from wan_orchestration.protocol.messages import Quality, Result
-from wan_orchestration.video import iter_frames, write_lossless, write_segment
+from wan_orchestration.video.reader import iter_frames
+from wan_orchestration.video.writer import write_lossless, write_segment
 
 FRAMES, HEIGHT, WIDTH, FPS = 6, 64, 96, Fraction(25)
 

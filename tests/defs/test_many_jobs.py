@@ -4,7 +4,7 @@ import dagster as dg
 import pytest
 
 from wan_orchestration.settings.environment import environment
-from wan_orchestration.video import probe
+from wan_orchestration.video.reader import probe
 
 ASSET = dg.AssetKey("generated_video")
 SETTINGS = {"generated_video": {"config": {"clip_len": 5, "sampling_steps": 1}}}

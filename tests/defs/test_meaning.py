@@ -21,7 +21,8 @@ from wan_orchestration.infer import TerminalReporter
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.generate import GenerateSettings
-from wan_orchestration.video import FrameReader, write_lossless
+from wan_orchestration.video.reader import FrameReader
+from wan_orchestration.video.writer import write_lossless
 
 WEIGHTS = Path(__file__).parents[2] / "data" / "models" / "wan-animate-mini"
 FRAMES = 17

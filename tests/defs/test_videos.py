@@ -21,7 +21,7 @@ from wan_orchestration.defs.videos.orders import facts
 from wan_orchestration.protocol.messages import Result
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.generate import GenerateSettings
-from wan_orchestration.video import write_poster
+from wan_orchestration.video.stills import write_poster
 from wan_orchestration.weights.hub import DownloadError
 
 

@@ -20,7 +20,7 @@ from wan_orchestration.generate.segments import ClipMaker, enough_frames
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.generate import GenerateSettings
-from wan_orchestration.video import FrameReader, probe
+from wan_orchestration.video.reader import FrameReader, probe
 from wan_orchestration.weights.snapshot import open_snapshot
 
 OUTPUTS = ["poster.jpg", "preview.webp", "result.json", "video.mp4"]

@@ -16,7 +16,8 @@ from wan_orchestration.files import replacing
 from wan_orchestration.jobs.clips import check_clips, place_clips
 from wan_orchestration.jobs.folder import Job, check_key, key_from
 from wan_orchestration.settings.generate import GenerateSettings
-from wan_orchestration.video import probe, write_lossless
+from wan_orchestration.video.reader import probe
+from wan_orchestration.video.writer import write_lossless
 
 Make = Callable[..., Path]
 

@@ -15,7 +15,7 @@ from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.preprocess.estimators.light import Light, LightOutline, _refined, _region_around
 from wan_orchestration.preprocess.estimators.litert import Region, anchor_centres, decode_boxes
 from wan_orchestration.preprocess.tracking import Choice
-from wan_orchestration.video import FrameReader
+from wan_orchestration.video.reader import FrameReader
 
 
 def test_anchors_are_as_many_as_the_networks_answer():

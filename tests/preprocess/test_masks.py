@@ -8,7 +8,7 @@ from figures import figure
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.masks import MaskFile, box_mask, grow_mask
-from wan_orchestration.video import write_lossless
+from wan_orchestration.video.writer import write_lossless
 
 
 def test_grown_masks_are_the_published_ones(golden):

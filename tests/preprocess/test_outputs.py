@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wan_orchestration.preprocess.outputs import ClipWriter
-from wan_orchestration.video import iter_frames, probe
+from wan_orchestration.video.reader import iter_frames, probe
 
 
 @pytest.mark.parametrize(("pixels", "tolerance"), [("rgb", 0), ("yuv444", 2), ("gray", 0)])

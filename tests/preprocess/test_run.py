@@ -18,7 +18,8 @@ from wan_orchestration.preprocess.preview import preview
 from wan_orchestration.preprocess.run import preprocess
 from wan_orchestration.protocol.messages import PreprocessResult
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.video import FrameReader, probe, write_lossless
+from wan_orchestration.video.reader import FrameReader, probe
+from wan_orchestration.video.writer import write_lossless
 
 AREA = 256 * 256
 

@@ -5,7 +5,7 @@ import pytest
 from av.video.reformatter import ColorTrc
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from wan_orchestration.video import FrameReader
+from wan_orchestration.video.reader import FrameReader
 from wan_orchestration.video.tonemap import to_sdr
 
 

@@ -11,7 +11,7 @@ from wan_orchestration.preprocess.estimators.base import Detection
 from wan_orchestration.quality.measure import Sample, measure
 from wan_orchestration.quality.pose import similarity
 from wan_orchestration.quality.preview import MOST_BYTES, contact_sheet, write_preview
-from wan_orchestration.video import write_segment
+from wan_orchestration.video.writer import write_segment
 
 
 class Knows:

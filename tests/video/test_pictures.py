@@ -15,7 +15,7 @@ from media import moving_frames
 from PIL import Image, ImageCms
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.video import read_image, write_poster
+from wan_orchestration.video.stills import read_image, write_poster
 
 SIZE = (64, 48)
 P3_RED, RED = (211, 76, 56), (229, 62, 44)

@@ -15,7 +15,11 @@ from media import moving_frames, sine, without_decoder, write_video
 
 from wan_orchestration.preprocess.run import preprocess
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.video import concat, concatenate, find_sound, iter_frames, probe, write_segment
+from wan_orchestration.video import concat
+from wan_orchestration.video.concat import concatenate
+from wan_orchestration.video.reader import iter_frames, probe
+from wan_orchestration.video.sound import find_sound
+from wan_orchestration.video.writer import write_segment
 
 FPS = Fraction(30)
 

@@ -14,16 +14,10 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from media import moving_frames, sine, write_video
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.video import (
-    FrameReader,
-    concatenate,
-    iter_frames,
-    pingpong,
-    probe,
-    read_image,
-    write_lossless,
-    write_segment,
-)
+from wan_orchestration.video.concat import concatenate
+from wan_orchestration.video.reader import FrameReader, iter_frames, pingpong, probe
+from wan_orchestration.video.stills import read_image
+from wan_orchestration.video.writer import write_lossless, write_segment
 
 FPS = Fraction(30)
 

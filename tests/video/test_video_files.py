@@ -16,8 +16,9 @@ from media import moving_frames, sine, write_video
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.video import FrameReader, VideoInfo, iter_frames, probe
+from wan_orchestration.video.info import VideoInfo
 from wan_orchestration.video.packets import BROADCAST, BROADCAST_JUMP, JUMP, NONE
+from wan_orchestration.video.reader import FrameReader, iter_frames, probe
 from wan_orchestration.video.timeline import Timeline
 from wan_orchestration.video.tonemap import to_sdr
 

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from wan_orchestration.formats import look
-from wan_orchestration.video import iter_frames, probe, read_image, write_poster, write_segment
-from wan_orchestration.video.reader import open_input
+from wan_orchestration.video.reader import iter_frames, open_input, probe
+from wan_orchestration.video.stills import read_image, write_poster
+from wan_orchestration.video.writer import write_segment
 
 ONE = threading.Lock()
 """Encoding takes all cores."""

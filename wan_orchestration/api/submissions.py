@@ -28,8 +28,8 @@ from wan_orchestration.jobs.folder import Job as JobFolder
 from wan_orchestration.jobs.folder import key_from
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.service import ApiSettings
-from wan_orchestration.video import probe, read_image
-from wan_orchestration.video.reader import open_input
+from wan_orchestration.video.reader import open_input, probe
+from wan_orchestration.video.stills import read_image
 
 REQUEST = "wan/request"
 """Tag of a run: a hash of what was asked for."""

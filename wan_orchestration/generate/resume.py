@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove, replacing
 from wan_orchestration.protocol.messages import Seconds
-from wan_orchestration.video import write_segment
+from wan_orchestration.video.writer import write_segment
 
 
 class ClipRecord(BaseModel):

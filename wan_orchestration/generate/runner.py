@@ -48,7 +48,9 @@ from wan_orchestration.quality.pose import estimator_at_hand
 from wan_orchestration.settings.environment import World, environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.stopwatch import PHASES, since
-from wan_orchestration.video import FrameReader, concatenate, write_poster
+from wan_orchestration.video.concat import concatenate
+from wan_orchestration.video.reader import FrameReader
+from wan_orchestration.video.stills import write_poster
 from wan_orchestration.weights.snapshot import RELIGHTING_LORA, Snapshot, open_snapshot
 
 log = logging.getLogger(__name__)

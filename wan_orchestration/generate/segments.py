@@ -26,7 +26,8 @@ from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.protocol.messages import Task
 from wan_orchestration.stopwatch import Phase, Stopwatch, since
-from wan_orchestration.video import FrameReader, pingpong, read_image
+from wan_orchestration.video.reader import FrameReader, pingpong
+from wan_orchestration.video.stills import read_image
 from wan_orchestration.weights.snapshot import Snapshot
 
 OnClipStep = Callable[[int, int], None]

@@ -11,7 +11,7 @@ from wan_orchestration.files import check_file, replacing
 from wan_orchestration.settings.generate import Mode
 
 if TYPE_CHECKING:
-    from wan_orchestration.video import Sound, VideoInfo
+    from wan_orchestration.video.info import Sound, VideoInfo
 
 
 CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
@@ -63,7 +63,9 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
     the pose clip; a reference picture that cannot be decoded.
     """
     # PyAV takes a third of a second to import, and the code location loads this module.
-    from wan_orchestration.video import find_sound, probe, read_image  # noqa: PLC0415
+    from wan_orchestration.video.reader import probe  # noqa: PLC0415
+    from wan_orchestration.video.sound import find_sound  # noqa: PLC0415
+    from wan_orchestration.video.stills import read_image  # noqa: PLC0415
 
     folder = Path(folder)
     paths = {name: folder / file for name, file in clip_names(mode).items()}
@@ -140,7 +142,7 @@ def place_clips(source: Path, target: Path, mode: Mode, refert_num: int = 1) -> 
 
     BadInput as for `check_clips`, and for any frame that cannot be decoded.
     """
-    from wan_orchestration.video import FrameReader  # noqa: PLC0415
+    from wan_orchestration.video.reader import FrameReader  # noqa: PLC0415
 
     clips = check_clips(source, mode, refert_num)
     for info in clips.videos():

@@ -23,7 +23,8 @@ from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import Outline
 from wan_orchestration.preprocess.outputs import ClipWriter
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.video import Sound, concatenate
+from wan_orchestration.video.concat import concatenate
+from wan_orchestration.video.info import Sound
 
 _LONGEST_REFERENCE_SIDE = 4096
 _FRAMES_AHEAD = 4

@@ -12,7 +12,7 @@ from typing import TypeVar
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.video import FrameReader
+from wan_orchestration.video.reader import FrameReader
 
 MOST_FPS = 30
 _EVEN_FPS = 24

@@ -8,7 +8,7 @@ import numpy as np
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.geometry import fit_picture
 from wan_orchestration.preprocess.keypoints import Pose, bounds
-from wan_orchestration.video import FrameReader
+from wan_orchestration.video.reader import FrameReader
 
 
 def grow_mask(mask: np.ndarray, iterations: int, kernel: int, grid: tuple[int, int]) -> np.ndarray:

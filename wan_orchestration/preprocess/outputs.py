@@ -10,8 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from wan_orchestration.video import write_lossless
-from wan_orchestration.video.writer import Pixels
+from wan_orchestration.video.writer import Pixels, write_lossless
 
 _DEPTH = 4
 

@@ -13,7 +13,11 @@ from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import fit_picture
 from wan_orchestration.preprocess.run import RESULT
 from wan_orchestration.protocol.messages import PreprocessResult
-from wan_orchestration.video import FrameReader, concatenate, find_sound, read_image, write_segment
+from wan_orchestration.video.concat import concatenate
+from wan_orchestration.video.reader import FrameReader
+from wan_orchestration.video.sound import find_sound
+from wan_orchestration.video.stills import read_image
+from wan_orchestration.video.writer import write_segment
 
 HEIGHT = 360
 _MISMATCH = "the clips in it do not belong together; preprocess again"

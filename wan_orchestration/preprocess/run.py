@@ -34,7 +34,8 @@ from wan_orchestration.preprocess.retarget_published import PublishedRetargeting
 from wan_orchestration.preprocess.tracking import Choice, numbered
 from wan_orchestration.protocol.messages import PreprocessResult
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.video import find_sound, read_image
+from wan_orchestration.video.sound import find_sound
+from wan_orchestration.video.stills import read_image
 
 RESULT = "preprocess.json"
 CONTACT_SHEET = "contact_sheet.jpg"

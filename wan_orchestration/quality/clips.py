@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from wan_orchestration.jobs.clips import JOINTS, Clips
-from wan_orchestration.video import iter_frames
+from wan_orchestration.video.reader import iter_frames
 
 DRAWN = 24
 """A pixel of the pose clip at least this bright is part of the skeleton; black is coded as a little more at times."""

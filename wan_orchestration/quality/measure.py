@@ -13,7 +13,8 @@ from wan_orchestration.protocol.messages import Quality
 from wan_orchestration.quality.frames import FrameMeasures
 from wan_orchestration.quality.pose import followed
 from wan_orchestration.quality.preview import FRAMES, strip, write_preview
-from wan_orchestration.video import FrameReader, iter_frames, read_image
+from wan_orchestration.video.reader import FrameReader, iter_frames
+from wan_orchestration.video.stills import read_image
 
 Likeness = Callable[[list[np.ndarray], np.ndarray], float]
 """How much pictures (h, w, 3) uint8 RGB are like another, the cosine of their features."""

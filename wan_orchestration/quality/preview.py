@@ -10,7 +10,7 @@ from PIL import Image
 
 from wan_orchestration.files import replacing
 from wan_orchestration.jobs.clips import Clips
-from wan_orchestration.video import FrameReader
+from wan_orchestration.video.reader import FrameReader
 
 MOST_BYTES = 37_000
 """As base64, which is how it goes into Dagster's database, this makes less than 50 KB."""

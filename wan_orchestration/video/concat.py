@@ -18,8 +18,9 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from wan_orchestration.files import replacing
+from wan_orchestration.video.info import Sound
 from wan_orchestration.video.reader import open_input
-from wan_orchestration.video.sound import RATE, Sound, pieces
+from wan_orchestration.video.sound import RATE, pieces
 
 # Sound before the first frame that a decoder wants for warming up, in seconds.
 WARM_UP = Fraction(1, 10)

@@ -3,8 +3,6 @@
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +19,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import A_TEXT, A_VIDEO, VIDEO_SUFFIXES, look
 from wan_orchestration.video.deinterlace import deinterlaced, is_interlaced
 from wan_orchestration.video.display import Display, square_shape
+from wan_orchestration.video.info import VideoInfo
 from wan_orchestration.video.packets import BROADCAST, Packets
 from wan_orchestration.video.timeline import OVERHANG, Timeline
 
@@ -33,24 +32,6 @@ MOST_SIDE = 8192
 NEAR = 16
 # Frames that are looked through for reordered ones.
 LOOK = 60
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video file holds. Width and height are as shown: upright, in square pixels."""
-
-    path: Path
-    width: int
-    height: int
-    fps: Fraction
-    frames: int
-    duration: float
-    """Seconds."""
-    has_audio: bool
-    start: Fraction = Fraction(0)
-    """When the first frame is shown, by the container's clock, seconds: what its sound goes by too."""
-    notices: tuple[str, ...] = ()
-    """What was mended in reading it, in words."""
 
 
 def open_input(path: Path) -> InputContainer:

@@ -25,6 +25,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.stream import Stream
 
+from wan_orchestration.video.info import Sound
 from wan_orchestration.video.packets import farthest_jump
 from wan_orchestration.video.reader import open_input
 
@@ -39,19 +40,6 @@ TREMBLE = Fraction(1, 25)
 STEP = Fraction(1, 1000)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sound:
-    """What `find_sound` found in a file."""
-
-    path: Path
-    track: int | None = None
-    """Index of the stream that is used; None: silence."""
-    copied: bool = False
-    """Whether its packets may stand in an mp4 as they are."""
-    notices: tuple[str, ...] = ()
-    """What is wrong with the sound and what becomes of it, in words."""
 
 
 class _Kind(NamedTuple):

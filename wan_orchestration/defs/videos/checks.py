@@ -86,14 +86,14 @@ def judge(result: Result | None) -> dict[str, Finding]:
 
 def inspect(folder: Path, driving: Path) -> dict[str, Finding]:
     """Look at the video in `folder` beside the driving clip; a `Finding` by the name of each check."""
-    from wan_orchestration import video  # noqa: PLC0415 (PyAV: only a run needs it)
+    from wan_orchestration.video.reader import iter_frames, probe  # noqa: PLC0415 (PyAV: only a run needs it)
 
-    expected = video.probe(driving)
+    expected = probe(driving)
     found = {"finite": _finite(folder / "result.json")}
     try:
-        info = video.probe(folder / "video.mp4")
+        info = probe(folder / "video.mp4")
         frames, blank, least = 0, [], float("inf")
-        for frame in video.iter_frames(info.path):
+        for frame in iter_frames(info.path):
             deviation = float(frame.std())
             least = min(least, deviation)
             if deviation < BLANK_DEVIATION:

@@ -354,6 +354,7 @@ def measure_engine(work: dict, device) -> dict:
     from datetime import UTC, datetime
 
     from wan_orchestration.generate import runner
+    from wan_orchestration.jobs.clips import check_clips
     from wan_orchestration.protocol.messages import Request, Task
     from wan_orchestration.settings.generate import GenerateSettings
 
@@ -371,7 +372,7 @@ def measure_engine(work: dict, device) -> dict:
         def task(name: str, settings: GenerateSettings, **more) -> Task:
             return Task(
                 job_id=name,
-                clips=job,
+                clips=check_clips(job, settings.mode, settings.refert_num),
                 output=Path(output) / name,
                 settings=settings,
                 created_at=datetime.now(UTC),

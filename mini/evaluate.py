@@ -22,6 +22,7 @@ from mini.train import HELD_OUT
 from wan_orchestration.files import replacing
 from wan_orchestration.generate.runner import run
 from wan_orchestration.infer import TerminalReporter
+from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.video.reader import FrameReader
@@ -110,12 +111,13 @@ def make_videos(folder: Path, snapshot: Path, jobs: dict[str, Path], steps: int)
     tasks = [
         Task(
             job_id=name,
-            clips=clips,
+            clips=check_clips(clips, settings.mode, settings.refert_num),
             output=folder / "videos" / name,
-            settings=Job.open(clips).generate_settings(clip_len=CLIP_LEN, sampling_steps=steps),
+            settings=settings,
             created_at=datetime.now(UTC),
         )
         for name, clips in jobs.items()
+        for settings in [Job.open(clips).generate_settings(clip_len=CLIP_LEN, sampling_steps=steps)]
         if not (folder / "videos" / name / "video.mp4").is_file()
     ]
     opened = open_snapshot(snapshot)

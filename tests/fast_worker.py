@@ -15,7 +15,7 @@ def run(request: Request | None, reporter) -> None:
     for task in request.tasks:
         task.output.mkdir(parents=True, exist_ok=True)
         video = task.output / "video.mp4"
-        shutil.copy(task.clips / "src_pose.mp4", video)
+        shutil.copy(task.clips.pose.path, video)
         with FrameReader(video) as reader:
             write_poster(task.output / "poster.jpg", reader.read([0])[0])
             frames, fps = reader.info.frames, float(reader.info.fps)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from wan_orchestration.cli.flags import Parser, add_settings, given_settings
 from wan_orchestration.errors import BadInput, validate
+from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import FinishedClip, Progress, Request, Result, Task
 from wan_orchestration.settings.environment import Environment, World
@@ -130,9 +131,10 @@ def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Re
     settings = job.generate_settings(**given_settings(arguments, GenerateSettings))
     reporter = TerminalReporter()
     snapshot = hub.resolve(env, reporter.log)
+    folder = job.folder if job.kind == "clips" else make_clips(job, env, reporter)
     task = Task(
         job_id=job.key,
-        clips=job.folder if job.kind == "clips" else make_clips(job, env, reporter),
+        clips=check_clips(folder, settings.mode, settings.refert_num),
         output=(arguments.output or env.videos_root / job.key).absolute(),
         settings=settings,
         created_at=result.created_at,

@@ -12,6 +12,7 @@ import torch
 from gpu_parts.record import Work
 from wan_orchestration.animate.memory.placement import ClipShape
 from wan_orchestration.animate.memory.sizes import Sizes
+from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import FinishedClip, Progress, Request, Result, Task
 from wan_orchestration.settings.generate import GenerateSettings
 
@@ -158,7 +159,7 @@ def make_task(work: Work, name: str, clip: ClipShape, frames: int, save: bool = 
     output = work.scratch / name
     return Task(
         job_id=name,
-        clips=folder,
+        clips=check_clips(folder, settings.mode, settings.refert_num),
         output=output,
         settings=settings,
         created_at=datetime.now(UTC),

@@ -18,6 +18,7 @@ from mini.jobs import write_clips
 from mini.scene import Scene, scene
 from wan_orchestration.generate.runner import run
 from wan_orchestration.infer import TerminalReporter
+from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.generate import GenerateSettings
@@ -98,7 +99,7 @@ def test_a_video_shows_what_its_inputs_say(performance, data_root, materialize, 
         tasks.append(
             Task(
                 job_id=name,
-                clips=clips,
+                clips=check_clips(clips, "replace"),
                 output=tmp_path / "videos" / name,
                 settings=GenerateSettings(mode="replace", **SETTINGS),
                 created_at=datetime.now(UTC),

@@ -1,16 +1,15 @@
 """Which jobs of a launch are tried again. The launcher is a stand-in that crashes as it is told."""
 
 from collections.abc import Generator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from tasks import make_task
 
 from wan_orchestration.defs import retries as launching
 from wan_orchestration.launch.launcher import Launcher, WorkerDied
-from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result, Task
-from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
 
 
 class Crashing(Launcher):
@@ -41,11 +40,7 @@ asked: list[list[str]] = []
 def test_what_died_is_tried_again_and_others_go_on(monkeypatch, tmp_path, jobs, launches, failed):
     monkeypatch.setattr(launching, "WAIT_SECONDS", 0)
     asked.clear()
-    tasks = [
-        Task(job_id=job, clips=tmp_path, output=tmp_path, settings=GenerateSettings(), created_at=datetime.now(UTC))
-        for job in jobs
-    ]
-    request = Request(snapshot=Path("weights"), tasks=tasks)
+    request = Request(snapshot=Path("weights"), tasks=[make_task(job, tmp_path) for job in jobs])
     context = dg.build_asset_context()
     results = {result.job_id: result for result in launching.generate(context, Crashing(), request)}
     assert asked == launches

@@ -50,7 +50,7 @@ def make_task(make_job, tmp_path):
         values = {"clip_len": 5, "sampling_steps": 2, "mode": job.get("mode", "animate")} | (settings or {})
         return Task(
             job_id=key,
-            clips=folder,
+            clips=check_clips(folder, values["mode"]),
             output=tmp_path / "videos" / key,
             settings=GenerateSettings(**values),
             created_at=datetime.now(UTC),
@@ -116,7 +116,8 @@ def test_settings(tiny_snapshot, make_task, settings, frames, clips):
 
 def test_a_shorter_face_and_bad_sound_are_told_and_cost_nothing(tiny_snapshot, make_task):
     task = make_task(frames=8, face_frames=3, mode="replace")
-    without_decoder(write_video(task.clips / "src_pose.mp4", moving_frames(8, 64, 96), sound=sine(0.3)))
+    without_decoder(write_video(task.clips.folder / "src_pose.mp4", moving_frames(8, 64, 96), sound=sine(0.3)))
+    task = task.model_copy(update={"clips": check_clips(task.clips.folder, "replace")})
     [result], recorder = run(tiny_snapshot, task)
     assert (result.error, result.frames, result.clips) == (None, 8, 2)
     face, sound = result.notices
@@ -166,7 +167,7 @@ def test_every_input_matters(tiny_snapshot, make_task, make_job, tmp_path):
 
 def test_a_failing_job_does_not_stop_the_next(tiny_snapshot, make_task):
     good, bad, last = (make_task(key) for key in ("good", "bad", "last"))
-    (bad.clips / "src_face.mp4").write_bytes(b"")
+    (bad.clips.folder / "src_face.mp4").write_bytes(b"")
     results, _ = run(tiny_snapshot, good, bad, last)
     assert [result.status for result in results] == ["succeeded", "failed", "succeeded"]
     assert results[1].bad_input
@@ -307,8 +308,7 @@ def test_seams_are_part_of_a_videos_identity(tiny_snapshot, make_task):
         maker = ClipMaker(Ranks())
         maker.ranks.size = ranks
         worker = runner.Runner(open_snapshot(tiny_snapshot), Recorder(), maker)
-        clips = check_clips(task.clips, "animate")
-        return worker._identities(task, clips, (), torch.device("cpu"), torch.float32)
+        return worker._identities(task, task.clips, (), torch.device("cpu"), torch.float32)
 
     auto, small = make_task("auto", **TALL), make_task("small")
     tiled, swap = (
@@ -342,7 +342,7 @@ def test_ways_to_go_on(settings, first, seams, names, tiny_snapshot, make_task, 
     monkeypatch.setattr(clips, "device_memory", lambda device: 5)
     monkeypatch.setattr(clips, "placements", lambda *arguments, **options: estimate)
     task = make_task(settings=settings, **TALL)
-    plan = clips.Plan(open_snapshot(tiny_snapshot), task, check_clips(task.clips, "animate"), (), first, count=2)
+    plan = clips.Plan(open_snapshot(tiny_snapshot), task, task.clips, (), first, count=2)
     assert [way.name for way in ClipMaker(Ranks()).ways(plan, seams)] == names
 
 
@@ -366,7 +366,7 @@ INFER = [sys.executable, "-m", "wan_orchestration.infer", "--clip-len=5", "--sam
 def test_killed_job_resumes_bit_for_bit(tiny_snapshot, make_task, tmp_path):
     whole = make_task("whole", frames=13, save_frames=tmp_path / "whole.npz")
     output = tmp_path / "killed"
-    command = [*INFER, f"--src-root={whole.clips}", f"--checkpoint-dir={tiny_snapshot}"]
+    command = [*INFER, f"--src-root={whole.clips.folder}", f"--checkpoint-dir={tiny_snapshot}"]
     command += [f"--output={output}", f"--save-frames={tmp_path / 'killed.npz'}"]
 
     victim = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

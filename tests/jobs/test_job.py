@@ -144,7 +144,7 @@ def test_links(make_job: Make, tmp_path: Path) -> None:
     shutil.move(folder / "src_pose.mp4", tmp_path / "elsewhere.mp4")
     (folder / "src_pose.mp4").symlink_to(tmp_path / "elsewhere.mp4")
     job = Job.open(folder)
-    assert place_clips(job, tmp_path / "placed").pose.frames == 5
+    assert place_clips(job.folder, tmp_path / "placed", "animate").pose.frames == 5
     assert not (tmp_path / "placed" / "src_pose.mp4").is_symlink()
     (tmp_path / "elsewhere.mp4").unlink()
     with pytest.raises(BadInput, match=r"src_pose\.mp4: a broken link to .*elsewhere\.mp4"):
@@ -361,7 +361,7 @@ def test_place_clips(make_job: Make, tmp_path: Path) -> None:
     job, target = Job.open(make_job(mode="replace", yaml="mode: replace")), tmp_path / "clips" / "job"
     target.mkdir(parents=True)
     (target / "stale.mp4").touch()
-    clips = place_clips(job, target)
+    clips = place_clips(job.folder, target, "replace")
     assert clips.folder == target and clips.pose.path == target / "src_pose.mp4"
     assert sorted(path.name for path in target.iterdir()) == [
         "src_bg.mp4",
@@ -371,21 +371,21 @@ def test_place_clips(make_job: Make, tmp_path: Path) -> None:
         "src_ref.png",
     ]
     assert (target / "src_bg.mp4").read_bytes() == (job.folder / "src_bg.mp4").read_bytes()
-    place_clips(job, target, mode="animate")
+    place_clips(job.folder, target, "animate")
     assert len(list(target.iterdir())) == 3
     assert [path.name for path in target.parent.iterdir()] == ["job"]
 
 
 def test_placing_decodes_every_frame(make_job: Make, tmp_path: Path) -> None:
     job, target = Job.open(make_job(frames=9)), tmp_path / "clips" / "job"
-    kept = place_clips(job, target)
+    kept = place_clips(job.folder, target, "animate")
     data = bytearray((job.folder / "src_pose.mp4").read_bytes())
     middle = data.index(b"mdat") + len(data) // 2
     data[middle : middle + 400] = bytes(400)
     (job.folder / "src_pose.mp4").write_bytes(data)
     check_clips(job.folder, "animate")
     with pytest.raises(BadInput, match=r"jobs/job/src_pose\.mp4: frame \d \(of 9"):
-        place_clips(job, target)
+        place_clips(job.folder, target, "animate")
     assert check_clips(target, "animate") == kept
 
 

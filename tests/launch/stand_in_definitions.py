@@ -3,7 +3,6 @@
 import os
 import sys
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -11,20 +10,18 @@ import dagster as dg
 from wan_orchestration.launch import torchrun
 from wan_orchestration.launch.gpus import Gpus
 from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.protocol.messages import Request, Task
-from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.protocol.messages import Request
 
 torchrun.WORKER = "stand_in_worker"
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 
 @dg.asset
 def launched(context: dg.AssetExecutionContext, launcher: Launcher):
+    from tasks import make_task
+
     folder = Path(os.environ["STAND_IN_FOLDER"])
-    tasks = [
-        Task(job_id=name, clips=folder, output=folder, settings=GenerateSettings(), created_at=datetime.now(UTC))
-        for name in os.environ["STAND_IN_JOBS"].split()
-    ]
+    tasks = [make_task(name, folder) for name in os.environ["STAND_IN_JOBS"].split()]
     with closing(launcher.generate(context, Request(snapshot=folder, tasks=tasks))) as results:
         return dg.MaterializeResult(metadata={result.job_id: result.status for result in results})
 

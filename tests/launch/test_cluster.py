@@ -21,6 +21,7 @@ import pytest
 from steps import launch, reason
 
 from wan_orchestration.generate import runner
+from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.generate import GenerateSettings
@@ -61,7 +62,7 @@ def ask(tiny_snapshot, make_job, tmp_path) -> Callable[..., Request]:
     def make(steps: int = 2, output: str = "videos", exact: Path | None = None) -> Request:
         task = Task(
             job_id="dance",
-            clips=clips,
+            clips=check_clips(clips, "animate"),
             output=tmp_path / output / "dance",
             settings=GenerateSettings(clip_len=5, sampling_steps=steps),
             created_at=datetime.now(UTC),

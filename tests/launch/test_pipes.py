@@ -1,18 +1,18 @@
 """What the step makes of the worker's messages."""
 
 import time
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+from tasks import make_task
+
 from wan_orchestration.launch.pipes import Listener
-from wan_orchestration.protocol.messages import Progress, Request, Task
-from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.protocol.messages import Progress, Request
 
 
 def test_time_that_passes_is_no_sign_of_life():
-    task = Task(job_id="dance", clips=Path(), output=Path(), settings=GenerateSettings(), created_at=datetime.now(UTC))
+    task = make_task("dance", Path())
     lines, heard, messages = [], [], []
     context = SimpleNamespace(run=SimpleNamespace(run_id="run"), log=SimpleNamespace(info=lines.append))
     listener = Listener(context, Request(snapshot=Path(), tasks=[task]))

@@ -8,20 +8,20 @@ import signal
 import sys
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from dagster_pipes import encode_param
 from pydantic import ValidationError
 from steps import launch, reason
+from tasks import make_task
 
 from wan_orchestration.launch import slurm
 from wan_orchestration.launch.slurm import SlurmClient, failure
 from wan_orchestration.launch.slurm_folder import LaunchFolder
 from wan_orchestration.launch.slurm_queue import Job
 from wan_orchestration.launch.tail import TailMessageReader
-from wan_orchestration.protocol.messages import Request, Result, Task
+from wan_orchestration.protocol.messages import Request, Result
 from wan_orchestration.settings.generate import GenerateSettings
 
 HERE = Path(__file__).parent
@@ -63,9 +63,8 @@ def ask(folder: Path, *names: str, steps: int = 20) -> Request:
     clips.mkdir(exist_ok=True)
     if not (clips / "src_pose.mp4").exists():
         (clips / "src_pose.mp4").touch()
-    settings, now = GenerateSettings(sampling_steps=steps), datetime.now(UTC)
-    tasks = [Task(job_id=name, clips=clips, output=folder, settings=settings, created_at=now) for name in names]
-    return Request(snapshot=folder, tasks=tasks)
+    tasks = [make_task(name, clips, GenerateSettings(sampling_steps=steps)) for name in names]
+    return Request(snapshot=folder, tasks=[task.model_copy(update={"output": folder}) for task in tasks])
 
 
 def jobs(cluster: Path) -> list[dict]:

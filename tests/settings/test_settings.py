@@ -4,9 +4,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tasks import make_task
 
 from wan_orchestration.jobs.folder import Job
-from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result, Task
+from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.settings.variables import take_in
@@ -45,7 +46,7 @@ def test_a_result_says_the_same_under_any_variables(variables):
 
 
 def test_requests_arrive_as_they_were_sent(monkeypatch):
-    generate = Task(job_id="a", clips=Path("c"), output=Path("o"), settings=GenerateSettings(seed=7), created_at=NOW)
+    generate = make_task("a", Path("o"), GenerateSettings(seed=7))
     sent = [
         Request(snapshot=Path("weights"), tasks=[generate]),
         PreprocessRequest(

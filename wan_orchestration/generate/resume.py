@@ -5,6 +5,7 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -154,6 +155,8 @@ class Work:
         os.close(self._lock)
         if self.folder.exists() and not self.clips:
             remove(self.folder)
+            with suppress(OSError):  # holds an earlier video
+                self.folder.parent.rmdir()
 
     def _file(self, kind: str, index: int, suffix: str) -> Path:
         return self.folder / f"{kind}_{index:05d}.{suffix}"

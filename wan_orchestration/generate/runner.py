@@ -31,7 +31,7 @@ from wan_orchestration.generate.estimate import Estimate, Rates, keep_rates, rea
 from wan_orchestration.generate.resume import ClipRecord, Work
 from wan_orchestration.generate.segments import ClipMaker, Plan
 from wan_orchestration.generate.ticker import Ticker
-from wan_orchestration.jobs.clips import Clips, check_clips
+from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.protocol.messages import (
     ClipFacts,
     FinishedClip,
@@ -154,7 +154,7 @@ class Runner:
         """Make the video. Its clips are given up as the stack is left: until then they are there for another try."""
         settings = task.settings
         loras = self._loras(settings)
-        clips = check_clips(task.clips, settings.mode, settings.refert_num)
+        clips = task.clips
         for notice in clips.notices:
             log.warning(notice)
         device, dtype = pick_device(settings, self.ranks)

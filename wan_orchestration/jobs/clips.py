@@ -2,17 +2,13 @@
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import check_file, replacing
 from wan_orchestration.settings.generate import Mode
-
-if TYPE_CHECKING:
-    from wan_orchestration.video.info import Sound, VideoInfo
-
+from wan_orchestration.video.info import Sound, VideoInfo
 
 CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
 
@@ -37,19 +33,36 @@ class Clips:
 
     folder: Path
     mode: Mode
-    pose: "VideoInfo"
-    face: "VideoInfo"
+    pose: VideoInfo
+    face: VideoInfo
     reference: Path
-    background: "VideoInfo | None"
-    mask: "VideoInfo | None"
-    sound: "Sound"
+    background: VideoInfo | None
+    mask: VideoInfo | None
+    sound: Sound
     """Of the pose clip; the video gets it."""
     notices: tuple[str, ...]
     """What a user should know of the clips, in words."""
 
-    def videos(self) -> "list[VideoInfo]":
+    def videos(self) -> list[VideoInfo]:
         """All that are video."""
         return [info for info in (self.pose, self.face, self.background, self.mask) if info is not None]
+
+    def at(self, folder: Path) -> "Clips":
+        """What is known of the clips holds for copies of them in another folder."""
+
+        def moved(info: VideoInfo) -> VideoInfo:
+            return replace(info, path=folder / info.path.name)
+
+        return replace(
+            self,
+            folder=folder,
+            pose=moved(self.pose),
+            face=moved(self.face),
+            reference=folder / self.reference.name,
+            background=self.background and moved(self.background),
+            mask=self.mask and moved(self.mask),
+            sound=replace(self.sound, path=folder / self.sound.path.name),
+        )
 
 
 def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
@@ -118,7 +131,7 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
     )
 
 
-def _unlike(info: "VideoInfo", pose: "VideoInfo") -> list[str]:
+def _unlike(info: VideoInfo, pose: VideoInfo) -> list[str]:
     """How generation, which takes frame for frame, uses a clip that differs from the pose clip in length or rate."""
     found = []
     if info.frames != pose.frames:
@@ -133,7 +146,7 @@ def _unlike(info: "VideoInfo", pose: "VideoInfo") -> list[str]:
     return found
 
 
-def _frames(info: "VideoInfo") -> str:
+def _frames(info: VideoInfo) -> str:
     return "1 frame" if info.frames == 1 else f"{info.frames} frames"
 
 
@@ -152,4 +165,4 @@ def place_clips(source: Path, target: Path, mode: Mode, refert_num: int = 1) -> 
         part.mkdir()
         for file in clip_names(mode).values():
             shutil.copyfile(source / file, part / file)
-    return check_clips(target, mode, refert_num)
+    return clips.at(target)

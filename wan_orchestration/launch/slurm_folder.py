@@ -100,7 +100,7 @@ def identity(request: Request | PreprocessRequest) -> str:
         inputs = [request.driving, request.reference]
         asked = request.model_dump(mode="json")
     else:
-        inputs = [file for task in request.tasks for file in sorted(task.clips.iterdir())]
+        inputs = [file for task in request.tasks for file in sorted(task.clips.folder.iterdir())]
         asked = request.model_dump(mode="json", exclude={"tasks": {"__all__": {"created_at"}}})
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in inputs]
     return hashlib.sha256(json.dumps([asked, states], sort_keys=True).encode()).hexdigest()

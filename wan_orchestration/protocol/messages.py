@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.settings.generate import GenerateSettings, Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.stopwatch import Phase
@@ -19,8 +20,7 @@ class Task(BaseModel):
     """One video to generate."""
 
     job_id: str
-    clips: Path
-    """Folder that holds `src_pose.mp4`, `src_face.mp4`, `src_ref.png` (and `src_bg.mp4`, `src_mask.mp4`)."""
+    clips: Clips
     output: Path
     """Folder that receives `video.mp4`, `poster.jpg` and `result.json`."""
     settings: GenerateSettings

@@ -17,6 +17,7 @@ from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.parallel.sequence import SplitTokens
 from wan_orchestration.errors import BadInput
 from wan_orchestration.generate import runner
+from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.generate import GenerateSettings
 
@@ -85,7 +86,7 @@ def request_of(make_job, tmp_path):
             tasks.append(
                 Task(
                     job_id=name,
-                    clips=make_job(name, **job),
+                    clips=check_clips(make_job(name, **job), settings.get("mode", "animate")),
                     output=tmp_path / "alone" / name,
                     settings=GenerateSettings(clip_len=5, sampling_steps=2, device="cpu", **settings),
                     created_at=datetime.now(UTC),
@@ -202,7 +203,14 @@ def test_ranks_go_on_where_one_stopped(request_of, tmp_path, monkeypatch):
 def test_sequence_parallel_off(request_of, tmp_path):
     """Rank 0 works alone, the other leaves."""
     request = request_of("even")
-    command = ["-m", "wan_orchestration.infer", "--src-root", request.tasks[0].clips, "--output", tmp_path / "out"]
+    command = [
+        "-m",
+        "wan_orchestration.infer",
+        "--src-root",
+        request.tasks[0].clips.folder,
+        "--output",
+        tmp_path / "out",
+    ]
     command += ["--checkpoint-dir", request.snapshot, "--clip-len=5", "--sampling-steps=1", "--device=cpu"]
     done, _ = torchrun(2, *command, WAN_ENABLE_SEQUENCE_PARALLEL="false")
     assert done.returncode == 0

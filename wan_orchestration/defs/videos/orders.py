@@ -35,17 +35,17 @@ class Order:
         env = environment()
         settings = job.generate_settings(**given)
         folder = env.clips_root / job.key
-        check_clips(folder, settings.mode, settings.refert_num)
-        clips = clips_version(folder, settings.mode)
+        clips = check_clips(folder, settings.mode, settings.refert_num)
+        version = clips_version(folder, settings.mode)
         task = Task(
             job_id=job.key,
-            clips=folder,
+            clips=clips,
             output=env.videos_root / job.key,
             settings=settings,
             created_at=created_at,
         )
-        ingredients = f"{clips} {snapshot.fingerprint} {json.dumps(settings.decisive(), sort_keys=True)}"
-        return cls(job, task, clips, hashlib.sha256(ingredients.encode()).hexdigest())
+        ingredients = f"{version} {snapshot.fingerprint} {json.dumps(settings.decisive(), sort_keys=True)}"
+        return cls(job, task, version, hashlib.sha256(ingredients.encode()).hexdigest())
 
 
 def facts(result: Result) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from long_video import draw_job, random_snapshot
 RUN = """
 import sys
 from pathlib import Path
-from wan_orchestration import runner
+from wan_orchestration.generate import runner
 from wan_orchestration.messages import Request
 class Quiet:
     def log(self, message): pass

@@ -136,7 +136,7 @@ def test_the_run_tells_all_about_the_video(instance, project):
     assert metadata["poster"].md_str.startswith("![poster](data:image/jpeg;base64,")
     assert metadata["preview"].md_str.startswith("![preview](data:image/webp;base64,")
     assert len(metadata["preview"].md_str) < 50_000
-    (row,) = metadata["clips_table"].records
+    (row,) = metadata["segments_table"].records
     assert row.data["frames"] == FRAMES and row.data["seconds_per_step"] > 0 and row.data["colour_drift"] == 0
     assert metadata["play"].url == "http://127.0.0.1:8000/animate/jobs/demo/media"
     assert {"colour_drift", "seam", "identity"} <= set(metadata)

@@ -10,11 +10,12 @@ from media import moving_frames
 from PIL import Image
 
 from wan_orchestration.defs.clips import checks as clips_checks
-from wan_orchestration.defs.videos.checks import CHECKS, inspect, judge
+from wan_orchestration.defs.videos.checks import CHECKS, inspect, judge, read_result
+from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.preprocess.drawing import draw_skeleton
 from wan_orchestration.protocol.messages import Quality, Result
-from wan_orchestration.video.reader import iter_frames
+from wan_orchestration.video.reader import iter_frames, probe
 from wan_orchestration.video.writer import write_lossless, write_segment
 
 FRAMES, HEIGHT, WIDTH, FPS = 6, 64, 96, Fraction(25)
@@ -37,11 +38,15 @@ def made(tmp_path) -> tuple[Path, Path]:
     return folder, tmp_path / "src_pose.mp4"
 
 
+def results(folder: Path, driving: Path) -> dict:
+    return inspect(folder / "video.mp4", probe(driving)) | judge(read_result(folder / "result.json"))
+
+
 def failed(folder: Path, driving: Path) -> set[str]:
-    findings = inspect(folder, driving)
-    assert set(findings) | set(judge(None)) == set(CHECKS)
-    assert all(finding.reason for finding in findings.values() if not finding.passed)
-    return {name for name, finding in findings.items() if not finding.passed}
+    found = results(folder, driving)
+    assert set(found) == set(CHECKS)
+    assert all(result.description for result in found.values() if not result.passed)
+    return {name for name, result in found.items() if not result.passed}
 
 
 def test_a_good_video_passes(made):
@@ -67,9 +72,9 @@ def test_a_blank_frame(made):
     frames = pictures()
     frames[3][:] = 0
     write_segment(made[0] / "video.mp4", frames, FPS)
-    findings = inspect(*made)
+    found = results(*made)
     assert failed(*made) == {"not_blank"}
-    assert "the first is frame 3" in findings["not_blank"].reason
+    assert "the first is frame 3" in found["not_blank"].description
 
 
 def test_damaged_data(made):
@@ -97,7 +102,12 @@ def test_nan(made):
 def result(**quality) -> Result:
     good = {"frozen_frames": 1, "colour_drift": [0.0, 2.0], "seam": 1.0, "pose_similarity": 0.9, "identity": 0.8}
     return Result(
-        job_id="job", status="succeeded", created_at=datetime.now(UTC), fps=10, quality=Quality(**good | quality)
+        job_id="job",
+        status="succeeded",
+        created_at=datetime.now(UTC),
+        fps=10,
+        finite=True,
+        quality=Quality(**good | quality),
     )
 
 
@@ -114,15 +124,15 @@ def result(**quality) -> Result:
     ],
 )
 def test_quality_is_judged_by_the_settings(quality, check, monkeypatch):
-    findings = judge(result(**quality))
-    assert {name for name, finding in findings.items() if not finding.passed} == check
+    found = judge(result(**quality))
+    assert {name for name, one in found.items() if not one.passed} == check
     if quality.get("identity", "") is None:
-        assert findings["identity"].reason == "not measured: why"
+        assert found["identity"].description == "not measured: why"
     for name in ("FROZEN_SECONDS", "COLOUR_DRIFT", "SEAM"):
         monkeypatch.setenv(f"WAN_CHECK_{name}", "100")
     for name in ("POSE", "IDENTITY"):
         monkeypatch.setenv(f"WAN_CHECK_{name}", "0")
-    assert all(finding.passed for finding in judge(result(**quality)).values())
+    assert all(one.passed for one in judge(result(**quality)).values())
 
 
 @pytest.fixture
@@ -144,9 +154,9 @@ def good_clips(tmp_path) -> Path:
 
 
 def failed_clips(folder: Path) -> set[str]:
-    findings = clips_checks.inspect(folder, Job.open(folder))
-    assert set(findings) == set(clips_checks.CHECKS)
-    return {name for name, finding in findings.items() if not finding.passed}
+    found = clips_checks.inspect(check_clips(folder, Job.open(folder).generate_settings().mode))
+    assert set(found) == set(clips_checks.CHECKS)
+    return {name for name, result in found.items() if not result.passed}
 
 
 def test_good_clips_pass(good_clips):

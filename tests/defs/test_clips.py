@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import dagster as dg
 
 from wan_orchestration.defs.clips.checks import CHECKS
+from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.defs.videos.assets import _up_to_date_clips
 from wan_orchestration.jobs.folder import Job
 
@@ -73,7 +74,8 @@ def test_the_video_has_clips_made_as_often_as_it_takes(make_job, data_root, inst
 
     @dg.asset
     def video(context: dg.AssetExecutionContext):
-        assert len(list(_up_to_date_clips(context, None, job, SimpleNamespace(fingerprint="weights")))) == 1
+        clips = _up_to_date_clips(context, None, JobFolders(), job, SimpleNamespace(fingerprint="weights"))
+        assert len(list(clips)) == 1
 
     for run in range(2):
         assert dg.materialize([video], instance=instance).success

@@ -11,11 +11,12 @@ import dagster as dg
 import pytest
 
 from wan_orchestration.defs.jobs import sensors
-from wan_orchestration.defs.jobs.cursor import PLACE
-from wan_orchestration.defs.jobs.loose_files import loose
-from wan_orchestration.defs.jobs.run_requests import Ask, group
-from wan_orchestration.defs.jobs.scan import look
+from wan_orchestration.defs.jobs.cursor import STORED_AS
+from wan_orchestration.defs.jobs.loose_files import loose_files
+from wan_orchestration.defs.jobs.run_requests import group
+from wan_orchestration.defs.jobs.scan import scan_folder
 from wan_orchestration.defs.jobs.sensors import drop_folder
+from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.settings.environment import environment
 
@@ -88,7 +89,7 @@ def test_a_folder_is_taken_up_once_for_each_content(drop, tick, instance):
     shutil.rmtree(folder)
     folder.with_name("copy").rename(folder)
     assert tick() == []
-    instance.daemon_cursor_storage.set_cursor_values({PLACE: "{}"})
+    instance.daemon_cursor_storage.set_cursor_values({STORED_AS: "{}"})
     assert tick(reset=True) == []
 
     (folder / "job.yaml").write_text("generate: {seed: 7}")
@@ -115,7 +116,7 @@ def test_a_job_that_waits_or_runs_is_left_alone(drop, tick, instance):
 
 def test_runs_of_others_count(drop, tick, instance):
     """Those of the shell, the UI and the HTTP API get the same tags, if need be when they begin."""
-    content = Ask.of(Job.open(drop("one"))).content
+    content = JobVersion.of(Job.open(drop("one"))).content
     instance.add_run(dg.DagsterRun(job_name="x", tags={"job/one": content}, status=dg.DagsterRunStatus.FAILURE))
     drop("two")
     assert tick() == [["two"]]
@@ -143,9 +144,9 @@ def test_nothing_is_run_before_copying_has_ended(drop, tick, monkeypatch, instan
 
 def test_a_partial_file_that_was_left_behind_does_not_block_for_ever(drop):
     (drop("one") / "driving.mp4.part").write_bytes(b"")
-    state = look(drop("one"))
-    assert not state.still(state.changed_at + 600, settle_seconds=1)
-    assert state.still(state.changed_at + 1000, settle_seconds=1)
+    state = scan_folder(drop("one"))
+    assert not state.settled(state.changed_at + 600, settle_seconds=1)
+    assert state.settled(state.changed_at + 1000, settle_seconds=1)
 
 
 @pytest.fixture
@@ -198,13 +199,13 @@ def test_loose_files_are_listed_until_they_lie_in_a_folder(drop, tick, table, in
     assert table().keys() == {"alone.heic", "notes.txt"}
 
 
-def test_files_that_are_being_copied_are_not_loose(tmp_path):
+def test_files_that_are_being_copied_are_not_loose_files(tmp_path):
     (tmp_path / "dance.mp4").write_bytes(b"half")
     now = time.time()
-    assert not loose(tmp_path, now - 10) and loose(tmp_path, now + 10)
+    assert not loose_files(tmp_path, now - 10) and loose_files(tmp_path, now + 10)
     for number in range(150):
         (tmp_path / f"{number}.mp4").touch()
-    assert len(loose(tmp_path, now + 10)) == 101
+    assert len(loose_files(tmp_path, now + 10)) == 101
 
 
 def test_partitions_of_removed_folders_go_unless_something_was_made(drop, tick, instance, data_root):
@@ -274,8 +275,8 @@ def test_contents_are_read_for_a_second_at_most(drop, tick, monkeypatch):
 
 
 def test_groups_have_no_gaps():
-    def ask(key: str, priority: int = 0) -> Ask:
-        return Ask(key, "content", "animate", priority)
+    def ask(key: str, priority: int = 0) -> JobVersion:
+        return JobVersion(key, "animate", priority, content="content", inputs="inputs", settings="settings")
 
     def keys(jobs, most) -> list[list[str]]:
         return [[job.key for job in run] for run in group(jobs, "abcdefgh", most)]

@@ -1,13 +1,16 @@
 import pytest
 
 from wan_orchestration.defs.jobs.assets import observe
+from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.defs.partitions import register
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job
 
 
 def versions(folder) -> dict[str, str]:
-    return {event.asset_key.to_user_string(): event.tags["dagster/data_version"] for event in observe(Job.open(folder))}
+    job = Job.open(folder)
+    events = observe(job, JobVersion.of(job))
+    return {event.asset_key.to_user_string(): event.tags["dagster/data_version"] for event in events}
 
 
 def test_settings_and_inputs_have_versions_of_their_own(make_job, monkeypatch):

@@ -59,7 +59,7 @@ def test_six_jobs_of_which_one_is_broken(make_job, make_raw_job, instance, run_o
         (record,) = instance.fetch_materializations(
             dg.AssetRecordsFilter(asset_key=ASSET, asset_partitions=[key]), limit=1
         ).records
-        assert record.asset_materialization.metadata["clips"].value == (2 if key == "f" else 1)
+        assert record.asset_materialization.metadata["segments"].value == (2 if key == "f" else 1)
         assert record.asset_materialization.tags["dagster/code_version"] == "1"
     checked = [
         event.event_specific_data for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"

@@ -17,7 +17,7 @@ from wan_orchestration.defs import failures
 from wan_orchestration.defs.config import GenerateConfig
 from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.defs.metadata import poster
-from wan_orchestration.defs.videos.orders import facts
+from wan_orchestration.defs.videos.metadata import video_metadata
 from wan_orchestration.protocol.messages import Result
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.generate import GenerateSettings
@@ -57,8 +57,8 @@ def test_only_what_was_filled_in_is_given():
 
 def test_notices_are_shown():
     result = Result(job_id="job", status="succeeded", created_at=datetime.now(UTC), notices=["the face is short"])
-    assert [row.data["what"] for row in facts(result)["warnings"].records] == ["the face is short"]
-    assert "warnings" not in facts(result.model_copy(update={"notices": []}))
+    assert [row.data["what"] for row in video_metadata(result)["warnings"].records] == ["the face is short"]
+    assert "warnings" not in video_metadata(result.model_copy(update={"notices": []}))
 
 
 def test_bad_input_is_not_tried_again(make_job, materialize, reason, data_root, monkeypatch, weights):

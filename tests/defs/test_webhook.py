@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from wan_orchestration.defs import sensors as webhook
-from wan_orchestration.defs.sensors import NotDelivered, failure_webhook
+from wan_orchestration.defs.sensors import NotDelivered
 
 
 class Receiver(HTTPServer):
@@ -66,7 +66,7 @@ def tell(instance):
             dagster_run=result.dagster_run,
             dagster_event=result.get_run_failure_event(),
         )
-        failure_webhook(context.for_run_failure())
+        webhook.failure_webhook(context.for_run_failure())
         return result.run_id
 
     return look
@@ -93,8 +93,8 @@ def test_a_receiver_that_does_not_take_it(tell, receiver, statuses, tries):
     assert len(receiver.bodies) == tries and "secret" not in str(failure.value)
 
 
-def test_off_unless_asked_for(tell, receiver, monkeypatch):
-    assert failure_webhook.default_status == dg.DefaultSensorStatus.STOPPED
+def test_off_unless_asked_for(tell, receiver, monkeypatch, repository):
+    assert repository.get_sensor_def("failure_webhook").default_status == dg.DefaultSensorStatus.STOPPED
     monkeypatch.delenv("WAN_FAILURE_WEBHOOK_URL")
     tell()
     assert not receiver.bodies

@@ -20,7 +20,8 @@ from wan_orchestration.api.problems import FieldProblem, Problem, field_problems
 from wan_orchestration.api.queue import Queue
 from wan_orchestration.api.uploads import Form
 from wan_orchestration.api.webhooks import check_webhook, webhook_tags
-from wan_orchestration.defs.jobs.run_requests import PRIORITY, Ask, run_tags
+from wan_orchestration.defs.jobs.run_requests import PRIORITY, run_tags
+from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import VIDEO_SUFFIXES
 from wan_orchestration.jobs.clips import check_clips
@@ -45,7 +46,7 @@ DECODING = threading.Semaphore(2)
 class Order:
     """One request for a video."""
 
-    ask: Ask
+    ask: JobVersion
     """The job, by which the `drop_folder` sensor knows that there has been a run for what its folder holds."""
     settings: Settings
     digest: str
@@ -81,7 +82,7 @@ class Submissions:
         given = {"generated_video": generate, "preprocessed_clips": preprocess}
         ops = {op: {"config": config} for op, config in given.items() if config}
         order = Order(
-            ask=Ask.of(folder),
+            ask=JobVersion.of(folder),
             settings=submission,
             digest=_digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
             config={"ops": ops} if ops else {},
@@ -107,7 +108,7 @@ class Submissions:
             raise form.refusal(error) from None
         (form.folder / UPLOADED).touch()
         order = Order(
-            ask=Ask.of(folder),
+            ask=JobVersion.of(folder),
             settings=settings,
             digest=_digest([form.digest, settings.model_dump(mode="json", exclude_none=True)]),
             priority=settings.priority or 0,

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import dagster as dg
 
 from wan_orchestration.cli.run import RunFailed, execute, in_words, open_instance
-from wan_orchestration.defs.batch.outdated import outdated
-from wan_orchestration.defs.jobs.run_requests import Ask, group, request_tags, urgency
+from wan_orchestration.defs.batch.stale import stale_jobs
+from wan_orchestration.defs.jobs.run_requests import group, request_tags
 from wan_orchestration.defs.jobs.scan import scan
+from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.settings.environment import DagsterHome, environment
@@ -42,7 +43,7 @@ def batch(limit: int | None, dry_run: bool) -> int:
     """Returns the exit code. BadInput."""
     instance, most = open_instance(), validate(BatchSettings, {}).max_jobs_per_run
     rejected = dict(_register(instance))
-    asks, unusable = outdated(instance)
+    asks, unusable = stale_jobs(instance)
     for reason in sorted({**rejected, **unusable}.values()):
         print(f"cannot be used: {reason}", file=sys.stderr)
     asks = asks[:limit]
@@ -62,7 +63,7 @@ def batch(limit: int | None, dry_run: bool) -> int:
             execute(instance, command, {"DAGSTER_HOME": str(DagsterHome().home.absolute())})
         except RunFailed as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
-            left, _ = outdated(instance)
+            left, _ = stale_jobs(instance)
             failed += sorted({ask.key for ask in left} & set(keys))
     if dry_run:
         return 0
@@ -80,11 +81,11 @@ def _register(instance: dg.DagsterInstance) -> Iterator[tuple[str, str]]:
         raise BadInput(f"{env.jobs_root}: no such folder; expected the folder of all job folders")
     registered, settle = set(instance.get_dynamic_partitions("jobs")), validate(DropSettings, {}).settle_seconds
     for folder in scan(env.jobs_root):
-        if folder.path.name in registered or not folder.still(time.time(), settle):
+        if folder.path.name in registered or not folder.settled(time.time(), settle):
             continue
         try:
-            new.append(Ask.of(Job.open(folder.path), fingerprint="unread"))
+            new.append(JobVersion.of(Job.open(folder.path), fingerprint="unread"))
         except BadInput as error:
             yield folder.path.name, str(error)
     if new:
-        instance.add_dynamic_partitions("jobs", [ask.key for ask in sorted(new, key=urgency)])
+        instance.add_dynamic_partitions("jobs", [ask.key for ask in sorted(new, key=lambda job: job.urgency)])

@@ -1,4 +1,4 @@
-"""The launchpad's forms, made from the settings models, so that each setting is described once."""
+"""The launchpad's forms, made from the settings models: each setting is described once."""
 
 import enum
 from pathlib import Path
@@ -14,10 +14,10 @@ from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
 class OptionalFields(dg.Config):
-    """Settings for one run; those left out come from `job.yaml`, the environment and the defaults."""
+    """Settings for one run. Fields left out come from `job.yaml`, the environment and the defaults."""
 
     def given(self) -> dict[str, Any]:
-        """The settings that were filled in, by name."""
+        """The fields that were filled in, by name."""
         values = {name: getattr(self, name) for name in type(self).model_fields}
         return {
             name: value.value if isinstance(value, enum.Enum) else value
@@ -27,7 +27,7 @@ class OptionalFields(dg.Config):
 
 
 def optional_fields(model: type[BaseModel]) -> type[OptionalFields]:
-    """A form with the fields of a model, each with its description and None where it is left out."""
+    """A form with a model's fields and descriptions, all optional."""
     fields: dict[str, Any] = {
         name: (
             _config_type(name, field) | None,
@@ -39,7 +39,7 @@ def optional_fields(model: type[BaseModel]) -> type[OptionalFields]:
 
 
 def _config_type(name: str, field: FieldInfo) -> Any:
-    """What Dagster's config knows in place of a field's type: it has enums for literals of text, none for numbers."""
+    """The type that Dagster's config has for a field's type: an enum for literals of text, a plain type otherwise."""
     annotation = _without_none(field.annotation)
     if annotation is Path:
         return str
@@ -58,8 +58,8 @@ def _without_none(annotation: Any) -> Any:
 
 
 class GenerateConfig(optional_fields(GenerateSettings)):
-    """How videos are generated in this run; what is left out comes from `job.yaml`, the environment, the defaults."""
+    """How this run generates videos. Fields left out come from `job.yaml`, the environment, the defaults."""
 
 
 class PreprocessConfig(optional_fields(PreprocessSettings)):
-    """How clips are made in this run; what is left out comes from `job.yaml`, the environment, the defaults."""
+    """How this run makes clips. Fields left out come from `job.yaml`, the environment, the defaults."""

@@ -1,4 +1,4 @@
-"""How steps fail: in words, and tried again only where that can help."""
+"""How steps fail: with a message, and with a retry only where one can help."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ WAIT_SECONDS = 5
 
 @contextmanager
 def failures_in_words(context: dg.AssetExecutionContext, *may_pass: type[Exception]) -> Iterator[None]:
-    """BadInput fails the step at once; after an error of the kinds that may pass the step is tried again, twice.
+    """Fails the step at once for BadInput, and retries it twice for the exceptions in `may_pass`.
 
-    This stands in for a retry policy, because Dagster's repeats a cancelled step as well.
+    Dagster's own retry policy would also retry a step that was cancelled.
     """
     try:
         yield
@@ -28,7 +28,7 @@ def failures_in_words(context: dg.AssetExecutionContext, *may_pass: type[Excepti
 
 
 def reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
-    """Why a run's steps failed, in the words of their failures."""
+    """The messages of a run's failed steps, one a line; None if no step failed."""
     reasons = []
     for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
         if event.dagster_event:

@@ -1,4 +1,4 @@
-"""Pictures that the UI shows inline. Each run keeps them in Dagster's database, so they are small."""
+"""Pictures as metadata that the UI shows inline. Dagster stores them in its database, so they are small."""
 
 import base64
 from io import BytesIO
@@ -20,12 +20,12 @@ def poster(path: Path) -> dg.MarkdownMetadataValue:
 
 
 def animation(path: Path) -> dg.MarkdownMetadataValue:
-    """An animated WebP as it is: the runner makes it small enough."""
+    """An animated WebP, unchanged: the runner makes it small enough."""
     return dg.MetadataValue.md(f"![preview](data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()})")
 
 
 def picture(source: "Path | np.ndarray", name: str) -> dg.MarkdownMetadataValue:
-    """A picture with details, (H, W, 3) uint8 RGB or a file, behind a click, as a JPEG of at most 50 KB of text."""
+    """A detailed picture, a file or (H, W, 3) uint8 RGB, as an inline JPEG of at most 50 KB of text."""
     return _inline(source, name, SHEET_WIDTH, SHEET_BYTES)
 
 

@@ -11,12 +11,12 @@ jobs = dg.DynamicPartitionsDefinition(name="jobs")
 
 
 def register(instance: dg.DagsterInstance, key: str) -> None:
-    """Make a job known to Dagster; nothing happens where it is already. BadInput: not a job key."""
+    """Adds a job's partition, unless it is there. BadInput: not a job key."""
     instance.add_dynamic_partitions("jobs", [check_key(key)])
 
 
 def without_output(instance: dg.DagsterInstance, keys: Iterable[str]) -> list[str]:
-    """Those of the jobs of which nothing was ever made, neither files nor, as Dagster knows, clips or a video."""
+    """The jobs that have no files in `clips/` or `videos/`, and no materialization of either."""
     env = environment()
     bare = [key for key in keys if not any((root / key).exists() for root in (env.clips_root, env.videos_root))]
     if not bare:

@@ -1,13 +1,16 @@
-"""What assets are given: the drop folder, the devices, and what launches the engine on them."""
+"""What assets are given: the drop folder's jobs, the devices, and the launcher that starts the engine on them."""
 
 import socket
 from typing import Any
 
 import dagster as dg
+from pydantic import PrivateAttr
 
 from wan_orchestration.defs.jobs.assets import observe
-from wan_orchestration.defs.jobs.run_requests import Ask, jobs_of, run_tags
+from wan_orchestration.defs.jobs.run_requests import jobs_of, run_tags
+from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput, validate
+from wan_orchestration.jobs.clips import Clips, check_clips
 from wan_orchestration.jobs.folder import Job, check_key
 from wan_orchestration.launch.gpus import Gpus
 from wan_orchestration.launch.launcher import Launcher
@@ -15,46 +18,75 @@ from wan_orchestration.launch.run_launcher import HOST_TAG
 from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
 from wan_orchestration.settings.environment import environment
+from wan_orchestration.settings.generate import Mode
 from wan_orchestration.settings.variables import from_variables
 
 
 class JobFolders(dg.ConfigurableResource):
-    """The drop folder.
+    """The jobs of a run. Each folder is opened and hashed once a run, and its clips are checked once.
 
     Dagster compares what an asset was made of with what it would be made of now by the last observations *before* the
-    step that made it. So the run's jobs are observed here, before its first step, whoever started the run. The run's
-    tags say what it is about; by them the `drop_folder` sensor knows what has been run.
+    step that made it. So the run's jobs are observed here, before its first step, whoever started the run. The run is
+    tagged with them: by these tags the `drop_folder` sensor knows what has been run.
     """
+
+    _jobs: dict[str, tuple[Job, JobVersion]] = PrivateAttr(default_factory=dict)
+    _clips: dict[tuple[str, Mode], Clips] = PrivateAttr(default_factory=dict)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         run, instance = context.run, context.instance
         if run is None or instance is None:
             return
-        asks = []
         for key in jobs_of(run, instance.get_dynamic_partitions("jobs")):
             try:
-                job = self.open(key)
-                fingerprint = job.fingerprint()
-                asks.append(Ask.of(job, fingerprint))
-                for observation in observe(job, fingerprint):
-                    instance.report_runless_asset_event(observation)
+                job, version = self._open(key)
             except BadInput:
-                # The step opens the job as well, and its failure is where a user looks.
+                # The step opens the job again, and users look at the step's failure.
                 continue
-        instance.add_run_tags(run.run_id, {HOST_TAG: socket.gethostname(), **(run_tags(asks) if asks else {})})
+            for observation in observe(job, version):
+                instance.report_runless_asset_event(observation)
+        versions = [version for _, version in self._jobs.values()]
+        instance.add_run_tags(run.run_id, {HOST_TAG: socket.gethostname(), **(run_tags(versions) if versions else {})})
 
     def open(self, key: str) -> Job:
-        """A job by its partition key. BadInput: the key is none, or the folder cannot be used."""
-        return Job.open(environment().jobs_root / check_key(key))
+        """A job by its partition key. BadInput: not a key, or the folder cannot be used."""
+        return self._open(key)[0]
+
+    def version(self, key: str) -> JobVersion:
+        """A job's version when the run began. BadInput as for `open`."""
+        return self._open(key)[1]
+
+    def clips(self, key: str, mode: Mode, refert_num: int = 1) -> Clips:
+        """The checked clips in DATA_ROOT/clips/<key>. BadInput as for `check_clips`."""
+        known = self._clips.get((key, mode))
+        if known is None or known.pose.frames <= refert_num:
+            known = self.remember(key, check_clips(environment().clips_root / key, mode, refert_num))
+        return known
+
+    def remember(self, key: str, clips: Clips) -> Clips:
+        """Keeps checked clips for the run's other steps."""
+        self._clips[key, clips.mode] = clips
+        return clips
+
+    def forget(self, key: str) -> None:
+        """Drops what is known of a job's clips, which were made anew."""
+        for mode in ("animate", "replace"):
+            self._clips.pop((key, mode), None)
+
+    def _open(self, key: str) -> tuple[Job, JobVersion]:
+        if key not in self._jobs:
+            job = Job.open(environment().jobs_root / check_key(key))
+            self._jobs[key] = job, JobVersion.of(job)
+        return self._jobs[key]
 
 
 def gpus() -> Gpus:
-    """The devices as `WAN_GPUS_*` variables describe them. BadInput: one of them has a bad value."""
+    """The devices as `WAN_GPUS_*` variables describe them. BadInput: a variable has a bad value."""
     return Gpus(**_given(Gpus, "WAN_GPUS_"))
 
 
 def launcher(devices: Gpus) -> Launcher:
-    """What WAN_LAUNCHER names, as the variables with its prefix set it up. BadInput: one of them has a bad value."""
+    """The launcher that WAN_LAUNCHER names, set up by the variables with its prefix. BadInput: one has a bad value."""
     if environment().launcher == "slurm":
         return SlurmClient(**_given(SlurmClient, "WAN_SLURM_"))
     return TorchrunClient(gpus=devices, **_given(TorchrunClient, "WAN_TORCHRUN_"))
@@ -69,6 +101,6 @@ def resources() -> dg.Definitions:
     devices = gpus()
     return dg.Definitions(
         resources={"job_folders": JobFolders(), "gpus": devices, "launcher": launcher(devices)},
-        # The step runs in the run's own process, so that whoever kills the run kills the step; see launch/torchrun.py.
+        # A step runs in the run's own process, so that killing the run kills the step; see launch/torchrun.py.
         executor=dg.in_process_executor,
     )

@@ -1,8 +1,10 @@
 """Clips, the videos that generation reads: their names, what they must be, and copies of ready ones."""
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from wan_orchestration.errors import BadInput
@@ -46,6 +48,15 @@ class Clips:
     def videos(self) -> list[VideoInfo]:
         """All that are video."""
         return [info for info in (self.pose, self.face, self.background, self.mask) if info is not None]
+
+    @cached_property
+    def version(self) -> str:
+        """SHA-256 over the names and contents of the files, so that equal clips made again leave a video up to date."""
+        digest = hashlib.sha256()
+        for name in sorted(clip_names(self.mode).values()):
+            with (self.folder / name).open("rb") as content:
+                digest.update(f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        return digest.hexdigest()
 
     def at(self, folder: Path) -> "Clips":
         """What is known of the clips holds for copies of them in another folder."""

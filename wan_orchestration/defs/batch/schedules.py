@@ -1,31 +1,35 @@
-"""All videos that are missing or out of date, at night."""
+"""The nightly batch: all videos that are missing or out of date."""
 
 import dagster as dg
 
-from wan_orchestration.defs.batch.outdated import outdated
-from wan_orchestration.defs.jobs.run_requests import group, make_videos, request
+from wan_orchestration.defs.batch.stale import stale_jobs
+from wan_orchestration.defs.jobs.run_requests import group, make_videos, request_tags
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.settings.service import BatchSettings
 
-_settings = validate(BatchSettings, {})
 
-
-@dg.schedule(
-    job=make_videos,
-    cron_schedule=_settings.cron,
-    execution_timezone=_settings.timezone,
-    default_status=dg.DefaultScheduleStatus.RUNNING if _settings.nightly else dg.DefaultScheduleStatus.STOPPED,
-)
 def nightly_batch(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-    """Runs for all jobs without an up-to-date video, the most urgent first, many to a launch."""
+    """Requests runs for all jobs without an up-to-date video, the most urgent first, many to a launch."""
     try:
-        asks, unusable = outdated(context.instance)
+        jobs, unusable = stale_jobs(context.instance)
     except BadInput as error:
         return dg.SkipReason(str(error))
     for reason in unusable.values():
         context.log.warning(reason)
-    if not asks:
+    if not jobs:
         return dg.SkipReason("all videos are up to date")
-    return [
-        request(run) for run in group(asks, context.instance.get_dynamic_partitions("jobs"), _settings.max_jobs_per_run)
-    ]
+    limit = validate(BatchSettings, {}).max_jobs_per_run
+    runs = group(jobs, context.instance.get_dynamic_partitions("jobs"), limit)
+    return [dg.RunRequest(tags=request_tags(run)) for run in runs]
+
+
+@dg.definitions
+def schedules() -> dg.Definitions:
+    settings = validate(BatchSettings, {})
+    schedule = dg.schedule(
+        job=make_videos,
+        cron_schedule=settings.cron,
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING if settings.nightly else dg.DefaultScheduleStatus.STOPPED,
+    )
+    return dg.Definitions(schedules=[schedule(nightly_batch)])

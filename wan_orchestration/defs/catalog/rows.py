@@ -1,13 +1,13 @@
-"""A row for every job: what it asks for, what became of it, and what that cost."""
+"""A row for every job: its settings, its state, its result, what it cost."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from wan_orchestration.defs.failures import reason
 from wan_orchestration.defs.jobs.run_requests import JOB, UNFINISHED, jobs_of
+from wan_orchestration.defs.videos.checks import read_result
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Result
@@ -47,7 +47,7 @@ def rows(instance: dg.DagsterInstance) -> Iterator[dict[str, Any]]:
     env, registered = environment(), instance.get_dynamic_partitions("jobs")
     last = _last_runs(instance, registered)
     for key in registered:
-        run, result = last.get(key), _result(env.videos_root / key / "result.json")
+        run, result = last.get(key), read_result(env.videos_root / key / "result.json")
         row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"job": key, "state": _state(instance, run, result)}
         if run is not None:
             row |= {"run": run.run_id, "error": _first_line(instance, run) if row["state"] == "failed" else None}
@@ -84,7 +84,7 @@ def _made(result: Result, run: dg.DagsterRun | None) -> dict[str, Any]:
 
 
 def _last_runs(instance: dg.DagsterInstance, registered: Sequence[str]) -> dict[str, dg.DagsterRun]:
-    """Each job's latest run, gone through in pages, the latest first."""
+    """Each job's latest run; reads the runs in pages, the latest first."""
     found: dict[str, dg.DagsterRun] = {}
     cursor = None
     while page := instance.get_runs(cursor=cursor, limit=500):
@@ -107,7 +107,7 @@ def _state(instance: dg.DagsterInstance, run: dg.DagsterRun | None, result: Resu
         return "cancelled"
     if run.status == dg.DagsterRunStatus.SUCCESS:
         return "succeeded"
-    # Of a run over several jobs some have been made.
+    # A failed run over several jobs may have made this one.
     made_by_it = result is not None and result.created_at.timestamp() >= (_created(instance, run) or 0)
     return "succeeded" if made_by_it else "failed"
 
@@ -119,10 +119,3 @@ def _created(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float | None:
 
 def _first_line(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     return (reason(instance, run.run_id) or "the run's process ended").split("\n")[0]
-
-
-def _result(file: Path) -> Result | None:
-    try:
-        return Result.model_validate_json(file.read_bytes())
-    except (OSError, ValueError):
-        return None

@@ -1,21 +1,16 @@
-"""The drop folder as Dagster sees it: what a job's inputs and settings are, so that what was made of them can be stale.
+"""The drop folder in the asset graph: each job's inputs and settings, whose changes make clips and videos stale.
 
-Nothing is made here. The data versions are observed: by the `drop_folder` sensor as folders change, and by `JobFolders`
-at the start of each run, so that a run records what it was made of however it was started.
+Nothing is made here. Data versions are observed: by the `drop_folder` sensor when a folder changes, and by the
+`JobFolders` resource when a run starts, so that every run, however it was started, records what it was made of.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import dagster as dg
-from pydantic import BaseModel
 
+from wan_orchestration.defs.jobs.versions import JobVersion, dumped
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.jobs.folder import Job
-
-DATA_VERSION = "dagster/data_version"
 
 job_inputs = dg.AssetSpec(
     "job_inputs",
@@ -37,57 +32,37 @@ job_settings = dg.AssetSpec(
     partitions_def=jobs,
 )
 
-
 rejected_folders = dg.AssetSpec(
     "rejected_folders",
-    description="Folders and files in `data/jobs` that cannot be made into videos as they are, and why. "
-    "Each is taken up once it has been mended.",
+    description="Folders and files in `data/jobs` that cannot be used as they are, with the reason. "
+    "Mend one, and the drop folder's sensor starts its job.",
     group_name="animation",
     kinds={"file"},
     owners=["team:animation"],
 )
 
 
-def observe(job: Job, fingerprint: str | None = None) -> Iterator[dg.AssetObservation]:
-    """What a job's folder holds now. BadInput: a fault in its settings.
-
-    `fingerprint` spares reading the inputs where that has been done.
-    """
-    version = versions(job, fingerprint)
+def observe(job: Job, version: JobVersion) -> Iterator[dg.AssetObservation]:
+    """Observations of a job's inputs and settings."""
     files = ", ".join(path.name for path in job.inputs.values())
-    facts = {
-        job_inputs.key: {"kind": job.kind, "files": files, "preprocess": _dump(job.preprocess_settings())},
-        job_settings.key: {"generate": _dump(job.generate_settings()), "priority": job.file.priority},
-    }
-    for key, metadata in facts.items():
+    inputs = {"kind": job.kind, "files": files, "preprocess": dumped(job.preprocess_settings())}
+    settings = {"generate": dumped(job.generate_settings()), "priority": job.file.priority}
+    for asset, data_version, metadata in (
+        (job_inputs, version.inputs, inputs),
+        (job_settings, version.settings, settings),
+    ):
         yield dg.AssetObservation(
-            key,
+            asset.key,
             partition=job.key,
-            tags={DATA_VERSION: version[key.to_user_string()]},
+            tags={"dagster/data_version": data_version},
             metadata={"folder": str(job.folder), **metadata},
         )
 
 
-def versions(job: Job, fingerprint: str | None = None) -> dict[str, str]:
-    """Data versions of `job_inputs` and `job_settings`, the latter of what decides a video. BadInput: bad settings."""
-    facts = {
-        "job_inputs": [fingerprint or job.fingerprint(), _dump(job.preprocess_settings())],
-        "job_settings": job.generate_settings().decisive(),
-    }
-    return {
-        name: hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-        for name, made_of in facts.items()
-    }
-
-
 def rejected(reasons: Mapping[str, str]) -> dg.AssetMaterialization:
-    """The table of folders and files that cannot be used, by name."""
+    """The table of folders and files that cannot be used; `reasons` by name."""
     schema = dg.TableSchema([dg.TableColumn("name"), dg.TableColumn("reason")])
     rows = [dg.TableRecord({"name": name, "reason": reason}) for name, reason in reasons.items()]
     return dg.AssetMaterialization(
         rejected_folders.key, metadata={"rejected": len(rows), "table": dg.MetadataValue.table(rows, schema)}
     )
-
-
-def _dump(settings: BaseModel) -> dict[str, Any]:
-    return settings.model_dump(mode="json")

@@ -1,59 +1,56 @@
-"""What the `drop_folder` sensor remembers of each folder, so that it reads only what is new or changed."""
+"""What the `drop_folder` sensor knows of each folder, so that a tick reads only new and changed folders."""
 
-import dataclasses
 import json
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 import dagster as dg
 
-from wan_orchestration.defs.jobs.run_requests import Ask
+from wan_orchestration.defs.jobs.versions import JobVersion
 
-PLACE = "wan_orchestration/drop_folder"
+STORED_AS = "wan_orchestration/drop_folder"
 
 
 @dataclass
-class Known:
-    """What was found in a folder."""
+class KnownFolder:
+    """A folder as the sensor last read it."""
 
     signature: str
-    """`FolderState.signature` at the time."""
+    """`FolderState.signature` at that time."""
     defaults: str
-    """Hash of the default settings at the time."""
+    """Hash of the default settings at that time."""
     fingerprint: str = ""
-    ask: Ask | None = None
+    """Of the job's inputs."""
+    job: JobVersion | None = None
     """None where the folder cannot be used."""
     reason: str = ""
-    """Why it cannot."""
-    taken: bool = False
-    """Whether there has been a run for this content."""
-
-    @property
-    def content(self) -> str | None:
-        return self.ask and self.ask.content
+    """Why it cannot be used."""
+    was_run: bool = False
+    """Whether a run was started for this content."""
 
 
 @dataclass
-class Memory:
-    """Kept in the instance's key-value store: Dagster copies a sensor's cursor into every tick.
+class DropFolderCursor:
+    """The sensor's knowledge between ticks, in the instance's key-value store.
 
-    It may be lost at any time. Then contents are read again, and the tags of runs tell what was made.
+    It is too large for Dagster's own cursor, which is copied into every tick. It may be lost at any time: the sensor
+    then reads the folders again, and the tags of runs tell which contents were run.
     """
 
-    folders: dict[str, Known] = field(default_factory=dict)
+    folders: dict[str, KnownFolder] = field(default_factory=dict)
 
     @classmethod
     def read(cls, instance: dg.DagsterInstance) -> Self:
-        text = instance.daemon_cursor_storage.get_cursor_values({PLACE}).get(PLACE)
+        text = instance.daemon_cursor_storage.get_cursor_values({STORED_AS}).get(STORED_AS)
         try:
             return cls({name: _known(entry) for name, entry in json.loads(text or "{}").items()})
-        except (TypeError, ValueError):
-            # Written by another version.
+        except (TypeError, ValueError, KeyError):
+            # Another version wrote it.
             return cls()
 
     def write(self, instance: dg.DagsterInstance) -> None:
-        instance.daemon_cursor_storage.set_cursor_values({PLACE: json.dumps(dataclasses.asdict(self)["folders"])})
+        instance.daemon_cursor_storage.set_cursor_values({STORED_AS: json.dumps(asdict(self)["folders"])})
 
 
-def _known(entry: dict) -> Known:
-    return Known(**{**entry, "ask": entry["ask"] and Ask(**entry["ask"])})
+def _known(entry: dict[str, Any]) -> KnownFolder:
+    return KnownFolder(**{**entry, "job": entry["job"] and JobVersion(**entry["job"])})

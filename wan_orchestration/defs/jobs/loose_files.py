@@ -1,4 +1,4 @@
-"""Files that lie beside the job folders, where no job takes them up, and what to do about each."""
+"""Files that lie beside the job folders instead of in one, and the command that mends each."""
 
 import os
 from collections import defaultdict
@@ -14,10 +14,10 @@ HIDDEN = {"thumbs.db", "desktop.ini"}
 LISTED = 100
 
 
-def loose(root: Path, before: float) -> dict[str, str]:
-    """Reasons by the files' names. They are looked at by name alone: there may be thousands.
+def loose_files(root: Path, before: float) -> dict[str, str]:
+    """Reasons by file name. Looks at names alone, because there may be thousands.
 
-    Hidden files, partial downloads, and what has changed since `before` (Unix time) are left out.
+    Leaves out hidden files, partial downloads, and files that changed after `before` (Unix time).
     """
     with os.scandir(root) as entries:
         names = sorted(entry.name for entry in entries if _is_loose(entry, before))
@@ -44,7 +44,7 @@ def _is_loose(entry: os.DirEntry[str], before: float) -> bool:
 
 
 def _reasons(root: Path, files: list[str]) -> dict[str, str]:
-    """For files that have one stem: a video and a picture are a job without a folder."""
+    """Reasons for files with one stem. A video and a picture of one stem are a job without a folder."""
     key = key_from(files[0]) or "my-job"
     moves, inputs = {}, {file: _input(file) for file in files}
     for file, name in inputs.items():
@@ -63,6 +63,6 @@ def _reasons(root: Path, files: list[str]) -> dict[str, str]:
 
 
 def _input(file: str) -> str:
-    """Which of a job's inputs a file is by its name: driving, reference, or "" for none."""
+    """The input that a file may be by its suffix: driving, reference, or "" for neither."""
     suffix = Path(file).suffix[1:].lower()
     return next((name for name, suffixes in RAW.items() if suffix in suffixes), "")

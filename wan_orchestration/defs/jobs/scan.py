@@ -1,4 +1,4 @@
-"""Looking at the drop folder by names, sizes and times alone, so that thousands of folders take a moment."""
+"""Scans the drop folder by names, sizes and times alone: thousands of folders take a moment."""
 
 import hashlib
 import os
@@ -8,37 +8,37 @@ from pathlib import Path
 from wan_orchestration.formats import PARTIAL
 
 PARTIAL_SECONDS = 900.0
-"""After so long without a change a partial file is one that was left behind."""
+"""After so long without a change, a partial file is taken for one that was left behind."""
 
 
 @dataclass(frozen=True)
 class FolderState:
-    """A job folder as it lies there."""
+    """A job folder, not opened."""
 
     path: Path
     signature: str
-    """Changes with the names, sizes and times of the files in it."""
+    """Changes with the names, sizes and times of the folder's files."""
     changed_at: float
-    """Unix time of the last change to anything in it, by the clock of the file system."""
+    """Unix time of the last change to anything in the folder, by the file system's clock."""
     partial: bool
-    """Whether a file in it has a name for files that are not whole yet."""
+    """Whether a file has a name that copying programs give to unfinished files."""
 
-    def still(self, now: float, settle_seconds: float) -> bool:
-        """Whether the copying into it seems to be over."""
+    def settled(self, now: float, settle_seconds: float) -> bool:
+        """Whether nothing seems to be copied into the folder any more."""
         return now - self.changed_at >= (PARTIAL_SECONDS if self.partial else settle_seconds)
 
 
 def scan(root: Path) -> list[FolderState]:
-    """The folders in `root` by name, hidden ones left out."""
+    """The folders in `root`, sorted by name, without hidden ones."""
     with os.scandir(root) as entries:
         folders = sorted(entry.path for entry in entries if entry.name[0] != "." and entry.is_dir())
-    return [state for folder in folders if (state := look(Path(folder)))]
+    return [state for folder in folders if (state := scan_folder(Path(folder)))]
 
 
-def look(folder: Path) -> FolderState | None:
-    """One folder; None where it is gone again.
+def scan_folder(folder: Path) -> FolderState | None:
+    """One folder; None if it has just been renamed or removed.
 
-    Change times are used, as copying tools set the modification times of their copies back to those of the originals.
+    Counts change times, because copying programs give their copies the originals' modification times.
     """
     digest, partial, start = hashlib.sha256(), False, len(str(folder))
     try:
@@ -50,7 +50,6 @@ def look(folder: Path) -> FolderState | None:
             partial = partial or PARTIAL.fullmatch(entry.name) is not None
             digest.update(f"{entry.path[start:]} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n".encode())
     except FileNotFoundError:
-        # Renamed or removed just now; the next look will tell.
         return None
     return FolderState(folder, digest.hexdigest()[:16], changed_at, partial)
 

@@ -1,33 +1,39 @@
 """The finished videos."""
 
+import hashlib
+import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import dagster as dg
 
-from wan_orchestration.defs import retries as launching
-from wan_orchestration.defs.clips.assets import CODE_VERSION as CLIPS_CODE_VERSION
-from wan_orchestration.defs.clips.assets import preprocessed_clips
-from wan_orchestration.defs.clips.checks import evaluations as clips_evaluations
-from wan_orchestration.defs.clips.making import make_clips
+from wan_orchestration.defs import worker_retries
+from wan_orchestration.defs.clips import checks as clips_checks
+from wan_orchestration.defs.clips.assets import make_clips, preprocessed_clips
 from wan_orchestration.defs.config import GenerateConfig
 from wan_orchestration.defs.failures import failures_in_words
-from wan_orchestration.defs.jobs.assets import DATA_VERSION, job_settings, versions
+from wan_orchestration.defs.freshness import (
+    CODE_VERSIONS,
+    DATA_VERSION,
+    clips_are_fresh,
+    clips_tags,
+    latest,
+    video_tags,
+)
+from wan_orchestration.defs.jobs.assets import job_settings
 from wan_orchestration.defs.partitions import jobs
-from wan_orchestration.defs.provenance import inputs_tag, last_tags, made_of, pointers, provenance
 from wan_orchestration.defs.resources import JobFolders
-from wan_orchestration.defs.videos.checks import evaluations
-from wan_orchestration.defs.videos.orders import Order, facts
+from wan_orchestration.defs.videos import checks
+from wan_orchestration.defs.videos.metadata import video_metadata
 from wan_orchestration.defs.weights.assets import weight_snapshot
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.protocol.messages import Request, Result
+from wan_orchestration.protocol.messages import Request, Result, Task
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.weights import hub
 from wan_orchestration.weights.snapshot import Snapshot
-
-CODE_VERSION = "1"
 
 
 @dg.asset(
@@ -36,7 +42,7 @@ CODE_VERSION = "1"
     group_name="animation",
     kinds={"pytorch"},
     owners=["team:animation"],
-    code_version=CODE_VERSION,
+    code_version=CODE_VERSIONS["generated_video"],
     pool="gpu",
     backfill_policy=dg.BackfillPolicy.single_run(),
     output_required=False,
@@ -53,138 +59,135 @@ def generated_video(
     A run over several jobs loads the model once and makes the videos in the order of their priority. Each finished
     video counts at once; a job that fails does not stop the others.
     """
-    if len(context.partition_keys) > 1:
-        yield from several(context, config, job_folders, launcher)
-        return
     with failures_in_words(context):
         snapshot = _snapshot(context)
-        job = job_folders.open(context.partition_key)
-        job.generate_settings(**config.given())  # a fault in them should show before clips are made
-        yield from _up_to_date_clips(context, launcher, job, snapshot)
-        order = Order.place(job, config.given(), snapshot, datetime.now(UTC))
-        request = Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[order.task])
-        (result,) = launching.generate(context, launcher, request)
-    if result.status == "failed":
-        # What the engine could report will not get better by itself.
-        raise dg.Failure(result.error or "failed without a reason", metadata=facts(result), allow_retries=False)
-    yield from _finished(context, order, result, snapshot)
-
-
-def several(
-    context: dg.AssetExecutionContext, config: GenerateConfig, job_folders: JobFolders, launcher: Launcher
-) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
-    """The videos of a run over several jobs: each noted as it is finished, then the failed ones named.
-
-    What an earlier try of the same run has finished is left as it is.
-    """
-    failed: dict[str, str] = {}
-    opened: list[Job] = []
-    with failures_in_words(context):
-        snapshot = _snapshot(context)
-    for key in context.partition_keys:
-        try:
-            opened.append(job_folders.open(key))
-        except BadInput as error:
-            failed[key] = str(error)
-    orders: dict[str, Order] = {}
-    for job in sorted(opened, key=lambda job: (-job.file.priority, job.key)):
-        try:
-            yield from _up_to_date_clips(context, launcher, job, snapshot)
-            order = Order.place(job, config.given(), snapshot, datetime.now(UTC))
-        except BadInput as error:
-            failed[job.key] = str(error)
-        except dg.Failure as error:
-            failed[job.key] = error.description or ""
-        else:
-            if _finished_by_this_run(context, order):
+    tasks: dict[str, Task] = {}
+    failures: dict[str, dg.Failure] = {}
+    for job in _by_urgency(context, job_folders, failures):
+        with _recorded(context, failures, job.key):
+            settings = job.generate_settings(**config.given())  # a fault in them shows before clips are made
+            yield from _up_to_date_clips(context, launcher, job_folders, job, snapshot)
+            task = Task(
+                job_id=job.key,
+                clips=job_folders.clips(job.key, settings.mode, settings.refert_num),
+                output=environment().videos_root / job.key,
+                settings=settings,
+                created_at=datetime.now(UTC),
+            )
+            if _made_by_this_run(context, task, snapshot):
                 context.log.info(f"{job.key}: already finished by an earlier try of this run")
             else:
-                orders[job.key] = order
-    for key, reason in failed.items():
-        context.log.error(f"{key}: {reason}")
-    if orders:
-        request = Request(
-            snapshot=snapshot.path, revision=snapshot.revision, tasks=[order.task for order in orders.values()]
-        )
-        for result in launching.generate(context, launcher, request):
-            key, order = result.job_id, orders[result.job_id]
-            if result.status == "failed":
-                failed[key] = result.error or "failed without a reason"
-                context.log.error(f"{key}: {failed[key]}")
-                continue
-            yield from _finished(context, order, result, snapshot)
-    if failed:
-        reasons = "\n".join(f"{key}: {reason}" for key, reason in failed.items())
-        raise dg.Failure(
-            f"{len(failed)} of {len(context.partition_keys)} jobs failed: {', '.join(failed)}\n{reasons}",
-            allow_retries=False,
-        )
+                tasks[job.key] = task
+    if tasks:
+        request = Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=list(tasks.values()))
+        for result in worker_retries.generate(context, launcher, request):
+            with _recorded(context, failures, result.job_id):
+                yield from _finished(context, job_folders, tasks[result.job_id], result, snapshot)
+    if failures:
+        raise _failure(failures, len(context.partition_keys))
 
 
 def _snapshot(context: dg.AssetExecutionContext) -> Snapshot:
-    """The weights, which must be there; the run is tagged with them. BadInput: they are not."""
+    """The weights, with which the run is tagged. BadInput: they are not there."""
     snapshot = hub.resolve(environment(), context.log.info, allow_download=False)
     tags = {"wan/snapshot": snapshot.revision or snapshot.fingerprint[:12]}
     context.instance.add_run_tags(context.run.run_id, tags)
     return snapshot
 
 
-def _finished(
-    context: dg.AssetExecutionContext, order: Order, result: Result, snapshot: Snapshot
-) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
-    """A video, what it was made of (the clips may be younger than this step), and what the checks find in it."""
-    ingredients = {
-        "weight_snapshot": snapshot.fingerprint,
-        "preprocessed_clips": order.clips_version,
-        "job_settings": versions(order.job)["job_settings"],
-    }
-    yield dg.AssetMaterialization(
-        generated_video.key,
-        partition=order.job.key,
-        metadata=facts(result),
-        tags=provenance(
-            order.version,
-            CODE_VERSION,
-            ingredients,
-            pointers(context.instance, order.job.key, "preprocessed_clips", "job_settings"),
-        ),
+def _by_urgency(
+    context: dg.AssetExecutionContext, job_folders: JobFolders, failures: dict[str, dg.Failure]
+) -> list[Job]:
+    """The run's jobs, the most urgent first; those that cannot be opened are recorded as failures."""
+    opened: list[Job] = []
+    for key in context.partition_keys:
+        with _recorded(context, failures, key):
+            opened.append(job_folders.open(key))
+    return sorted(opened, key=lambda job: job_folders.version(job.key).urgency)
+
+
+@contextmanager
+def _recorded(context: dg.AssetExecutionContext, failures: dict[str, dg.Failure], key: str) -> Iterator[None]:
+    """Records what fails one job, so that the others are made."""
+    try:
+        yield
+    except BadInput as error:
+        failures[key] = dg.Failure(str(error), allow_retries=False)
+    except dg.Failure as error:
+        failures[key] = error
+    if key in failures and len(context.partition_keys) > 1:
+        context.log.error(f"{key}: {failures[key].description}")
+
+
+def _failure(failures: dict[str, dg.Failure], jobs: int) -> dg.Failure:
+    """The step's failure: of a run over one job its own, of a run over several all of them."""
+    if jobs == 1:
+        (failure,) = failures.values()
+        return failure
+    reasons = "\n".join(f"{key}: {failure.description}" for key, failure in failures.items())
+    return dg.Failure(
+        f"{len(failures)} of {jobs} jobs failed: {', '.join(failures)}\n{reasons}",
+        allow_retries=False,
     )
-    yield from evaluations(order.job.key)
 
 
 def _up_to_date_clips(
-    context: dg.AssetExecutionContext, launcher: Launcher, job: Job, snapshot: Snapshot
+    context: dg.AssetExecutionContext, launcher: Launcher, job_folders: JobFolders, job: Job, snapshot: Snapshot
 ) -> Iterator[dg.AssetMaterialization]:
-    """Make a job's clips unless those in their place were made of what the job holds now."""
-    inputs = versions(job)["job_inputs"]
-    last = last_tags(context, "preprocessed_clips", job.key)
-    if (environment().clips_root / job.key).is_dir() and last and made_of(last[0], CLIPS_CODE_VERSION, inputs):
+    """Makes a job's clips, unless those in their place were made of what the job holds now."""
+    version = job_folders.version(job.key)
+    last = latest(context.instance, "preprocessed_clips", job.key)
+    if (environment().clips_root / job.key).is_dir() and last and clips_are_fresh(last.tags, version):
         return
-    made = make_clips(context, launcher, job, {})
-    ingredients = {"job_inputs": inputs, "weight_snapshot": snapshot.fingerprint}
+    clips, metadata = make_clips(context, launcher, job_folders, job, {})
     yield dg.AssetMaterialization(
         preprocessed_clips.key,
         partition=job.key,
-        metadata=made.metadata,
-        tags=inputs_tag(inputs)
-        | provenance(made.version, CLIPS_CODE_VERSION, ingredients, pointers(context.instance, job.key, "job_inputs")),
+        metadata=metadata,
+        tags=clips_tags(context.instance, version, clips.version, snapshot.fingerprint),
     )
-    for evaluation in clips_evaluations(job):
-        # Not yielded, since the run has not selected these checks; under the run's id, since Dagster keeps one
-        # evaluation of a check for each.
+    for evaluation in clips_checks.evaluations(job.key, clips):
+        # Not yielded, because the run has not selected these checks. Under the run's id, because Dagster keeps one
+        # evaluation of a check for each run.
         event = dg.DagsterEvent(
             dg.DagsterEventType.ASSET_CHECK_EVALUATION.value, context.run.job_name, event_specific_data=evaluation
         )
         context.instance.report_dagster_event(event, context.run.run_id)
 
 
-def _finished_by_this_run(context: dg.AssetExecutionContext, order: Order) -> bool:
-    last = last_tags(context, "generated_video", order.job.key)
-    if last is None or last[0].get(DATA_VERSION) != order.version:
+def _finished(
+    context: dg.AssetExecutionContext, job_folders: JobFolders, task: Task, result: Result, snapshot: Snapshot
+) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """A video's materialization and checks. dg.Failure: the result says that it failed."""
+    if result.status == "failed":
+        # The worker reported it: a retry would end the same way.
+        reason = result.error or "failed without a reason"
+        raise dg.Failure(reason, metadata=video_metadata(result), allow_retries=False)
+    version, clips = video_version(task, snapshot), task.clips.version
+    yield dg.AssetMaterialization(
+        generated_video.key,
+        partition=task.job_id,
+        metadata=video_metadata(result),
+        tags=video_tags(context.instance, job_folders.version(task.job_id), version, clips, snapshot.fingerprint),
+    )
+    yield from checks.evaluations(task.job_id, task.clips.pose, result)
+
+
+def video_version(task: Task, snapshot: Snapshot) -> str:
+    """Data version of a video: by clips, weights and settings, not by what the machine chooses, such as precision."""
+    settings = json.dumps(task.settings.decisive(), sort_keys=True)
+    return hashlib.sha256(f"{task.clips.version} {snapshot.fingerprint} {settings}".encode()).hexdigest()
+
+
+def _made_by_this_run(context: dg.AssetExecutionContext, task: Task, snapshot: Snapshot) -> bool:
+    """Whether the video was finished by this run before it was retried. Another run makes a video again."""
+    last = latest(context.instance, "generated_video", task.job_id)
+    if last is None:
         return False
-    run = context.instance.get_run_by_id(last[1])
-    return run is not None and _first_try(run) == _first_try(context.run)
+    run = context.instance.get_run_by_id(last.run_id)
+    same_run = run is not None and _root_run(run) == _root_run(context.run)
+    return same_run and last.tags.get(DATA_VERSION) == video_version(task, snapshot)
 
 
-def _first_try(run: dg.DagsterRun) -> str:
+def _root_run(run: dg.DagsterRun) -> str:
     return run.tags.get("dagster/root_run_id", run.run_id)

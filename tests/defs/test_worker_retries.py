@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 from tasks import make_task
 
-from wan_orchestration.defs import retries as launching
+from wan_orchestration.defs import worker_retries
 from wan_orchestration.launch.launcher import Launcher, WorkerDied
 from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
 
@@ -38,11 +38,11 @@ asked: list[list[str]] = []
     ],
 )
 def test_what_died_is_tried_again_and_others_go_on(monkeypatch, tmp_path, jobs, launches, failed):
-    monkeypatch.setattr(launching, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(worker_retries, "WAIT_SECONDS", 0)
     asked.clear()
     request = Request(snapshot=Path("weights"), tasks=[make_task(job, tmp_path) for job in jobs])
     context = dg.build_asset_context()
-    results = {result.job_id: result for result in launching.generate(context, Crashing(), request)}
+    results = {result.job_id: result for result in worker_retries.generate(context, Crashing(), request)}
     assert asked == launches
     assert results.keys() == set(jobs)
     assert [job for job in jobs if results[job].status == "failed"] == failed

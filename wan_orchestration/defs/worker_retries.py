@@ -1,4 +1,4 @@
-"""Launches that outlive a crash: what died is tried again, and a job that keeps dying does not hold up the others."""
+"""Launches that survive a crash: jobs whose worker died are launched again, up to twice for each job."""
 
 import time
 from collections import Counter
@@ -16,7 +16,11 @@ WAIT_SECONDS = 5
 
 
 def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Request) -> Iterator[Result]:
-    """Each task's result as it comes. After a crash, or where processes lost each other, what has none is repeated."""
+    """Yields each task's result when it is there.
+
+    A task without a result, because its worker died or its ranks lost each other, is launched again together with those
+    that have not begun. After its last retry it fails, and the others continue without it.
+    """
     pending = {task.job_id: task for task in request.tasks}
     crashes: Counter[str] = Counter()
     while pending:
@@ -24,16 +28,14 @@ def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Req
             left = request.model_copy(update={"tasks": list(pending.values())})
             with closing(launcher.generate(context, left)) as results:
                 for result in results:
-                    if result.may_pass and _may_try_again(
-                        context, WorkerDied(str(result.error), result.job_id), crashes
-                    ):
+                    if result.may_pass and _retries(context, WorkerDied(str(result.error), result.job_id), crashes):
                         continue
                     del pending[result.job_id]
                     yield result
             if pending:
                 time.sleep(WAIT_SECONDS)
         except WorkerDied as error:
-            if _may_try_again(context, error, crashes):
+            if _retries(context, error, crashes):
                 time.sleep(WAIT_SECONDS)
             else:
                 task = pending.pop(error.job)
@@ -47,18 +49,18 @@ def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Req
 
 
 def preprocess(context: dg.AssetExecutionContext, launcher: Launcher, request: PreprocessRequest) -> PreprocessResult:
-    """Make one job's clips; repeated after a crash.
+    """Makes one job's clips, again if the worker died.
 
     Raises:
         BadInput: the job's inputs or settings cannot be used.
-        dg.Failure: anything else that went wrong.
+        dg.Failure: anything else went wrong.
     """
     crashes: Counter[str] = Counter()
     while True:
         try:
             outcome = launcher.preprocess(context, request)
         except WorkerDied as error:
-            if not _may_try_again(context, error, crashes):
+            if not _retries(context, error, crashes):
                 raise dg.Failure(str(error), allow_retries=False) from error
             time.sleep(WAIT_SECONDS)
             continue
@@ -69,9 +71,10 @@ def preprocess(context: dg.AssetExecutionContext, launcher: Launcher, request: P
         raise dg.Failure(outcome.error or "failed without a reason", allow_retries=False)
 
 
-def _may_try_again(context: dg.AssetExecutionContext, error: WorkerDied, crashes: Counter[str]) -> bool:
+def _retries(context: dg.AssetExecutionContext, error: WorkerDied, crashes: Counter[str]) -> bool:
+    """Counts the crash; whether the job is launched again."""
     crashes[error.job] += 1
-    again = error.again and crashes[error.job] <= RETRIES
-    if again:
-        context.log.warning(f"{error} Another try goes on after what is finished.")
-    return again
+    retries = error.again and crashes[error.job] <= RETRIES
+    if retries:
+        context.log.warning(f"{error} A retry resumes after what is finished.")
+    return retries

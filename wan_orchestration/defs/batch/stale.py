@@ -1,0 +1,39 @@
+"""The jobs whose video is missing or out of date."""
+
+import dagster as dg
+
+from wan_orchestration.defs.freshness import clips_are_fresh, latest_of_all, video_is_fresh
+from wan_orchestration.defs.jobs.run_requests import in_progress
+from wan_orchestration.defs.jobs.versions import JobVersion
+from wan_orchestration.errors import BadInput
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.settings.environment import environment
+from wan_orchestration.weights import hub
+
+
+def stale_jobs(instance: dg.DagsterInstance) -> tuple[list[JobVersion], dict[str, str]]:
+    """The jobs to make videos for, the most urgent first, and the reasons of those that cannot be used, by key.
+
+    Jobs with a queued or started run are left out. BadInput: there are no weights.
+    """
+    env = environment()
+    weights = hub.resolve(env, allow_download=False).fingerprint
+    registered = instance.get_dynamic_partitions("jobs")
+    busy = in_progress(instance, registered)
+    all_clips, all_videos = (latest_of_all(instance, asset) for asset in ("preprocessed_clips", "generated_video"))
+    stale: list[JobVersion] = []
+    unusable: dict[str, str] = {}
+    for key in registered:
+        folder = env.jobs_root / key
+        if key in busy or not folder.is_dir():
+            continue
+        try:
+            job = JobVersion.of(Job.open(folder))
+        except (BadInput, OSError) as error:
+            unusable[key] = str(error)
+            continue
+        clips = all_clips.get(key, {})
+        fresh = clips_are_fresh(clips, job) and video_is_fresh(all_videos.get(key, {}), job, clips, weights)
+        if not (fresh and (env.videos_root / key / "video.mp4").is_file()):
+            stale.append(job)
+    return sorted(stale, key=lambda job: job.urgency), unusable

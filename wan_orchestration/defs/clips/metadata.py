@@ -1,0 +1,64 @@
+"""Clips as Dagster shows them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import dagster as dg
+
+from wan_orchestration.defs.metadata import picture
+from wan_orchestration.jobs.clips import Clips
+from wan_orchestration.protocol.messages import Notice, PreprocessResult
+
+
+def clips_metadata(clips: Clips) -> dict[str, Any]:
+    """What the clips are."""
+    return {
+        "mode": clips.mode,
+        "frames": clips.pose.frames,
+        "fps": float(clips.pose.fps),
+        "size": f"{clips.pose.width}x{clips.pose.height}",
+        "duration": clips.pose.duration,
+        "audio": clips.sound.track is not None,
+        "path": dg.MetadataValue.path(clips.folder),
+    }
+
+
+def placed_metadata(clips: Clips) -> dict[str, Any]:
+    """Ready clips that were copied. BadInput: a clip cannot be decoded."""
+    from wan_orchestration.quality.preview import contact_sheet  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+
+    return {
+        "contact_sheet": picture(contact_sheet(clips), "contact sheet"),
+        "warnings": notices_table(Notice(text=notice) for notice in clips.notices),
+        **clips_metadata(clips),
+    }
+
+
+def preprocessed_metadata(clips: Clips, result: PreprocessResult) -> dict[str, Any]:
+    """Clips that were made, and how."""
+    return clips_metadata(clips) | {
+        "contact_sheet": picture(result.contact_sheet, "contact sheet"),
+        "estimator": result.estimator,
+        "retarget": result.retarget,
+        **({"masks": result.masks} if result.masks else {}),
+        "person_found": round(result.person_found / result.frames, 4),
+        "face_found": round(result.face_found / result.frames, 4),
+        "warnings": notices_table(result.warnings),
+        **{f"seconds_{phase}": round(seconds, 2) for phase, seconds in result.seconds.items()},
+        "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
+        "settings": result.settings.model_dump(mode="json"),
+    }
+
+
+def notices_table(notices: Iterable[Notice]) -> dg.TableMetadataValue:
+    """A row for each notice, with the frames that it is about."""
+    rows = [
+        dg.TableRecord({"what": notice.text, "frames": ", ".join(_range(*part) for part in notice.frames)})
+        for notice in notices
+    ]
+    columns = [dg.TableColumn("what", "string"), dg.TableColumn("frames", "string")]
+    return dg.MetadataValue.table(rows, schema=dg.TableSchema(columns))
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"

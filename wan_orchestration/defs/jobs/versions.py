@@ -1,0 +1,54 @@
+"""What a job was at one moment, as hashes: what its runs are tagged with, and what assets are compared by."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.settings.generate import Mode
+
+
+@dataclass(frozen=True)
+class JobVersion:
+    """A job folder's content and settings at one moment."""
+
+    key: str
+    mode: Mode
+    priority: int
+    content: str
+    """Hash of the inputs and of `job.yaml`, without the priority: a run's tag says for which content it was started."""
+    inputs: str
+    """Data version of `job_inputs`: the files, and how they are preprocessed."""
+    settings: str
+    """Data version of `job_settings`: what decides how the video looks."""
+
+    @classmethod
+    def of(cls, job: Job, fingerprint: str | None = None) -> "JobVersion":
+        """An opened job's version. A known `fingerprint` saves reading the inputs. BadInput: bad settings."""
+        fingerprint = fingerprint or job.fingerprint()
+        generate = job.generate_settings()
+        return cls(
+            key=job.key,
+            mode=generate.mode,
+            priority=job.file.priority,
+            content=_hash([fingerprint, job.file.model_dump(mode="json", exclude={"priority"})])[:16],
+            inputs=_hash([fingerprint, dumped(job.preprocess_settings())]),
+            settings=_hash(generate.decisive()),
+        )
+
+    @property
+    def urgency(self) -> tuple[int, str]:
+        """The sort key of jobs: the highest priority first, then by name."""
+        return -self.priority, self.key
+
+
+def dumped(settings: BaseModel) -> dict[str, Any]:
+    """Settings as JSON."""
+    return settings.model_dump(mode="json")
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,79 @@
+"""A finished video as Dagster shows it."""
+
+from typing import Any
+
+import dagster as dg
+
+from wan_orchestration.defs.clips.metadata import notices_table
+from wan_orchestration.defs.metadata import animation, poster
+from wan_orchestration.errors import validate
+from wan_orchestration.protocol.messages import Notice, Result
+from wan_orchestration.settings.service import ClientSettings
+
+
+def video_metadata(result: Result) -> dict[str, Any]:
+    """A result's values that are known. Dagster plots the numbers over a job's runs."""
+    video, quality, segments = result.video_path, result.quality, result.made_clips
+    preview = video and video.with_name("preview.webp")
+    metadata = {
+        "preview": animation(preview) if preview and preview.is_file() else None,
+        "poster": poster(video.with_name("poster.jpg")) if video else None,
+        "play": video and dg.MetadataValue.url(f"{api_url()}/animate/jobs/{result.job_id}/media"),
+        "video": video,
+        "frames": result.frames,
+        "fps": result.fps,
+        "size": result.width and f"{result.width}x{result.height}",
+        "segments": result.clips,
+        "resumed_segments": result.resumed_clips,
+        "restarted": result.restarted,
+        **{f"seconds_{phase}": round(seconds, 3) for phase, seconds in result.seconds.model_dump().items()},
+        "peak_memory_gb": result.peak_memory_bytes and round(result.peak_memory_bytes / 1e9, 2),
+        "seconds_per_step": segments and round(sum(one.seconds_per_step for one in segments) / len(segments), 3),
+        "segments_table": segments and segments_table(result),
+        "colour_drift": quality and max(quality.colour_drift, default=None),
+        "seam": quality and quality.seam,
+        "pose_similarity": quality and quality.pose_similarity,
+        "identity": quality and quality.identity,
+        "device": result.device,
+        "dtype": result.dtype,
+        "attention": result.attention,
+        "tf32": result.tf32,
+        "compiled": result.compiled,
+        "compile_error": result.compile_error,
+        "placement": result.placement,
+        "warnings": notices_table(Notice(text=notice) for notice in result.notices) if result.notices else None,
+        "settings": result.settings and result.settings.model_dump(mode="json"),
+        "snapshot": result.snapshot and result.snapshot.model_dump(mode="json"),
+    }
+    return {name: value for name, value in metadata.items() if value not in (None, [])}
+
+
+def segments_table(result: Result) -> dg.TableMetadataValue:
+    """A row for each segment."""
+    drift = result.quality.colour_drift if result.quality else []
+    columns = {
+        "segment": "int",
+        "frames": "int",
+        "seconds": "float",
+        "seconds_per_step": "float",
+        "colour_drift": "float",
+    }
+    rows = [
+        dg.TableRecord(
+            {
+                "segment": number,
+                "frames": segment.frames,
+                "seconds": round(segment.seconds, 2),
+                "seconds_per_step": round(segment.seconds_per_step, 3),
+                "colour_drift": drift[number - 1] if drift else None,
+            }
+        )
+        for number, segment in enumerate(result.made_clips, 1)
+    ]
+    schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()])
+    return dg.MetadataValue.table(rows, schema)
+
+
+def api_url() -> str:
+    """Where the HTTP API plays videos, if it is served."""
+    return validate(ClientSettings, {}).url.rstrip("/")

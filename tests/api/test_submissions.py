@@ -14,7 +14,8 @@ from api_server import JOBS, running
 from media import moving_frames, sine, without_decoder, write_video
 
 from wan_orchestration.api.queue import Queue
-from wan_orchestration.defs.jobs.run_requests import Ask, already_run, at_work
+from wan_orchestration.defs.jobs.run_requests import already_run, in_progress
+from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.service import ApiSettings
@@ -44,8 +45,8 @@ def test_a_run_is_as_the_webserver_makes_it(post, add_job, runs, instance):
     assert run.remote_job_origin.repository_origin.code_location_origin.location_name == "wan_orchestration"
     assert key in instance.get_dynamic_partitions("jobs")
     # The drop_folder sensor starts no other for it, neither now nor once it has ended.
-    assert at_work(instance, [key]) == {key}
-    assert already_run(instance, [Ask.of(Job.open(Path("data/jobs") / key))]) == {key}
+    assert in_progress(instance, [key]) == {key}
+    assert already_run(instance, [JobVersion.of(Job.open(Path("data/jobs") / key))]) == {key}
 
 
 def test_the_same_again_is_the_same_job(post, add_job, runs, happen):

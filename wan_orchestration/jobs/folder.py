@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from wan_orchestration.errors import BadInput, unknown_key, validate
-from wan_orchestration.files import check_file
+from wan_orchestration.files import check_file, sha256
 from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.inputs import EXPECTED, RAW, find_inputs
 from wan_orchestration.settings.generate import GenerateSettings, Mode
@@ -116,9 +116,7 @@ class Job:
         """SHA-256 over the names and contents of the inputs; settings are not part of it."""
         digest = hashlib.sha256()
         for path in sorted(file for place in self.inputs.values() for file in _files(place)):
-            with path.open("rb") as content:
-                contents = hashlib.file_digest(content, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{contents}\n".encode())
+            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{sha256(path)}\n".encode())
         return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ import dagster as dg
 
 from wan_orchestration.defs import retries as launching
 from wan_orchestration.defs.metadata import picture
+from wan_orchestration.files import sha256
 from wan_orchestration.jobs.clips import Clips, check_clips, clip_names, place_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.launcher import Launcher
@@ -68,8 +69,7 @@ def clips_version(folder: Path, mode: Mode) -> str:
     """SHA-256 over the names and contents of a mode's clips, so that equal clips made anew leave a video fresh."""
     digest = hashlib.sha256()
     for name in sorted(clip_names(mode).values()):
-        with (folder / name).open("rb") as content:
-            digest.update(f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{name}\0{sha256(folder / name)}\n".encode())
     return digest.hexdigest()
 
 

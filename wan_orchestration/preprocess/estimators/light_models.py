@@ -1,7 +1,6 @@
 """The light estimator's six networks: MediaPipe's, taken once from the last wheel that carries them."""
 
 import fcntl
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.files import replacing
+from wan_orchestration.files import replacing, sha256
 from wan_orchestration.formats import describe
 
 WHEEL = "mediapipe==0.10.21"
@@ -62,7 +61,7 @@ def _check(file: Path) -> None:
             f"{file} is missing: it lies in the wheel {WHEEL} below mediapipe/modules; "
             "leave light_models unset to have it fetched"
         )
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    found = sha256(file)
     if found != expected:
         raise BadInput(
             f"{file} is {describe(file)} with SHA-256 {found}; expected {expected}, the file of the wheel {WHEEL}"

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.jobs.clips import JOINTS
+from wan_orchestration.jobs.clips import FACE_SIZE, JOINTS
 from wan_orchestration.preprocess.drawing import draw_skeleton
 from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.preprocess.frames import DrivingVideo, ahead
-from wan_orchestration.preprocess.geometry import FACE_SIZE, Box, crop_face, fit_picture
+from wan_orchestration.preprocess.geometry import Box, crop_face, fit_picture
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.masks import box_mask, grow_mask
 from wan_orchestration.preprocess.motion import Motion

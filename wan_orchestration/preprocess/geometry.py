@@ -7,12 +7,10 @@ import cv2
 import numpy as np
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.jobs.clips import FACE_SIZE
 
 SIZE_STEP = 16
 """Widths and heights the generator can take are multiples of this."""
-
-FACE_SIZE = 512
-"""Side of a face clip's square frames, px."""
 
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in px, the end exclusive."""

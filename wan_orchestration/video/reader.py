@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.formats import A_TEXT, A_VIDEO, VIDEO_SUFFIXES, look
+from wan_orchestration.formats import A_TEXT, A_VIDEO, VIDEO_SUFFIXES, recognise
 from wan_orchestration.video.deinterlace import deinterlaced, is_interlaced
 from wan_orchestration.video.display import Display, square_shape
 from wan_orchestration.video.info import VideoInfo
@@ -47,7 +47,7 @@ def open_input(path: Path) -> InputContainer:
     except PermissionError:
         raise BadInput(f"{path}: no permission to read this file") from None
     except (FFmpegError, ValueError) as error:
-        found, suffix = look(path)
+        found, suffix = recognise(path)
         if found == A_TEXT or (suffix is not None and suffix not in VIDEO_SUFFIXES):
             raise BadInput(f"{path}: found {found}, expected {A_VIDEO}") from None
         raise BadInput(

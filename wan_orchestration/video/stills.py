@@ -10,7 +10,7 @@ from PIL.ExifTags import Base
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
-from wan_orchestration.formats import A_PICTURE, PICTURE_SUFFIXES, look
+from wan_orchestration.formats import A_PICTURE, PICTURE_SUFFIXES, recognise
 from wan_orchestration.video.srgb import to_srgb
 
 MAX_PIXELS = 100_000_000
@@ -41,7 +41,7 @@ def read_image(path: Path) -> np.ndarray:
     except Image.DecompressionBombError:
         raise BadInput(f"{path}: {TOO_LARGE}") from None
     except (OSError, EOFError, RuntimeError, SyntaxError, ValueError) as error:
-        found, suffix = look(path)
+        found, suffix = recognise(path)
         if suffix not in PICTURE_SUFFIXES:
             raise BadInput(f"{path}: found {found}, expected {A_PICTURE}") from None
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
@@ -52,7 +52,7 @@ def read_image(path: Path) -> np.ndarray:
 
 def _open(path: Path) -> Image.Image:
     formats = FORMATS
-    if look(path)[1] in HEIF:
+    if recognise(path)[1] in HEIF:
         import pillow_heif  # noqa: PLC0415 (a large library, which few pictures need)
 
         pillow_heif.register_heif_opener()

@@ -13,7 +13,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from media import moving_frames, sine, without_decoder, write_video
 
-from wan_orchestration.preprocess.run import preprocess
+from wan_orchestration.preprocess.pipeline import preprocess
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video import concat
 from wan_orchestration.video.concat import concatenate

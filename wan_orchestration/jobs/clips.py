@@ -15,7 +15,7 @@ CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src
 REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
 
 JOINTS = "src_pose.npz"
-"""Beside clips that preprocessing made: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
+"""Beside clips from preprocessing: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
 
 FACE_SIZE = 512
 """Side of the square frames of `src_face.mp4`, px."""

@@ -33,7 +33,7 @@ from wan_orchestration.preprocess.estimators.vitpose import (
 )
 from wan_orchestration.preprocess.geometry import crop_face, face_box
 from wan_orchestration.preprocess.keypoints import Pose
-from wan_orchestration.preprocess.run import preprocess
+from wan_orchestration.preprocess.pipeline import preprocess
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.reader import iter_frames
 from wan_orchestration.video.writer import write_lossless, write_segment

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 
-from wan_orchestration.preprocess.geometry import Box, face_box
+from wan_orchestration.preprocess.geometry import PixelBox, face_box
 from wan_orchestration.preprocess.keypoints import Pose
 
 FPS = 30
@@ -238,7 +238,7 @@ class Figure:
         inner = [*upper[1:-1:2][:5], *lower[::-1][2:-1:3][:3]]
         return points + [at(turn + x, y) for x, y in [*outer, *inner]]
 
-    def face_box(self, t: int, size: tuple[int, int]) -> Box:
+    def face_box(self, t: int, size: tuple[int, int]) -> PixelBox:
         """The project's face crop of frame t in a picture of `size` (width, height) px."""
         box = face_box(self.pose(t, size).face, size)
         assert box is not None

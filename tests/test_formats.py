@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wan_orchestration.formats import describe, look
+from wan_orchestration.formats import describe, recognise
 
 FTYP = b"\0\0\0\x18ftyp"
 
@@ -39,7 +39,7 @@ FTYP = b"\0\0\0\x18ftyp"
 def test_by_first_bytes(tmp_path: Path, head: bytes, words: str, suffix: str | None) -> None:
     path = tmp_path / "file"
     path.write_bytes(head)
-    assert look(path)[0].startswith(words), look(path)
-    assert look(path)[1] == suffix
+    assert recognise(path)[0].startswith(words), recognise(path)
+    assert recognise(path)[1] == suffix
     assert describe(tmp_path) == "a folder"
     assert describe(tmp_path / "none") == "something that cannot be read (No such file or directory)"

@@ -1,5 +1,6 @@
-"""Files: outputs appear whole or not at all, inputs are plain files."""
+"""Files: outputs that appear only when complete, checks of inputs, and the hash of a file."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,10 @@ from wan_orchestration.errors import BadInput
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a place beside `path` to write a file or a folder to; renamed to `path` on success, removed otherwise.
+    """Yields a temporary path beside `path` for a file or a folder; renames it to `path` on success, else removes it.
 
-    An older file or folder at `path` is replaced. What a killed process left behind is removed by the next
-    writer, so a path must have one writer at a time.
+    Replaces an older file or folder at `path`. The next writer removes what a killed process left behind, so a path
+    must have one writer at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, old = (path.with_name(f".{path.name}.{word}") for word in ("part", "old"))
@@ -33,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder with all that it holds; nothing there is no error."""
+    """Removes a file, or a folder with its content. A missing path is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -41,8 +42,14 @@ def remove(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """BadInput: a broken link, or no file."""
+    """BadInput: a broken link, or not a plain file."""
     if path.is_symlink() and not path.exists():
         raise BadInput(f"{path}: a broken link to {path.readlink()}")
     if not path.is_file():
         raise BadInput(f"{path}: found a folder or device, expected a file")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

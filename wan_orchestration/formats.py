@@ -1,4 +1,4 @@
-"""Kinds of files: the videos and pictures that a job may bring, and what a file is by its first bytes."""
+"""Kinds of files: the video and picture formats that a job may use, and recognition of a file by its first bytes."""
 
 import codecs
 import re
@@ -9,17 +9,17 @@ PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "heic", "heif", "avif",
 
 A_VIDEO = f"a video ({', '.join(VIDEO_SUFFIXES)})"
 A_PICTURE = f"a picture ({', '.join(PICTURE_SUFFIXES)})"
-"""What is expected, in words."""
+"""The expected formats, in words for messages."""
 A_TEXT = "a text"
 
 PARTIAL = re.compile(r"\..+\.[A-Za-z0-9]{6}|.+\.(part|partial|filepart|crdownload|download|tmp)|.+~")
-"""Names that rsync (`.name.a1B2c3`), browsers and copy programs give to files that are not whole yet."""
+"""Names that rsync (`.name.a1B2c3`), browsers and copy programs give to incomplete files."""
 
 HEAD_BYTES = 1024
 
 _HEIC = rb"(hei[cxms]|hev[cxms])"
 _AVIF = rb"(avif|avis)"
-# How a file begins, in words, and the suffix where a job may bring it; the first that fits counts.
+# First bytes, the kind in words, and the suffix if a job may use such a file. The first match counts.
 _KINDS: list[tuple[bytes, str, str]] = [
     (rb"\x89PNG", "a PNG picture", "png"),
     (rb"\xff\xd8\xff", "a JPEG picture", "jpg"),
@@ -70,14 +70,14 @@ _PATTERNS = [(re.compile(pattern, re.DOTALL), words, suffix) for pattern, words,
 
 
 def describe(path: Path) -> str:
-    """What a file is, in words with an article, by its first bytes: "an HTML page", "a JPEG picture"."""
-    return look(path)[0]
+    """The kind of a file by its first bytes, in words with an article: "an HTML page", "a JPEG picture"."""
+    return recognise(path)[0]
 
 
-def look(path: Path) -> tuple[str, str | None]:
-    """What a file is, in words, and the suffix that such a file has.
+def recognise(path: Path) -> tuple[str, str | None]:
+    """The kind of a file in words, and the suffix of such files.
 
-    The suffix is "" for what no job may bring as a video or a picture, and None where the first bytes do not tell.
+    The suffix is "" for a kind that no job may use as a video or picture, and None if the first bytes are unclear.
     """
     if path.is_dir():
         return "a folder", ""
@@ -98,7 +98,7 @@ def _is_text(head: bytes) -> bool:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     try:
-        # Not decode(): the head may end within a character.
+        # Not decode(): the head may end in the middle of a character.
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return False

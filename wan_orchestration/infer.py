@@ -98,7 +98,7 @@ def environment(checkpoint_dir: Path | None) -> Environment:
 
 def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
     """Preprocess a raw job into DATA_ROOT/clips/<job>; returns that folder. BadInput."""
-    from wan_orchestration.preprocess.run import preprocess  # noqa: PLC0415 (OpenCV and the estimators)
+    from wan_orchestration.preprocess.pipeline import preprocess  # noqa: PLC0415 (OpenCV and the estimators)
 
     assert env.models_root is not None
     return preprocess(

@@ -107,7 +107,7 @@ def generate(request: Request, reporter: PipesReporter) -> None:
 
 def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOutcome:
     """Make a job's clips, and report progress about once a second."""
-    from wan_orchestration.preprocess import run  # noqa: PLC0415 (OpenCV and the estimators)
+    from wan_orchestration.preprocess import pipeline  # noqa: PLC0415 (OpenCV and the estimators)
 
     outcome = PreprocessOutcome(job_id=request.job_id)
     reported = float("-inf")
@@ -120,7 +120,7 @@ def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOut
             pipes.report_custom_message(progress.model_dump(mode="json"))
 
     try:
-        outcome.result = run.preprocess(
+        outcome.result = pipeline.preprocess(
             request.driving,
             request.reference,
             request.output,

@@ -118,7 +118,7 @@ def test_complete_clips_win_over_raw_inputs(make_job: Make) -> None:
         (["driving.mp4"], r"missing reference; expected .*reference\.<png\|jpg\|.*>"),
         (["driving.mp4", "reference.psd"], r"missing reference; found reference\.psd, a text; expected"),
         (["driving.txt"], r"missing driving, reference; found driving\.txt, a text; expected"),
-        (["reference.png", "driving.mp4.crdownload"], r"; found driving\.mp4\.crdownload, which is not whole yet;"),
+        (["reference.png", "driving.mp4.crdownload"], r"; found driving\.mp4\.crdownload, which is still incomplete;"),
         (["reference.png"], r"missing driving; expected"),
         (["driving.mp4", "driving.mov", "reference.png"], r"found driving\.mov and driving\.mp4, expected one driving"),
     ],
@@ -278,7 +278,7 @@ def test_check_clips(make_job: Make) -> None:
     assert clips.notices == ()
 
 
-def test_unlike_clips_and_flaws_of_the_sound_are_told(make_job: Make) -> None:
+def test_notices_of_differing_clips_and_of_the_sound(make_job: Make) -> None:
     folder = make_job(mode="replace")
     write_lossless(folder / "src_bg.mp4", moving_frames(8, 64, 96), 25)
     write_lossless(folder / "src_mask.mp4", moving_frames(5, 64, 96), Fraction(2997, 100))
@@ -289,7 +289,7 @@ def test_unlike_clips_and_flaws_of_the_sound_are_told(make_job: Make) -> None:
     assert clips.sound.track is None
     assert clips.notices == (
         "src_bg.mp4: 8 frames, but src_pose.mp4 has 5; the rest is not used",
-        "src_bg.mp4: 25 frames a second, but src_pose.mp4 has 29.97; frame goes with frame, at the rate of "
+        "src_bg.mp4: 25 frames a second, but src_pose.mp4 has 29.97; frames are paired by number, at the rate of "
         "src_pose.mp4",
         "src_pose.mp4: the sound has a codec that nothing here decodes; the video is silent",
     )

@@ -7,7 +7,7 @@ import pytest
 from figures import driving, walk
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.preprocess.frames import DrivingVideo, ahead, batched, choose_fps, choose_frames
+from wan_orchestration.preprocess.frames import DrivingVideo, batched, choose_fps, choose_frames, prefetched
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
@@ -64,7 +64,7 @@ def test_too_few_frames_are_told_with_the_times(tmp_path):
 
 
 def test_ahead_hands_on_items_errors_and_stops_when_left():
-    assert list(ahead(range(100), 3)) == list(range(100))
+    assert list(prefetched(range(100), 3)) == list(range(100))
     made = []
 
     def items():
@@ -72,18 +72,18 @@ def test_ahead_hands_on_items_errors_and_stops_when_left():
             made.append(i)
             yield i
 
-    for item in ahead(items(), 2):
+    for item in prefetched(items(), 2):
         if item == 5:
             break
     assert len(made) < 20
-    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
     def broken():
         yield 1
         raise BadInput("frame 1 is damaged")
 
     with pytest.raises(BadInput, match="frame 1"):
-        list(ahead(broken(), 2))
+        list(prefetched(broken(), 2))
 
 
 def test_batches():

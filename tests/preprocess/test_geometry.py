@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.preprocess.geometry import Fit, canvas_size, crop_face, face_box, fit_picture
+from wan_orchestration.preprocess.geometry import Letterbox, canvas_size, crop_face, face_box, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
 
 
@@ -24,14 +24,14 @@ def test_resized_pictures_are_the_published_ones(golden):
     for row in json.loads((golden / "geometry/cases.json").read_text())["resize_images"]:
         picture = pictures[f"{row['key']}_in"]
         if row["fn"] == "resize_by_area":
-            made = fit_picture(picture, canvas_size(row["w"], row["h"], row["target_area"], row["divisor"]))
+            made = letterbox(picture, canvas_size(row["w"], row["h"], row["target_area"], row["divisor"]))
         elif row["error"]:
             with pytest.raises(BadInput, match="too narrow"):
-                fit_picture(picture, (row["width"], row["height"]))
+                letterbox(picture, (row["width"], row["height"]))
             continue
         else:
             kind, border = getattr(cv2, f"INTER_{row['interpolation']}"), tuple(row["padding_color"])
-            made = fit_picture(picture, (row["width"], row["height"]), kind, border)
+            made = letterbox(picture, (row["width"], row["height"]), kind, border)
         assert np.array_equal(made, pictures[f"{row['key']}_out"]), row["key"]
 
 
@@ -83,8 +83,8 @@ def test_whole_body_points_are_split_as_published(golden):
 def test_points_move_with_the_picture_they_are_fitted_into():
     picture = np.zeros((100, 60, 3), np.uint8)
     picture[40:60, 20:40] = 255
-    fit = Fit.into((60, 100), (160, 80))
-    fitted = fit_picture(picture, (160, 80))
+    fit = Letterbox.into((60, 100), (160, 80))
+    fitted = letterbox(picture, (160, 80))
     ys, xs = np.nonzero(fitted[..., 0] > 127)
     scale = fit.scale((60, 100))
     assert abs(xs.mean() + 0.5 - (30 * scale[0] + fit.left)) < 0.6

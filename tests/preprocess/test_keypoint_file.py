@@ -105,7 +105,7 @@ def test_several_people_are_told_apart_by_what_their_bodies_cover(tmp_path):
     ("name", "content", "message"),
     [
         ("k.json", "nonsense", "cannot be read as JSON"),
-        ("k.json", "[]", "holds no frames"),
+        ("k.json", "[]", "has no frames"),
         ("k.json", '[{"persons": []}]', "frame 0 has no list of people"),
         ("k.json", '[{"people": [{"pose_keypoints_2d": [1, 2]}]}]', "expected numbers x, y, confidence"),
         ("k.json", '[{"people": [{"pose_keypoints_2d": [1, 2, 0.5]}]}]', r"expected \(frames, 20, 3\)"),

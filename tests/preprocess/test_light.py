@@ -178,7 +178,7 @@ def crowd(*people: tuple[int, int, int, int], green: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def blobs(monkeypatch):
-    monkeypatch.setattr(light, "Network", SeesBlobs)
+    monkeypatch.setattr(light, "TfliteNetwork", SeesBlobs)
     monkeypatch.setattr(SeesBlobs, "looks", 0)
     return Light(Path("models"), threads=2)
 

@@ -3,7 +3,7 @@ from figures import walk
 
 from wan_orchestration.preprocess.faces import face_boxes
 from wan_orchestration.preprocess.keypoints import PARTS, absent
-from wan_orchestration.preprocess.motion import Motion, describe_frames, runs
+from wan_orchestration.preprocess.motion import Motion, describe_frames, stretches
 
 
 def walked(count: int, missing: set[int] = frozenset(), part: str | None = None) -> Motion:
@@ -69,6 +69,6 @@ def test_without_any_face_there_are_no_boxes():
 
 
 def test_frames_are_told_as_ranges():
-    assert runs(np.array([True, True, False, True])) == [(0, 2), (3, 4)]
+    assert stretches(np.array([True, True, False, True])) == [(0, 2), (3, 4)]
     assert describe_frames([0, 1, 2, 7, 9, 10]) == "0-2, 7, 9-10"
     assert describe_frames(list(range(0, 40, 2)), most=2) == "0, 2 and 18 more stretches"

@@ -6,7 +6,8 @@ from sam2_layout import LARGE, random_weights, shapes
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.keypoints import Pose
-from wan_orchestration.preprocess.sam2 import Sam2, converted, load_sam2, prompt_interval, prompt_points
+from wan_orchestration.preprocess.sam2 import Sam2, prompt_interval, prompt_points
+from wan_orchestration.preprocess.sam2_weights import converted, load_sam2
 
 SIDE = 64
 SIZE = (96, 64)

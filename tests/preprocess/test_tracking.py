@@ -37,7 +37,7 @@ def test_waits_for_a_person_hidden_for_a_moment():
         assert follow.follow(t, [person(500)]) is None
     back = person(100 + 2 * 20)
     assert follow.follow(20, [person(500), back]) is back
-    assert follow.taken_up_again == []
+    assert follow.found_elsewhere == []
 
 
 def test_a_switch_is_reported():
@@ -46,7 +46,7 @@ def test_a_switch_is_reported():
     for t in range(1, 31):
         assert follow.follow(t, [person(500)]) is None
     assert follow.follow(31, [person(500)]) is not None
-    assert follow.taken_up_again == [31]
+    assert follow.found_elsewhere == [31]
 
 
 @pytest.mark.parametrize("choice", ["point:10,10", "box:600,300,640,360"])

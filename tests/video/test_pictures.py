@@ -226,7 +226,7 @@ def test_bad_pictures(tmp_path: Path) -> None:
     with pytest.raises(BadInput):
         read_image(path)
     flat((9,), "F").save(tmp_path / "light.tif")
-    with pytest.raises(BadInput, match=r"light\.tif: found 32 bits a sample"):
+    with pytest.raises(BadInput, match=r"light\.tif: found 32 bits per sample"):
         read_image(tmp_path / "light.tif")
     for suffix in ("heic", "avif", "jpg"):
         path = tmp_path / f"cut.{suffix}"

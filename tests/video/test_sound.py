@@ -13,7 +13,7 @@ import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 from media import moving_frames, sine, without_decoder, write_video
 
-from wan_orchestration.preprocess.run import preprocess
+from wan_orchestration.preprocess.pipeline import preprocess
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video import concat
 from wan_orchestration.video.concat import concatenate
@@ -252,22 +252,22 @@ WHOLE = [(0.5, 2.0)]
 @pytest.mark.parametrize(
     ("make", "copied", "notice", "heard"),
     [
-        (repeats, False, "has flaws: 1 timestamp mended", WHOLE),
-        (goes_back, False, "1 timestamp mended", WHOLE),
-        (strays, False, "1 timestamp mended", WHOLE),
-        (starts_anew, False, "1 timestamp mended", WHOLE),
+        (repeats, False, "has flaws: 1 timestamp corrected", WHOLE),
+        (goes_back, False, "1 timestamp corrected", WHOLE),
+        (strays, False, "1 timestamp corrected", WHOLE),
+        (starts_anew, False, "1 timestamp corrected", WHOLE),
         (jumps, False, "1 gap filled with silence", [(0.5, 1.07), (1.37, 2.0)]),
         (crowded, False, "overlapping pieces left out", [(0.5, 1.09), (1.47, 2.0)]),
         (damaged, False, "damaged, 1 gap filled with silence", [(0.5, 1.05), (1.17, 2.0)]),
         (late, True, None, [(1.2, 2.0)]),
-        (clock_jumps, False, "1 timestamp mended", [(0.5, 1.0), (1.04, 2.0)]),
-        (second_track, True, "sound track 1 of 2 has a codec that nothing here decodes; track 2 is used", WHOLE),
+        (clock_jumps, False, "1 timestamp corrected", [(0.5, 1.0), (1.04, 2.0)]),
+        (second_track, True, "sound track 1 of 2 has a codec that is not supported; track 2 is used", WHOLE),
         (changes, False, "the kind of sound changes", [(0.52, 1.02), (1.09, 2.0)]),
         (low_rate, False, None, WHOLE),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_flaws_are_mended(
+def test_flaws_are_corrected(
     make: Callable[[Path, Path], Path],
     copied: bool,
     notice: str | None,
@@ -324,7 +324,7 @@ def all_damaged(good: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (no_decoder, "a codec that nothing here decodes; the video is silent"),
+        (no_decoder, "a codec that is not supported; the video is silent"),
         (no_packets, "is empty; the video is silent"),
         (all_damaged, r"cannot be decoded \(aac, \d+ of \d+ damaged\); the video is silent"),
     ],
@@ -364,15 +364,15 @@ def test_sound_that_cannot_be_written_does_not_cost_the_video(
 def test_a_part_without_sound(codec: str, segment: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.mov", moving_frames(9, 48, 64), sound=sine(0.3), sound_codec=codec)
     told = concatenate([segment], tmp_path / "out.mp4", find_sound(video), Fraction(2))
-    assert told == "v.mov: the sound is left out, there is none in the part that is used; the video is silent"
+    assert told == "v.mov: the sound is left out, there is none in the used part; the video is silent"
     assert (probe(tmp_path / "out.mp4").frames, probe(tmp_path / "out.mp4").has_audio) == (60, False)
 
 
 @pytest.mark.parametrize(
     ("folder", "file", "notice"),
     [
-        ("sound_without_decoder", "driving.mov", "nothing here decodes; the video is silent"),
-        ("sound_timestamps_repeat", "driving.mkv", "1 timestamp mended"),
+        ("sound_without_decoder", "driving.mov", "is not supported; the video is silent"),
+        ("sound_timestamps_repeat", "driving.mkv", "1 timestamp corrected"),
     ],
 )
 def test_files_of_the_field(shared: Path, folder: str, file: str, notice: str, tmp_path: Path) -> None:

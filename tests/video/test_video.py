@@ -211,7 +211,7 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
 def test_index_lost(tmp_path: Path, long: Path) -> None:
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(long.read_bytes()[:-4000])
-    with pytest.raises(BadInput, match=r"cut\.mp4: found an MP4 video that is not whole .*; if it was cut off while"):
+    with pytest.raises(BadInput, match=r"cut\.mp4: found an MP4 video that is incomplete .*; if it was cut off while"):
         probe(cut)
 
 
@@ -319,7 +319,7 @@ def test_colours_survive(tmp_path: Path) -> None:
 def test_unlike_segments_are_refused(tmp_path: Path) -> None:
     write_segment(tmp_path / "a.mp4", moving_frames(2, 48, 64), FPS)
     write_segment(tmp_path / "b.mp4", moving_frames(2, 64, 64), FPS)
-    with pytest.raises(ValueError, match=r"alike.*a\.mp4.*b\.mp4"):
+    with pytest.raises(ValueError, match=r"differ in size.*a\.mp4.*b\.mp4"):
         concatenate([tmp_path / "a.mp4", tmp_path / "b.mp4"], tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()
 
@@ -327,7 +327,10 @@ def test_unlike_segments_are_refused(tmp_path: Path) -> None:
 PEAK = """
 import resource, sys
 from pathlib import Path
-from wan_orchestration.video import FrameReader, concatenate, find_sound, write_segment
+from wan_orchestration.video.concat import concatenate
+from wan_orchestration.video.reader import FrameReader
+from wan_orchestration.video.sound import find_sound
+from wan_orchestration.video.writer import write_segment
 folder, frames = Path(sys.argv[1]), int(sys.argv[2])
 with FrameReader(folder / f"{frames}.mp4") as reader:
     segments = []
@@ -342,10 +345,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     peaks = []
     few = moving_frames(40, 160, 208)
-    for clips in (4, 40):
-        frames = itertools.islice(itertools.cycle(few), clips * 10)
-        write_video(tmp_path / f"{clips * 10}.mp4", list(frames), sound=sine(clips / 3), options={"preset": "veryfast"})
-        command = [sys.executable, "-c", PEAK, str(tmp_path), str(clips * 10)]
+    for segments in (4, 40):
+        frames = itertools.islice(itertools.cycle(few), segments * 10)
+        write_video(
+            tmp_path / f"{segments * 10}.mp4", list(frames), sound=sine(segments / 3), options={"preset": "veryfast"}
+        )
+        command = [sys.executable, "-c", PEAK, str(tmp_path), str(segments * 10)]
         peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     assert peaks[1] < peaks[0] * 1.05
     assert probe(tmp_path / "400_out.mp4").frames == 400

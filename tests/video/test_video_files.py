@@ -17,7 +17,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.info import VideoInfo
-from wan_orchestration.video.packets import BROADCAST, BROADCAST_JUMP, JUMP, NONE
+from wan_orchestration.video.packets import BROADCAST, BROADCAST_JUMP, JUMP, NO_TIMESTAMP
 from wan_orchestration.video.reader import FrameReader, iter_frames, probe
 from wan_orchestration.video.timeline import Timeline
 from wan_orchestration.video.tonemap import to_sdr
@@ -80,15 +80,15 @@ def test_field(
 
 def length(time: Timeline) -> float:
     rate = time.rate()
-    return float(time.duration(rate) + time.hold(rate))
+    return float(time.duration(rate) + time.extra_hold(rate))
 
 
 def timeline(stamps: list, tick: Fraction | float = Fraction(1, 1000), **facts: object) -> Timeline:
     """Of packets with these display times, in the order of the file."""
     ends = {"stream_end": None, "sound_end": None, "file_end": None, "broken_off": None}
-    packets = {"pts": [NONE if each is None else each for each in stamps], "dts": list(range(len(stamps)))}
-    others = {"format": "matroska", "depth": 0, "rates": [], "last": (NONE, 0), "hidden": [0] * len(stamps)}
-    others["starts"] = [0] * len(stamps)
+    packets = {"pts": [NO_TIMESTAMP if each is None else each for each in stamps], "dts": list(range(len(stamps)))}
+    others = {"format": "matroska", "depth": 0, "rates": [], "last": (NO_TIMESTAMP, 0), "hidden": [0] * len(stamps)}
+    others["keyframes"] = [0] * len(stamps)
     others["farthest_jump"] = BROADCAST_JUMP if facts.get("format") in BROADCAST else JUMP
     return Timeline(SimpleNamespace(tick=Fraction(tick), **(ends | packets | others | facts)))
 
@@ -125,7 +125,7 @@ def test_rounding_costs_no_frame() -> None:
             assert length(timeline(given)) * 30 == pytest.approx(count, abs=1e-6)
 
 
-def test_mended_times() -> None:
+def test_corrected_times() -> None:
     def seconds(*given: int | None, **facts: object) -> list[int]:
         return [round(1000 * time) for time in timeline(list(given), **facts).times]
 
@@ -137,8 +137,10 @@ def test_mended_times() -> None:
     assert seconds(0, 40, 10**12, 120, 160) == [0, 40, 80, 120, 160]
     assert seconds(-(10**12), 40, 80) == [0, 40, 80] and timeline([-(10**12), 40, 80]).start == 0
     assert seconds(0, None, 80, rates=[Fraction(50)], dts=[0, 40, 80]) == [0, 40, 80]
-    assert seconds(0, None, 80, rates=[Fraction(50)], dts=[NONE, 40, NONE]) == [0, 20, 40]
-    assert seconds(0, 120, 40, 80, 0, 120, 40, 80, depth=1, starts=[1, 0, 0, 0, 1, 0, 0, 0]) == list(range(0, 320, 40))
+    assert seconds(0, None, 80, rates=[Fraction(50)], dts=[NO_TIMESTAMP, 40, NO_TIMESTAMP]) == [0, 20, 40]
+    assert seconds(0, 120, 40, 80, 0, 120, 40, 80, depth=1, keyframes=[1, 0, 0, 0, 1, 0, 0, 0]) == list(
+        range(0, 320, 40)
+    )
     # Reordered frames are no flaw.
     assert not timeline([0, 120, 40, 80, 240, 160, 200], depth=1).notice
     repeated = timeline([0, 120, 40, 40, 240, 160, 200], depth=1)
@@ -195,7 +197,7 @@ def test_containers(tmp_path: Path, reordered: Path, name: str, arguments: str) 
 def test_decoding_times_in_place_of_display_times(tmp_path: Path, reordered: Path) -> None:
     ffmpeg("-i", reordered, "-an", "-c", "copy", "-bsf:v", "setts=pts=DTS", tmp_path / "dts.mkv")
     info = probe(tmp_path / "dts.mkv")
-    assert (info.frames, info.fps) == (40, 25) and "order of the decoder" in info.notices[0]
+    assert (info.frames, info.fps) == (40, 25) and "decoder's order" in info.notices[0]
     assert order_of(tmp_path / "dts.mkv") == list(range(40))
 
 
@@ -270,7 +272,7 @@ def test_eight_orientations(tmp_path: Path, x: int, y: int, transposed: bool, ne
 
 def test_an_angle_that_is_not_right_is_told(tmp_path: Path) -> None:
     info = probe(with_matrix(tmp_path / "slanted.mp4", 56756, 32768, -32768, 56756))
-    assert "30 degrees off a right one" in info.notices[0]
+    assert "30 degrees off a right angle" in info.notices[0]
 
 
 @pytest.mark.parametrize(("aspect", "shape"), [("2/1", (256, 96)), ("8/9", (128, 108)), ("0/1", (128, 96))])

@@ -23,9 +23,9 @@ from hub_server import (
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.settings.environment import Environment
-from wan_orchestration.weights import hub
+from wan_orchestration.weights import hub, transfer
 from wan_orchestration.weights.hub import DownloadError, download, resolve
-from wan_orchestration.weights.snapshot import MANIFEST, Manifest
+from wan_orchestration.weights.manifest import MANIFEST, Manifest
 
 NEEDED = sorted(set(original_layout(8)) - set(UNNEEDED))
 
@@ -129,7 +129,7 @@ def test_each_file_is_hashed_once(env, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_progress_is_logged(server, env, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(transfer, "REPORT_SECONDS", 0.1)
     server.faults[VAE] = Fault(delay=0.05)
     log: list[str] = []
     download(env, log.append)
@@ -151,7 +151,7 @@ def test_goes_on_as_long_as_bytes_arrive(server, env, folder) -> None:
     log: list[str] = []
     download(env, log.append)
     assert server.asked_for(VAE) == [None, *(f"bytes={at}-" for at in range(30_000, 200_000, 30_000))]
-    assert any("going on with them" in line for line in log)
+    assert any("incomplete; resuming" in line for line in log)
     assert len(server.asked_for(SHARDS[0])) == 1
 
 
@@ -166,7 +166,7 @@ def test_time_limit_of_a_file_does_not_end_the_download(server, env, monkeypatch
 
 def test_gives_up_when_nothing_arrives(server, env, folder) -> None:
     server.faults[VAE] = Fault(status=503)
-    with pytest.raises(DownloadError, match=f"{VAE}: the download .* broke off .*goes on where it stopped"):
+    with pytest.raises(DownloadError, match=f"{VAE}: the download .* broke off .*run again to resume it"):
         download(env)
     assert Manifest.read(folder) is None
     server.faults.clear()
@@ -192,14 +192,14 @@ def test_killed_download_resumes_in_the_next_call(server, env, folder, tmp_path:
 
 def test_corrupt_file_is_not_kept(server, env, folder) -> None:
     server.faults[VAE] = Fault(corrupt=True)
-    with pytest.raises(DownloadError, match=f"{VAE}: what the hub sends is not what it lists"):
+    with pytest.raises(DownloadError, match=f"{VAE}: the hub sends other content than it lists"):
         download(env)
     assert not list(folder.glob(f"{VAE}*")) and Manifest.read(folder) is None
 
 
 def test_file_of_another_size_than_listed(server, env) -> None:
     server.faults[VAE] = Fault(listing={"Size": 17})
-    with pytest.raises(DownloadError, match=f"{VAE}: what the hub sends is not what it lists"):
+    with pytest.raises(DownloadError, match=f"{VAE}: the hub sends other content than it lists"):
         download(env)
 
 
@@ -317,7 +317,7 @@ def test_disk_runs_full(server, env, small_disk: Path, monkeypatch: pytest.Monke
         download(env)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: free)
-        with pytest.raises(BadInput, match=r"cannot be written \(No space left on device.*goes on where it stopped"):
+        with pytest.raises(BadInput, match=r"cannot be written \(No space left on device.*The next download resumes"):
             download(env)
     subprocess.run(["mount", "-o", "remount,size=3m", small_disk], check=True)
     assert download(env).files == len(NEEDED)
@@ -372,7 +372,7 @@ def test_tampered_file(server, env, folder) -> None:
         resolve(env, allow_download=False)
     log: list[str] = []
     resolve(env, log.append)
-    assert "getting it again" in log[0]
+    assert "downloading it again" in log[0]
     assert (folder / VAE).read_bytes() == content and len(server.asked_for(SHARDS[0])) == 1
 
 

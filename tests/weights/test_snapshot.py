@@ -6,7 +6,9 @@ import pytest
 from hub_server import SHARDS, UNNEEDED, VAE, diffusers_layout, original_layout, write_files
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.weights.snapshot import MANIFEST, FileEntry, Manifest, open_snapshot, sha256
+from wan_orchestration.files import sha256
+from wan_orchestration.weights.manifest import MANIFEST, FileEntry, Manifest
+from wan_orchestration.weights.snapshot import open_snapshot
 
 NEEDED = sorted(set(original_layout(8)) - set(UNNEEDED))
 
@@ -79,12 +81,12 @@ def test_missing_file_of_the_diffusers_layout_is_named(tmp_path: Path, name: str
         (VAE, original_layout()[VAE][:-50], "is cut off after"),
         (SHARDS[1], b"", "is empty"),
         (SHARDS[1], original_layout()[SHARDS[1]][:-1], "bytes, its header says"),
-        ("config.json", b"{", "not readable as JSON"),
+        ("config.json", b"{", "cannot be read as JSON"),
         ("config.json", b"[]", "holds a JSON list"),
         ("config.json", b'{"Code": 404, "Message": "no such file"}', "holds a server's error.*'no such file'"),
         ("google/umt5-xxl/tokenizer.json", b'{"error": "gated"}', "holds a server's error.*'gated'"),
         (VAE, b'{"error": "gated"}', "is a JSON text, not a PyTorch"),
-        (SHARDS[1], b'{"error": {"code": 404}}', "is a JSON text .24 bytes., not a whole"),
+        (SHARDS[1], b'{"error": {"code": 404}}', "is a JSON text .24 bytes., not a complete"),
         ("config.json", b'{"_class_name": "WanModel"}', "is a WanModel; expected WanAnimateModel"),
         ("diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {}}', "weight_map is missing or empty"),
         ("diffusion_pytorch_model.safetensors.index.json", b'{"weight_map": {"a": "../x"}}', "not a plain file name"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from wan_orchestration.formats import look
+from wan_orchestration.formats import recognise
 from wan_orchestration.video.reader import iter_frames, open_input, probe
 from wan_orchestration.video.stills import read_image, write_poster
 from wan_orchestration.video.writer import write_segment
@@ -32,14 +32,14 @@ def playable(video: Path, cache: Path) -> Path:
     with open_input(video) as container:
         codec = container.streams.video[0].codec_context
         plays = codec.codec.canonical_name in CODECS and codec.pix_fmt in PIXELS
-    if plays and look(video)[1] in CONTAINERS:
+    if plays and recognise(video)[1] in CONTAINERS:
         return video
     return _copied(video, cache, lambda copy: write_segment(copy, _frames(video), probe(video).fps))
 
 
 def visible(picture: Path, cache: Path) -> Path:
     """As `playable` for a picture; the copy is a JPEG."""
-    if look(picture)[1] in PICTURES:
+    if recognise(picture)[1] in PICTURES:
         return picture
     return _copied(picture, cache, lambda copy: write_poster(copy, _smaller(read_image(picture))))
 

@@ -21,7 +21,7 @@ from wan_orchestration.api.models import Upload
 from wan_orchestration.api.problems import FieldProblem, Problem
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove
-from wan_orchestration.formats import A_PICTURE, A_VIDEO, look
+from wan_orchestration.formats import A_PICTURE, A_VIDEO, recognise
 from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.folder import JOB_FILE
 from wan_orchestration.jobs.inputs import RAW
@@ -240,7 +240,7 @@ def furnish(form: Form, settings: Upload) -> None:
 
 def _suffix(form: Form, name: str) -> str:
     """By the first bytes of a file; by the client's name of it where they do not tell. BadInput: not of the kind."""
-    found, suffix = look(form.files[name])
+    found, suffix = recognise(form.files[name])
     given = Path(form.client_names[name]).suffix[1:].lower()
     if suffix is None and given in RAW[name]:
         return given

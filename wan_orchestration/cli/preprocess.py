@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> str:
     """Make the clips; returns what was made as JSON. BadInput."""
-    from wan_orchestration.preprocess.run import preprocess  # noqa: PLC0415 (OpenCV and the estimators)
+    from wan_orchestration.preprocess.pipeline import preprocess  # noqa: PLC0415 (OpenCV and the estimators)
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     for name in ("driving", "reference"):
@@ -116,10 +116,10 @@ def preview(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.mp4", help="the video (default: DIR/preview.mp4)")
     try:
         arguments = parser.parse_args(argv)
-        from wan_orchestration.preprocess import preview as side_by_side  # noqa: PLC0415 (OpenCV)
+        from wan_orchestration.preprocess.side_by_side import write_side_by_side  # noqa: PLC0415 (OpenCV)
 
         with redirect_stdout(sys.stderr):
-            path = side_by_side.preview(
+            path = write_side_by_side(
                 arguments.clips, arguments.output or arguments.clips / "preview.mp4", arguments.driving
             )
     except BadInput as error:

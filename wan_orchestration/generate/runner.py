@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
@@ -26,7 +25,7 @@ from wan_orchestration.animate.memory.placement import WAYS, ClipShape, Name, ha
 from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.animate.parallel.ranks import RankFailed, connect
 from wan_orchestration.errors import BadInput
-from wan_orchestration.files import replacing
+from wan_orchestration.files import replacing, sha256
 from wan_orchestration.generate.estimate import Estimate, Rates, keep_rates, read_rates
 from wan_orchestration.generate.resume import ClipRecord, Work
 from wan_orchestration.generate.segments import ClipMaker, Plan
@@ -353,7 +352,7 @@ class Runner:
             "tf32": wants_tf32(settings, device, dtype),
             "versions": [version(package) for package in packages],
             "exact": task.save_frames is not None,
-            "files": [_digest(file) for file in files],
+            "files": [sha256(file) for file in files],
             "snapshot": self.snapshot.fingerprint,
         }
         return {
@@ -400,11 +399,6 @@ def clip_count(frames: int, settings: GenerateSettings) -> int:
     """Clips needed for so many frames; every clip after the first repeats refert_num of them."""
     stride = settings.clip_len - settings.refert_num
     return max(1, math.ceil((frames - settings.refert_num) / stride))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Clips, the videos that generation reads: their names, what they must be, and copies of ready ones."""
+"""Clips, the conditioning videos that generation reads: their names, their checks, and copies of ready clips."""
 
 import hashlib
 import os
@@ -17,15 +17,17 @@ CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src
 REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
 
 JOINTS = "src_pose.npz"
-"""Beside clips that were made here: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
+"""Beside clips from preprocessing: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
 
 FACE_SIZE = 512
+"""Side of the square frames of `src_face.mp4`, px."""
 
 REFERENCE_MIN = 16
+"""Shortest side of `src_ref.png`, px."""
 
 
 def clip_names(mode: Mode) -> dict[str, str]:
-    """File names of the ready clips that a mode needs, by name of the input."""
+    """File names of the clips that a mode needs, by name of the input."""
     return CLIPS | REPLACEMENT_CLIPS if mode == "replace" else CLIPS
 
 
@@ -41,12 +43,12 @@ class Clips:
     background: VideoInfo | None
     mask: VideoInfo | None
     sound: Sound
-    """Of the pose clip; the video gets it."""
+    """The sound of the pose clip, which the video gets."""
     notices: tuple[str, ...]
-    """What a user should know of the clips, in words."""
+    """What a user should know about the clips, in words."""
 
     def videos(self) -> list[VideoInfo]:
-        """All that are video."""
+        """The clips that are videos, that is, all but the reference picture."""
         return [info for info in (self.pose, self.face, self.background, self.mask) if info is not None]
 
     @cached_property
@@ -59,7 +61,7 @@ class Clips:
         return digest.hexdigest()
 
     def at(self, folder: Path) -> "Clips":
-        """What is known of the clips holds for copies of them in another folder."""
+        """The same facts about copies of the clips in another folder."""
 
         def moved(info: VideoInfo) -> VideoInfo:
             return replace(info, path=folder / info.path.name)
@@ -77,10 +79,10 @@ class Clips:
 
 
 def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
-    """Looks at the clips in `folder` as generation will use them: decodes first frames, and the sound.
+    """Checks the clips in `folder` as generation will use them: decodes the first frames, and all of the sound.
 
-    A flaw of the sound is no error, but is said in `Clips.notices`; so is what becomes of clips that differ in
-    length or rate.
+    `Clips.notices` says what is wrong with the sound, which is no error, and how generation uses clips that differ
+    in length or rate.
 
     BadInput: a file missing, unreadable or truncated; pose sides not multiples of 16; a pose clip of 1 frame or
     of no more than `refert_num`; a face clip of 1 frame or not 512x512; background or mask of another size than
@@ -91,7 +93,34 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
     from wan_orchestration.video.sound import find_sound  # noqa: PLC0415
     from wan_orchestration.video.stills import read_image  # noqa: PLC0415
 
-    folder = Path(folder)
+    paths = _find_clips(Path(folder), mode)
+    videos = {name: probe(path) for name, path in paths.items() if path.suffix == ".mp4"}
+    pose, face = videos["src_pose"], videos["src_face"]
+    _check_pose(pose, refert_num)
+    _check_face(face)
+    for name in REPLACEMENT_CLIPS.keys() & videos.keys():
+        _check_size(videos[name], pose)
+    height, width = read_image(paths["src_ref"]).shape[:2]
+    if min(height, width) < REFERENCE_MIN:
+        raise BadInput(f"{paths['src_ref']}: found {width}x{height} pixels, expected sides of {REFERENCE_MIN} or more")
+    sound = find_sound(pose.path)
+    notices = [f"{info.path.name}: {notice}" for info in videos.values() for notice in info.notices]
+    notices += [notice for info in videos.values() for notice in _differences(info, pose)]
+    return Clips(
+        folder=Path(folder),
+        mode=mode,
+        pose=pose,
+        face=face,
+        reference=paths["src_ref"],
+        background=videos.get("src_bg"),
+        mask=videos.get("src_mask"),
+        sound=sound,
+        notices=(*notices, *sound.notices),
+    )
+
+
+def _find_clips(folder: Path, mode: Mode) -> dict[str, Path]:
+    """The clips that a mode needs, by name of the input. BadInput: one is missing or not a plain file."""
     paths = {name: folder / file for name, file in clip_names(mode).items()}
     missing = [path.name for path in paths.values() if not os.path.lexists(path)]
     if missing:
@@ -100,8 +129,10 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
         )
     for path in paths.values():
         check_file(path)
-    videos = {name: probe(path) for name, path in paths.items() if path.suffix == ".mp4"}
-    pose, face = videos["src_pose"], videos["src_face"]
+    return paths
+
+
+def _check_pose(pose: VideoInfo, refert_num: int) -> None:
     if pose.width % 16 or pose.height % 16:
         nearest = f"{max(pose.width // 16, 1) * 16}x{max(pose.height // 16, 1) * 16}"
         raise BadInput(
@@ -112,38 +143,25 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
     if pose.frames < least:
         reason = f" (more than refert_num {refert_num})" if least > 2 else ""
         raise BadInput(f"{pose.path}: found {_frames(pose)}, expected {least} or more{reason}")
+
+
+def _check_face(face: VideoInfo) -> None:
     if face.frames < 2:
         raise BadInput(f"{face.path}: found {_frames(face)}, expected 2 or more")
     if (face.width, face.height) != (FACE_SIZE, FACE_SIZE):
         raise BadInput(f"{face.path}: found {face.width}x{face.height}, expected {FACE_SIZE}x{FACE_SIZE}")
-    for name in REPLACEMENT_CLIPS.keys() & videos.keys():
-        info = videos[name]
-        if (info.width, info.height) != (pose.width, pose.height):
-            raise BadInput(
-                f"{info.path}: found {info.width}x{info.height}, expected the size of {pose.path.name}, "
-                f"{pose.width}x{pose.height}"
-            )
-    height, width = read_image(paths["src_ref"]).shape[:2]
-    if min(height, width) < REFERENCE_MIN:
-        raise BadInput(f"{paths['src_ref']}: found {width}x{height} pixels, expected sides of {REFERENCE_MIN} or more")
-    sound = find_sound(pose.path)
-    told = [f"{info.path.name}: {notice}" for info in videos.values() for notice in info.notices]
-    told += [notice for info in videos.values() for notice in _unlike(info, pose)]
-    return Clips(
-        folder=folder,
-        mode=mode,
-        pose=pose,
-        face=face,
-        reference=paths["src_ref"],
-        background=videos.get("src_bg"),
-        mask=videos.get("src_mask"),
-        sound=sound,
-        notices=(*told, *sound.notices),
-    )
 
 
-def _unlike(info: VideoInfo, pose: VideoInfo) -> list[str]:
-    """How generation, which takes frame for frame, uses a clip that differs from the pose clip in length or rate."""
+def _check_size(info: VideoInfo, pose: VideoInfo) -> None:
+    if (info.width, info.height) != (pose.width, pose.height):
+        raise BadInput(
+            f"{info.path}: found {info.width}x{info.height}, expected the size of {pose.path.name}, "
+            f"{pose.width}x{pose.height}"
+        )
+
+
+def _differences(info: VideoInfo, pose: VideoInfo) -> list[str]:
+    """How a clip differs from the pose clip in length and rate, and how generation then pairs their frames."""
     found = []
     if info.frames != pose.frames:
         use = "it is played forwards and backwards" if info.frames < pose.frames else "the rest is not used"
@@ -152,7 +170,7 @@ def _unlike(info: VideoInfo, pose: VideoInfo) -> list[str]:
     if abs(info.fps - pose.fps) > pose.fps / 500:
         found.append(
             f"{info.path.name}: {float(info.fps):.6g} frames a second, but {pose.path.name} has "
-            f"{float(pose.fps):.6g}; frame goes with frame, at the rate of {pose.path.name}"
+            f"{float(pose.fps):.6g}; frames are paired by number, at the rate of {pose.path.name}"
         )
     return found
 
@@ -162,9 +180,9 @@ def _frames(info: VideoInfo) -> str:
 
 
 def place_clips(source: Path, target: Path, mode: Mode, refert_num: int = 1) -> Clips:
-    """Copies ready clips from the folder `source` to `target`, replacing what an earlier run placed there.
+    """Copies ready clips from the folder `source` to `target`, and replaces the copies of an earlier run.
 
-    BadInput as for `check_clips`, and for any frame that cannot be decoded.
+    BadInput: as for `check_clips`, and any frame that cannot be decoded.
     """
     from wan_orchestration.video.reader import FrameReader  # noqa: PLC0415
 

@@ -2,8 +2,8 @@
 
 A folder `data/jobs/<key>/` is one job. It holds either ready clips (`src_pose.mp4`, `src_face.mp4`, `src_ref.png`,
 for replacement also `src_bg.mp4` and `src_mask.mp4`) or raw inputs (a video `driving.<mp4|mov|...>` and a picture
-`reference.<png|jpg|...>`, in upper or lower case), and perhaps a `job.yaml`. Where both lie there, ready clips that
-are complete for the job's mode win. Other files are left alone. A job folder is only read.
+`reference.<png|jpg|...>`, in upper or lower case). A `job.yaml` is optional. If the folder holds both, ready clips
+that are complete for the job's mode win. Other files are ignored. A job folder is only read.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from wan_orchestration.errors import BadInput, unknown_key, validate
-from wan_orchestration.files import check_file
+from wan_orchestration.files import check_file, sha256
 from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.inputs import EXPECTED, RAW, find_inputs
 from wan_orchestration.settings.generate import GenerateSettings, Mode
@@ -29,18 +29,18 @@ from wan_orchestration.settings.variables import Settings, take_in
 KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 KEY_PART = 24
-"""Letters of a file's name in a key that is made of it."""
+"""The most letters that a key takes from one file name."""
 
 JOB_FILE = "job.yaml"
 
 JOB_FILE_BYTES = 1_000_000
 
-SAY_NOTHING = {name.replace("_", "-") for name in (*RAW, *CLIPS, *REPLACEMENT_CLIPS)}
-"""Names of files of which no key is made."""
+GENERIC_NAMES = {name.replace("_", "-") for name in (*RAW, *CLIPS, *REPLACEMENT_CLIPS)}
+"""File names that say nothing about the job, so keys leave them out."""
 
 
 def check_key(key: str) -> str:
-    """The key itself when it may name a job: `[a-z0-9][a-z0-9._-]{0,62}`; BadInput otherwise."""
+    """Returns a key that may name a job, `[a-z0-9][a-z0-9._-]{0,62}`; BadInput for any other."""
     if not KEY.fullmatch(key):
         raise BadInput(
             f"job key {key!r}: expected 1 to 63 of a-z, 0-9, '.', '_' and '-', the first a letter or digit; "
@@ -50,13 +50,13 @@ def check_key(key: str) -> str:
 
 
 def key_from(*files: str) -> str:
-    """A key from the names of a job's files, `ada-dance` for `Ada.png` and `C:\\dance.mp4`; else ""."""
+    """A key from the names of a job's files: `ada-dance` for `Ada.png` and `C:\\dance.mp4`; "" if none is usable."""
     parts = []
     for file in files:
         stem = PurePosixPath(file.replace("\\", "/")).stem
         letters = unicodedata.normalize("NFKD", stem.casefold()).encode("ascii", "ignore").decode()
         part = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:KEY_PART].strip("-")
-        if part not in ("", *parts, *SAY_NOTHING):
+        if part not in ("", *parts, *GENERIC_NAMES):
             parts.append(part)
     return "-".join(parts)
 
@@ -74,21 +74,21 @@ class JobFile(BaseModel):
 
 @dataclass(frozen=True)
 class Job:
-    """One job folder, its settings checked. The contents of its inputs are not: see `check_clips`."""
+    """One job folder with checked settings. The contents of its inputs are checked by `check_clips`."""
 
     key: str
     folder: Path
     file: JobFile
     kind: Literal["clips", "raw"]
     inputs: dict[str, Path]
-    """By name: src_pose, src_face, src_ref (src_bg, src_mask where present), or driving, reference (and what
-    preprocessing reads beside them: keypoints, reference_keypoints, mask)."""
+    """By name: src_pose, src_face, src_ref (src_bg, src_mask if present), or driving, reference (and the optional
+    inputs of preprocessing: keypoints, reference_keypoints, mask)."""
 
     @classmethod
     def open(cls, folder: Path, key: str | None = None) -> "Job":
-        """Reads a job folder; `key` stands in for the folder's name where that is not a key.
+        """Reads a job folder. `key` replaces the folder's name, which may not be a valid key.
 
-        BadInput: bad key, no such folder, inputs missing or ambiguous, a broken link, a fault in `job.yaml`.
+        BadInput: bad key, no such folder, inputs missing or ambiguous, a broken link, an error in `job.yaml`.
         """
         folder = Path(folder).absolute()
         key = check_key(folder.name if key is None else key)
@@ -101,24 +101,25 @@ class Job:
         return cls(key, folder, file, kind, inputs)
 
     def generate_settings(self, **overrides: Any) -> GenerateSettings:
-        """Overrides that are not None, then `job.yaml`, then the environment, then the defaults. BadInput."""
+        """In order of precedence: overrides that are not None, `job.yaml`, the environment, the defaults.
+
+        BadInput: an unknown field or a bad value.
+        """
         return _settings(
             GenerateSettings, self.folder / JOB_FILE, "generate", self.file.mode, self.file.generate, overrides
         )
 
     def preprocess_settings(self, **overrides: Any) -> PreprocessSettings:
-        """As `generate_settings`, for preprocessing. BadInput."""
+        """As `generate_settings`, for preprocessing."""
         return _settings(
             PreprocessSettings, self.folder / JOB_FILE, "preprocess", self.file.mode, self.file.preprocess, overrides
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names and contents of the inputs; settings are not part of it."""
+        """SHA-256 over the names and contents of the inputs, without the settings."""
         digest = hashlib.sha256()
         for path in sorted(file for place in self.inputs.values() for file in _files(place)):
-            with path.open("rb") as content:
-                contents = hashlib.file_digest(content, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{contents}\n".encode())
+            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{sha256(path)}\n".encode())
         return digest.hexdigest()
 
 

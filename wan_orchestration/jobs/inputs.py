@@ -1,11 +1,11 @@
-"""What a job folder may hold, and which of its files are the job's inputs."""
+"""The inputs of a job: which files of its folder they are, and whether those are of the right kind."""
 
 from pathlib import Path
 from typing import Literal
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import check_file
-from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, look
+from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, recognise
 from wan_orchestration.jobs.clips import CLIPS, clip_names
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
@@ -18,13 +18,17 @@ REFERENCE_KEYPOINTS = ("reference_keypoints.npz", "reference_keypoints.json")
 
 EXPECTED = f"{', '.join(CLIPS.values())}, or " + " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
 
-NAMED = 10
-"""Files of a folder that a message names."""
+MOST_NAMED = 10
+"""The most files of a folder that a message names."""
 
 
 def find_inputs(
     folder: Path, mode: Mode, preprocess: PreprocessSettings
 ) -> tuple[Literal["clips", "raw"], dict[str, Path]]:
+    """The kind and the inputs of a job, as in `Job`.
+
+    BadInput: inputs missing, ambiguous or of another kind, or a broken link.
+    """
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     ready = {name: folder / file for name, file in clip_names("replace").items() if file in names}
     raw = {}
@@ -57,7 +61,7 @@ def find_inputs(
 
 
 def _missing(folder: Path, names: list[str], ready: dict[str, Path], raw: dict[str, Path]) -> str:
-    """What a folder lacks, and which of its files may be meant for it."""
+    """Says which inputs a folder lacks, and which of its files may be meant as these inputs."""
     missing = [file for name, file in CLIPS.items() if name not in ready] if ready else []
     lacking = [name for name in RAW if name not in raw]
     beside = [_hint(folder / file, name) for name in lacking for file in names if file.lower().startswith(name)]
@@ -65,22 +69,22 @@ def _missing(folder: Path, names: list[str], ready: dict[str, Path], raw: dict[s
         missing += lacking
     if missing:
         return "; ".join([f"missing {', '.join(missing)}", *beside])
-    found = [f"{name} ({describe(folder / name)})" for name in names[:NAMED]]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    found = [f"{name} ({describe(folder / name)})" for name in names[:MOST_NAMED]]
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"no inputs, found {', '.join(found) or 'an empty folder'}{more}"
 
 
 def _hint(path: Path, name: str) -> str:
-    found, suffix = look(path)
+    found, suffix = recognise(path)
     if PARTIAL.fullmatch(path.name):
-        return f"found {path.name}, which is not whole yet"
+        return f"found {path.name}, which is still incomplete"
     if suffix in RAW[name]:
         return f"found {path.name}, {found}: rename it {name}.{suffix}"
     return f"found {path.name}, {found}"
 
 
 def _check_content(path: Path, suffixes: tuple[str, ...]) -> None:
-    """BadInput where the first bytes are those of something else; what they do not tell, decoding will."""
-    found, suffix = look(path)
+    """BadInput: the first bytes belong to another kind of file. Where they are unclear, decoding will tell."""
+    found, suffix = recognise(path)
     if suffix is not None and suffix not in suffixes:
         raise BadInput(f"{path}: found {found}, expected {A_VIDEO if suffixes == VIDEO_SUFFIXES else A_PICTURE}")

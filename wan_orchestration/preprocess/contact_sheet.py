@@ -1,4 +1,4 @@
-"""One picture that shows at a glance who was followed and what was drawn."""
+"""The contact sheet: one picture that shows the followed person and the drawn skeleton in sampled frames."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,15 @@ from PIL import Image
 
 from wan_orchestration.files import replacing
 from wan_orchestration.preprocess.drawing import draw_skeleton
+from wan_orchestration.preprocess.follow import SampledFrame
 from wan_orchestration.preprocess.motion import Motion
-from wan_orchestration.preprocess.people import Sample
 
 _COLUMNS = 4
 _FOLLOWED, _OTHER = (0, 220, 0), (230, 160, 0)
 
 
-def write_contact_sheet(path: Path, samples: Sequence[Sample], motion: Motion, fps: float) -> None:
-    """A JPEG of sampled frames with people numbered (the one followed in green), skeleton, frame and time."""
+def write_contact_sheet(path: Path, samples: Sequence[SampledFrame], motion: Motion, fps: float) -> None:
+    """Writes a JPEG of sampled frames with numbered people (the followed one in green), skeleton, frame and time."""
     tiles = [_tile(sample, motion, fps) for sample in sorted(samples, key=lambda sample: sample.index)]
     blank = np.zeros_like(tiles[0])
     tiles += [blank] * (-len(tiles) % _COLUMNS if len(tiles) > _COLUMNS else 0)
@@ -27,7 +27,7 @@ def write_contact_sheet(path: Path, samples: Sequence[Sample], motion: Motion, f
         Image.fromarray(np.vstack(rows)).save(part, "JPEG", quality=85)
 
 
-def _tile(sample: Sample, motion: Motion, fps: float) -> np.ndarray:
+def _tile(sample: SampledFrame, motion: Motion, fps: float) -> np.ndarray:
     tile = sample.picture.copy()
     height, width = tile.shape[:2]
     scale = width / motion.size[0], height / motion.size[1]

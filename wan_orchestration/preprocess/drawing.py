@@ -1,6 +1,6 @@
 """The skeleton picture that the model was trained on: coloured limbs and joints, blue-dotted hands, no face.
 
-Pixel-exact with the published drawing, whose colours, widths and order the model has learnt.
+Equals the published drawing pixel by pixel: the model has learnt its colours, widths and order.
 """
 
 import colorsys
@@ -26,7 +26,7 @@ _HAND_POINT = (0, 0, 255)
 
 
 def draw_skeleton(canvas: np.ndarray, pose: Pose) -> np.ndarray:
-    """Draw `pose` on `canvas`, (H, W, 3) uint8 RGB, in place; also returns it."""
+    """Draws `pose` on `canvas`, (H, W, 3) uint8 RGB, in place, and returns it."""
     stroke = int(min(canvas.shape[:2]) / 200)
     body_width = max(stroke - 1, 1)
     draw_body(canvas, pose.body, body_width)
@@ -36,7 +36,7 @@ def draw_skeleton(canvas: np.ndarray, pose: Pose) -> np.ndarray:
 
 
 def draw_body(canvas: np.ndarray, joints: np.ndarray, width: int) -> None:
-    """Limbs, then joints, of (20, 3) `joints`; `width` px is half a limb's thickness and a joint's radius."""
+    """Draws limbs, then joints, of (20, 3) `joints`. `width` is half a limb's thickness and a joint's radius, px."""
     drawn = joints[:, 2] >= CONFIDENT
     for (start, end), colour in zip(LIMBS, _COLOURS):
         if not (drawn[start] and drawn[end]):
@@ -57,8 +57,8 @@ def draw_body(canvas: np.ndarray, joints: np.ndarray, width: int) -> None:
 
 
 def draw_hand(canvas: np.ndarray, points: np.ndarray, width: int) -> None:
-    """Fingers, then points, of a (21, 3) hand; `width` px is a line's thickness and a point's radius."""
-    # A coordinate that truncates to 0 counts as not found: estimators write it for a missing point.
+    """Draws fingers, then points, of a (21, 3) hand. `width` is a line's thickness and a point's radius, px."""
+    # A coordinate that truncates to 0 counts as missing: estimators write it for missing points.
     drawn = [
         (int(x), int(y)) if confidence >= CONFIDENT and int(x) >= 1 and int(y) >= 1 else None
         for x, y, confidence in points

@@ -1,29 +1,29 @@
-"""Where the face is in every frame, also in those in which none was found."""
+"""The position of the face in every frame, including frames without a visible face."""
 
 import numpy as np
 
-from wan_orchestration.preprocess.geometry import Box, face_box
-from wan_orchestration.preprocess.motion import Motion, runs
+from wan_orchestration.preprocess.geometry import PixelBox, face_box
+from wan_orchestration.preprocess.motion import Motion, stretches
 
-_DOUBTFUL = 0.2
-"""Mean confidence below which points are not a face but a guess."""
+_LEAST_CONFIDENCE = 0.2
+"""Mean confidence from which points count as a face."""
 
 
-def face_boxes(motion: Motion) -> tuple[list[Box] | None, np.ndarray]:
-    """A box for each frame, never empty, and (T,) bool: the frames in which no face was found.
+def face_boxes(motion: Motion) -> tuple[list[PixelBox] | None, np.ndarray]:
+    """A box for each frame, never empty, and (T,) bool: the frames without a face.
 
-    Their boxes lie on a straight line between the neighbours', or are the first or last box held. None where no
-    frame shows a face.
+    Boxes of frames without a face are interpolated linearly between their neighbours, or repeat the first or last
+    box. None in place of boxes: no frame has a face.
     """
     boxes = np.full((len(motion), 4), -1)
     for t in range(len(motion)):
         face = motion.face[t]
-        if np.nan_to_num(face[:, 2]).mean() >= _DOUBTFUL:
+        if np.nan_to_num(face[:, 2]).mean() >= _LEAST_CONFIDENCE:
             boxes[t] = face_box(face.astype(np.float64), motion.size) or -1
     missing = boxes[:, 2] < 0
     if missing.all():
         return None, missing
-    for start, end in runs(missing):
+    for start, end in stretches(missing):
         before, after = boxes[max(start - 1, 0)], boxes[min(end, len(boxes) - 1)]
         if start == 0:
             before = after

@@ -1,4 +1,4 @@
-"""The frames of a driving video that are used: chosen by time, streamed, the next ones decoded ahead."""
+"""The frames of a driving video: chosen by time, streamed, and prefetched by a thread."""
 
 import math
 import queue
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 
 class DrivingVideo:
-    """The chosen frames of a driving video; can be gone through again and again.
+    """The chosen frames of a driving video. It can be iterated over repeatedly.
 
-    Raises BadInput for a video that cannot be read, is too large, or gives fewer than 2 frames.
+    BadInput: the video cannot be read, is too large, or gives fewer than 2 frames.
     """
 
     def __init__(self, path: Path, settings: PreprocessSettings) -> None:
@@ -45,14 +45,14 @@ class DrivingVideo:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height as shown, px."""
+        """Width and height as displayed, px."""
         return self.info.width, self.info.height
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __iter__(self) -> Iterator[Frame]:
-        """In order; a source frame that is shown several times is decoded once."""
+        """Frames in order. A source frame that is chosen several times is decoded once."""
         with FrameReader(self._path, truncated_ok=self._truncated_ok) as reader:
             last: Frame | None = None
             for place in self.places:
@@ -62,9 +62,10 @@ class DrivingVideo:
 
 
 def choose_fps(source: Fraction, wanted: float | None) -> Fraction:
-    """`wanted`, or the source's rate: divided by a whole number to be at most 30, if that leaves 24 or more, else 30.
+    """`wanted`, or the source's rate if it is at most 30.
 
-    A whole number keeps the steps between frames even.
+    A higher rate is divided by the smallest whole number that makes it at most 30, which keeps the steps between
+    frames even. If less than 24 would be left, the result is 30.
     """
     if wanted is not None:
         return Fraction(wanted).limit_denominator(1001)
@@ -77,10 +78,10 @@ def choose_fps(source: Fraction, wanted: float | None) -> Fraction:
 def choose_frames(
     times: Sequence[float], rate: Fraction, fps: Fraction, start: float, end: float, most: int | None
 ) -> list[int]:
-    """For each moment `start + i / fps` before `end`, the frame nearest in time; the earlier of two as near.
+    """For each moment `start + i / fps` before `end`, the frame nearest in time; of two equally near, the earlier.
 
-    In a pause the frame before it stays: one that appears more than half a step later is not taken yet. Steps are
-    those of the source's `rate`, or of `fps` where they are longer.
+    During a pause the frame before it is repeated: a frame that appears more than half a step later is not chosen.
+    A step is 1 / `rate` of the source or 1 / `fps`, whichever is longer.
     """
     count = max(math.floor((end - start) * fps + 1e-6), 0)
     if most is not None:
@@ -91,13 +92,13 @@ def choose_frames(
         after = bisect_left(times, moment)
         early = after > 0 and after < len(times) and times[after] - moment > half + 1e-4
         candidates = range(max(after - 1, 0), min(after + (not early), len(times)))
-        # Timestamps are rounded to the file's ticks, which must not tip the balance.
+        # Rounded, because timestamps are rounded to the file's time base, which must not decide.
         chosen.append(min(candidates, key=lambda place: (round(abs(times[place] - moment), 4), place)))
     return chosen
 
 
 def batched(frames: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size`, the last perhaps shorter."""
+    """Lists of `size` frames. The last may be shorter."""
     batch: list[T] = []
     for frame in frames:
         batch.append(frame)
@@ -108,8 +109,8 @@ def batched(frames: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, made by a thread of its own that runs up to `depth` ahead."""
+def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items, produced up to `depth` ahead by another thread."""
     end = object()
     ready: queue.Queue[object] = queue.Queue(depth)
     stop = threading.Event()
@@ -123,18 +124,18 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
                 continue
             return
 
-    def make() -> None:
+    def produce() -> None:
         try:
             for item in items:
                 put(item)
                 if stop.is_set():
                     return
-        except BaseException as error:  # handed to the reader
+        except BaseException as error:  # raised again in the consumer's thread
             failure.append(error)
         finally:
             put(end)
 
-    thread = threading.Thread(target=make, name="ahead", daemon=True)
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not end:

@@ -1,4 +1,4 @@
-"""Sizes and boxes: the canvas, fitting a picture into it, the face crop."""
+"""Geometry: the size of the canvas, letterboxing of a picture, and the face crop."""
 
 import math
 from dataclasses import dataclass
@@ -7,21 +7,19 @@ import cv2
 import numpy as np
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.jobs.clips import FACE_SIZE
 
 SIZE_STEP = 16
-"""Widths and heights the generator can take are multiples of this."""
+"""The generator needs widths and heights that are multiples of this."""
 
-FACE_SIZE = 512
-"""Side of a face clip's square frames, px."""
-
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 """x0, y0, x1, y1 in px, the end exclusive."""
 
 
 def canvas_size(width: int, height: int, area: int, step: int = SIZE_STEP) -> tuple[int, int]:
     """(width, height) of about `area` px² in the given proportions, each rounded down to a multiple of `step`.
 
-    The published tools' effective rule, float rounding included. Raises BadInput where nothing would be left.
+    Equals the published tools' rule, including its float rounding. BadInput: a side would be 0.
     """
     exact_height = math.sqrt(area / (width / height))
     exact_width = area / exact_height
@@ -29,24 +27,24 @@ def canvas_size(width: int, height: int, area: int, step: int = SIZE_STEP) -> tu
     if 0 in size:
         raise BadInput(
             f"a picture of {width}x{height} cannot be fitted into {area} pixels in steps of {step}: "
-            f"it would be {size[0]}x{size[1]}; raise resolution_area or crop the picture to be less narrow"
+            f"it would be {size[0]}x{size[1]}; raise resolution_area, or crop the picture so that it is less narrow"
         )
     return size
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How a picture is scaled and centred in a canvas; sizes are (width, height) px."""
+class Letterbox:
+    """How a picture is scaled and centred on a canvas. Sizes are (width, height) px."""
 
     inner: tuple[int, int]
-    """The scaled picture's size."""
+    """Size of the scaled picture."""
     left: int
     top: int
     size: tuple[int, int]
     """The canvas."""
 
     @classmethod
-    def into(cls, source: tuple[int, int], size: tuple[int, int]) -> "Fit":
+    def into(cls, source: tuple[int, int], size: tuple[int, int]) -> "Letterbox":
         (width, height), (canvas_width, canvas_height) = source, size
         if height / width > canvas_height / canvas_width:
             inner = int(canvas_height / height * width), canvas_height
@@ -59,20 +57,20 @@ class Fit:
         return self.inner[0] / source[0], self.inner[1] / source[1]
 
 
-def fit_picture(
+def letterbox(
     picture: np.ndarray,
     size: tuple[int, int],
     interpolation: int | None = None,
     border: tuple[int, int, int] = (0, 0, 0),
 ) -> np.ndarray:
-    """Scale (H, W[, 3]) uint8 to fit `size` (width, height), centred on `border`.
+    """Scales (H, W[, 3]) uint8 to fit into `size` (width, height), centred, with bars of the colour `border`.
 
-    `interpolation` defaults to area averaging where the canvas is smaller than the picture, else linear.
+    `interpolation` defaults to area averaging if the canvas is smaller than the picture, else to linear.
     """
     height, width = picture.shape[:2]
     if interpolation is None:
         interpolation = cv2.INTER_AREA if size[0] * size[1] < width * height else cv2.INTER_LINEAR
-    fit = Fit.into((width, height), size)
+    fit = Letterbox.into((width, height), size)
     if 0 in fit.inner:
         raise BadInput(f"a picture of {width}x{height} is too narrow to be fitted into {size[0]}x{size[1]}")
     scaled = picture if fit.inner == (width, height) else cv2.resize(picture, fit.inner, interpolation=interpolation)
@@ -89,10 +87,11 @@ def fit_picture(
     )
 
 
-def face_box(face: np.ndarray, size: tuple[int, int], scale: float = 1.3) -> Box | None:
-    """The published face crop around (68, 2 or 3) points, cut to the picture; None where nothing is left.
+def face_box(face: np.ndarray, size: tuple[int, int], scale: float = 1.3) -> PixelBox | None:
+    """The published face crop around (68, 2 or 3) points, clipped to the picture; None if it would be empty.
 
-    The points' box grows by sqrt(scale)-1 of its width (half on each side) and height (3/4 above, 1/4 below).
+    The bounding box of the points grows by sqrt(scale)-1 of its width (half on each side) and of its height (3/4
+    above, 1/4 below).
     """
     points = face[np.isfinite(face[:, :2]).all(axis=1), :2]
     if not len(points):
@@ -111,7 +110,7 @@ def face_box(face: np.ndarray, size: tuple[int, int], scale: float = 1.3) -> Box
     return box if box[0] < box[2] and box[1] < box[3] else None
 
 
-def crop_face(picture: np.ndarray, box: Box) -> np.ndarray:
-    """(512, 512, 3) uint8 of the (H, W, 3) picture's `box`; its proportions are not kept, as in training."""
+def crop_face(picture: np.ndarray, box: PixelBox) -> np.ndarray:
+    """(512, 512, 3) uint8: the `box` of the (H, W, 3) picture, stretched to a square as in training."""
     x0, y0, x1, y1 = box
     return cv2.resize(picture[y0:y1, x0:x1], (FACE_SIZE, FACE_SIZE), interpolation=cv2.INTER_LINEAR)

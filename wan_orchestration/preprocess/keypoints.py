@@ -1,7 +1,7 @@
 """Keypoints of one person: 20 body joints, two hands of 21 points, 68 face points.
 
-Everything is in pixels of the picture it was found in, with a confidence in the third column. A point that was
-not found has confidence 0 and NaN coordinates. Left and right are the person's own.
+Points are (x, y, confidence) in px of the picture in which they were found. A missing point has confidence 0 and
+NaN coordinates. Left and right are the person's.
 
 Body joints: 0 nose, 1 neck, 2-4 right shoulder, elbow, wrist, 5-7 left shoulder, elbow, wrist, 8-10 right hip,
 knee, ankle, 11-13 left hip, knee, ankle, 14 right eye, 15 left eye, 16 right ear, 17 left ear, 18 left toe,
@@ -28,18 +28,18 @@ LIMBS = (
 """(parent, child) joints, parents before children, in the order the skeleton is drawn."""
 
 CONFIDENT = 0.5
-"""Points below this are neither drawn nor measured."""
-_FLESH = 0.1
-"""Keypoints lie inside the body: hair, soles, fingers and clothes reach about this part of its longer side beyond."""
+"""Points with less confidence are neither drawn nor measured."""
+_MARGIN = 0.1
+"""How far the body (hair, soles, fingers, clothes) extends beyond its keypoints, as a fraction of the longer side."""
 
-# Each body joint is the mean of two COCO-WholeBody points (mostly the same one twice).
+# Each body joint is the mean of two COCO-WholeBody points, mostly of the same point twice.
 _BODY_A = (0, 6, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, 17, 20)
 _BODY_B = (0, 5, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, 18, 21)
 
 
 @dataclass(frozen=True)
 class Pose:
-    """One person in one picture; arrays are (points, 3): x, y in px, confidence."""
+    """Keypoints of one person in one picture. Arrays are (points, 3): x, y in px, confidence."""
 
     size: tuple[int, int]
     """Width and height of the picture in px."""
@@ -50,7 +50,7 @@ class Pose:
 
     @classmethod
     def from_wholebody(cls, points: np.ndarray, size: tuple[int, int]) -> Self:
-        """From the 133 points of COCO-WholeBody, (133, 3)."""
+        """Converts the (133, 3) points of COCO-WholeBody."""
         points = np.asarray(points, np.float64)
         return cls(
             size,
@@ -62,11 +62,11 @@ class Pose:
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> Self:
-        """Nothing found."""
+        """A pose without any points."""
         return cls(size, *(absent(count) for count in PARTS.values()))
 
     def moved(self, scale: tuple[float, float], offset: tuple[float, float], size: tuple[int, int]) -> Self:
-        """The pose in another picture: x, y times `scale` plus `offset`, both (x, y)."""
+        """The pose in another picture of `size`: x, y times `scale` plus `offset`, both (x, y)."""
 
         def move(points: np.ndarray) -> np.ndarray:
             return np.column_stack([points[:, :2] * scale + offset, points[:, 2]])
@@ -79,21 +79,21 @@ class Pose:
 
 
 PARTS = {"body": 20, "left_hand": 21, "right_hand": 21, "face": 68}
-"""The fields of a pose that hold points, and how many."""
+"""The fields of a pose that hold points, and their numbers of points."""
 
 
 def absent(count: int) -> np.ndarray:
-    """(count, 3) points that were not found."""
+    """(count, 3) missing points."""
     return np.tile(np.array([np.nan, np.nan, 0.0]), (count, 1))
 
 
 def confident(points: np.ndarray, threshold: float = CONFIDENT) -> np.ndarray:
-    """(n,) bool: which of the (n, 3) points can be relied on."""
+    """(n,) bool: which of the (n, 3) points are reliable."""
     return (points[:, 2] >= threshold) & np.isfinite(points[:, :2]).all(axis=1)
 
 
 def bounds(points: np.ndarray, threshold: float = CONFIDENT) -> tuple[float, float, float, float] | None:
-    """x0, y0, x1, y1 around the confident points, None without any."""
+    """x0, y0, x1, y1 around the confident points; None if there are none."""
     seen = points[confident(points, threshold), :2]
     if not len(seen):
         return None
@@ -102,14 +102,14 @@ def bounds(points: np.ndarray, threshold: float = CONFIDENT) -> tuple[float, flo
 
 
 def extent(points: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """x0, y0, x1, y1 px of what a body with these (n, 3) points covers of a picture of `size` (width, height).
+    """x0, y0, x1, y1 px of the area that a body with these (n, 3) points covers in a picture of `size` (width, height).
 
-    Points that are not confident count only where none is. None: no point was found, or all lie outside.
+    Points without confidence count only if no point is confident. None: no points, or all lie outside.
     """
     box = bounds(points) or bounds(points, 1e-6)
     if box is None:
         return None
     x0, y0, x1, y1 = box
-    beyond = max(x1 - x0, y1 - y0, 10.0) * _FLESH
+    beyond = max(x1 - x0, y1 - y0, 10.0) * _MARGIN
     x0, y0, x1, y1 = max(x0 - beyond, 0.0), max(y0 - beyond, 0.0), min(x1 + beyond, size[0]), min(y1 + beyond, size[1])
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None

@@ -1,4 +1,4 @@
-"""A person's mask: grown as in training, or read from a file, or stood in for by a box."""
+"""Masks of a person: growing them as in training, a box in place of an empty one, and masks from a file."""
 
 from pathlib import Path
 
@@ -6,18 +6,18 @@ import cv2
 import numpy as np
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.preprocess.geometry import fit_picture
+from wan_orchestration.preprocess.geometry import letterbox
 from wan_orchestration.preprocess.keypoints import Pose, bounds
 from wan_orchestration.video.reader import FrameReader
 
 
 def grow_mask(mask: np.ndarray, iterations: int, kernel: int, grid: tuple[int, int]) -> np.ndarray:
-    """A person's mask dilated and squared off, so that its outline does not give the old shape away.
+    """Dilates a person's mask and fills it up to a grid, so that its outline does not show the person's shape.
 
-    `mask` is (H, W) uint8 of 0 and 1; so is the result. It is dilated `iterations` times by a square of `kernel`
-    px; then its box is divided into `grid` (columns, rows) cells, and a cell with any of the mask becomes all
-    mask. The box ends before its last row and column, as in the published tools. 0 iterations, or an empty mask:
-    unchanged. A grid finer than the pixels of the box is taken as one cell per pixel.
+    `mask` and the result are (H, W) uint8 of 0 and 1. The mask is dilated `iterations` times by a square of `kernel`
+    px. Then its bounding box is divided into `grid` (columns, rows) cells, and every cell that contains part of the
+    mask is filled. As in the published tools, the box lacks its last row and column. 0 iterations or an empty
+    mask leave the mask unchanged. Cells are at least one pixel.
     """
     if iterations == 0 or not mask.any():
         return mask
@@ -35,7 +35,7 @@ def grow_mask(mask: np.ndarray, iterations: int, kernel: int, grid: tuple[int, i
 
 
 def box_mask(pose: Pose) -> np.ndarray:
-    """(H, W) uint8 of 0 and 1: the box around everything that was found of the person, an eighth larger."""
+    """(H, W) uint8 of 0 and 1: the box around all points of the person, grown by an eighth on each side."""
     width, height = pose.size
     mask = np.zeros((height, width), np.uint8)
     box = bounds(np.concatenate([pose.body, pose.left_hand, pose.right_hand, pose.face]), 0.3)
@@ -48,7 +48,10 @@ def box_mask(pose: Pose) -> np.ndarray:
 
 
 class MaskFile:
-    """Masks from a video beside the driving one: white is the person. Frame for frame, or as long by time."""
+    """Masks from a video beside the driving video, in which white is the person.
+
+    Frames are paired by number if the numbers are equal, else by time.
+    """
 
     def __init__(self, path: Path, video_frames: int, duration: float) -> None:
         self._reader = FrameReader(path)
@@ -62,12 +65,12 @@ class MaskFile:
             )
 
     def __call__(self, source: int, time: float, size: tuple[int, int]) -> np.ndarray:
-        """(H, W) uint8 of 0 and 1, fitted to `size` as the driving frame is."""
+        """(H, W) uint8 of 0 and 1, letterboxed to `size` (width, height) like the driving frame."""
         place = source
         if self._by_time:
             place = int(np.abs(np.asarray(self._reader.times) - time).argmin())
         picture = self._reader.read([place])[0]
-        return (fit_picture(picture, size, cv2.INTER_NEAREST)[..., 0] > 127).astype(np.uint8)
+        return (letterbox(picture, size, cv2.INTER_NEAREST)[..., 0] > 127).astype(np.uint8)
 
     def close(self) -> None:
         self._reader.close()

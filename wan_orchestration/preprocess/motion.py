@@ -1,4 +1,4 @@
-"""One person through a video: keypoints of every frame, gaps closed, jitter taken out."""
+"""The motion of one person: keypoints of every frame, with methods that fill gaps and smooth jitter."""
 
 from collections.abc import Sequence
 
@@ -41,19 +41,19 @@ class Motion:
         return (getattr(self, part)[..., 2] > 0).any(axis=1)
 
     def fill_gaps(self, longest: int) -> None:
-        """Draws straight lines over gaps of up to `longest` frames, each part on its own, in place."""
+        """Interpolates linearly over gaps of up to `longest` frames, for each part separately, in place."""
         for part in PARTS:
             points = getattr(self, part)
             found = self.found(part)
-            for start, end in runs(~found):
+            for start, end in stretches(~found):
                 if start > 0 and end < len(found) and end - start <= longest:
                     weight = (np.arange(1, end - start + 1) / (end - start + 1))[:, None, None]
                     points[start:end] = points[start - 1] * (1 - weight) + points[end] * weight
 
     def smooth(self, sigma: float) -> None:
-        """A Gaussian of `sigma` frames over the coordinates in time, in place; points that are missing stay so.
+        """Smooths coordinates over time with a Gaussian of `sigma` frames, in place. Missing points stay missing.
 
-        Neighbours count by their confidence, so that a doubtful point follows the sure ones around it.
+        Neighbours are weighted by their confidence, so an uncertain point follows the certain points around it.
         """
         reach = int(np.ceil(3 * sigma))
         kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
@@ -74,8 +74,8 @@ class Motion:
             points[..., :2][seen] = total[seen] / weight[seen][:, None]
 
 
-def runs(flags: np.ndarray) -> list[tuple[int, int]]:
-    """Stretches of true flags as (first, one past the last)."""
+def stretches(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Stretches of consecutive true flags as (first, one past the last)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
@@ -84,5 +84,5 @@ def describe_frames(frames: Sequence[int] | np.ndarray, most: int = 8) -> str:
     """Frame numbers as ranges for a message: `0-4, 17, 30-41`."""
     flags = np.zeros(max(frames, default=-1) + 1, bool)
     flags[list(frames)] = True
-    spans = [f"{start}" if end == start + 1 else f"{start}-{end - 1}" for start, end in runs(flags)]
+    spans = [f"{start}" if end == start + 1 else f"{start}-{end - 1}" for start, end in stretches(flags)]
     return ", ".join(spans[:most]) + (f" and {len(spans) - most} more stretches" if len(spans) > most else "")

@@ -1,17 +1,17 @@
-"""What a user should know about a run, and the frames it concerns."""
+"""Notices: what a user should know about the result, with the frames that it concerns."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wan_orchestration.preprocess.geometry import Box
-from wan_orchestration.preprocess.motion import describe_frames, runs
-from wan_orchestration.preprocess.people import Person
+from wan_orchestration.preprocess.follow import FollowedPerson
+from wan_orchestration.preprocess.geometry import PixelBox
+from wan_orchestration.preprocess.motion import describe_frames, stretches
 from wan_orchestration.protocol.messages import Notice
 
 
 class Notices:
-    """Collects notices, and logs each as it comes."""
+    """Collects notices and logs each at once."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
@@ -24,24 +24,27 @@ class Notices:
             return
         flags = np.zeros(max(frames) + 1, bool)
         flags[list(frames)] = True
-        self.all.append(Notice(text=text, frames=[(start, end - 1) for start, end in runs(flags)]))
+        self.all.append(Notice(text=text, frames=[(start, end - 1) for start, end in stretches(flags)]))
         self._log(f"{text}: frames {describe_frames(frames)}")
 
-    def about_person(self, person: Person) -> None:
-        """After gaps have been closed."""
+    def about_person(self, person: FollowedPerson) -> None:
+        """Call it after the gaps in the motion are filled."""
         drawn = person.motion.found("body")
         bridged, empty = np.flatnonzero(~person.found & drawn), np.flatnonzero(~drawn)
         if len(bridged):
             self.add("the person was not found; the skeleton bridges the gap", bridged)
         if len(empty):
             self.add("the person was not found for longer than max_gap; no skeleton is drawn", empty)
-        if person.several:
-            self.add("several people are seen; the contact sheet numbers them", person.several)
-        if person.taken_up_again:
-            self.add("lost and taken up again elsewhere, perhaps another person", person.taken_up_again)
+        if person.crowded:
+            self.add("several people are visible; the contact sheet numbers them", person.crowded)
+        if person.found_elsewhere:
+            self.add(
+                "the person was lost and found again elsewhere, perhaps another person",
+                person.found_elsewhere,
+            )
 
-    def about_faces(self, boxes: list[Box] | None, faceless: np.ndarray) -> None:
+    def about_faces(self, boxes: list[PixelBox] | None, faceless: np.ndarray) -> None:
         if boxes is None:
             self.add("no face was found in any frame; the face clip is black")
         elif faceless.any():
-            self.add("no face was found; its place is taken from the frames around", np.flatnonzero(faceless))
+            self.add("no face was found; its position is taken from the neighbouring frames", np.flatnonzero(faceless))

@@ -1,4 +1,4 @@
-"""The source of a person's outline, by the settings."""
+"""Opens the source of the person's outline that the settings name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ class Outline(Protocol):
     name: str
 
     def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
-        """(H, W) uint8 of 0 and 1 for (H, W, 3) `picture`, the frame on the canvas, with its pose; in order."""
+        """(H, W) uint8 of 0 and 1 for `picture`, (H, W, 3), the frame on the canvas. Call it for frames in order."""
         ...
 
 
@@ -33,7 +33,7 @@ def open_outline(
     models_root: Path,
     log: Callable[[str], None],
 ) -> Outline:
-    """BadInput: what was asked for is not there."""
+    """BadInput: the named source is missing."""
     kind, file = settings.masks, driving.parent / settings.mask_file
     sam2 = snapshot / SAM2 if snapshot is not None else None
     if kind == "auto":
@@ -64,7 +64,7 @@ class _Light:
     name = "light"
 
     def __init__(self, models: Path) -> None:
-        # LiteRT and torch are loaded only where they are used.
+        # LiteRT and torch are slow to import.
         from wan_orchestration.preprocess.estimators.light import LightOutline  # noqa: PLC0415
 
         self._outline = LightOutline(models)
@@ -77,7 +77,8 @@ class _Sam2:
     name = "sam2"
 
     def __init__(self, path: Path, device: str, frames: int) -> None:
-        from wan_orchestration.preprocess.sam2 import Sam2, load_sam2, prompt_interval  # noqa: PLC0415
+        from wan_orchestration.preprocess.sam2 import Sam2, prompt_interval  # noqa: PLC0415
+        from wan_orchestration.preprocess.sam2_weights import load_sam2  # noqa: PLC0415
 
         self._sam2 = Sam2(load_sam2(path), device, prompt_interval(frames))
 

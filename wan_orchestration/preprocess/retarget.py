@@ -1,9 +1,9 @@
-"""Fitting the driver's motion to the character's build.
+"""Retargeting: fits the driver's motion to the character's build.
 
-Directions of limbs are the driver's, lengths the character's. What the published rule measures once, in the
-first frame, is measured here over all frames that can be relied on; a foreshortened limb only ever looks too
-short, so a high quantile of its lengths stands for its true one. Ratios are bounded, a doubtful joint moves none
-of its neighbours, ankles are set on the picture's ankles, and each hand stays at its own wrist.
+Limbs keep the driver's directions and get the character's lengths. The published rule measures lengths in the first
+frame only. This rule measures over all reliable frames: a foreshortened limb always looks too short, so a high
+quantile of its lengths is its true length. Ratios are bounded, an uncertain joint does not move its neighbours,
+ankles are placed on the picture's ankles, and each hand stays at its own wrist.
 """
 
 from dataclasses import dataclass, replace
@@ -27,11 +27,11 @@ from wan_orchestration.preprocess.keypoints import (
 from wan_orchestration.preprocess.motion import Motion
 
 TRUE_LENGTH = 0.9
-"""Quantile of a limb's lengths in the image that counts as its length."""
+"""The quantile of a limb's lengths in px that counts as its true length."""
 BOUNDS = (0.5, 2.0)
-"""How far a limb's ratio may lie from the whole body's."""
+"""Limits of a limb's ratio, relative to the whole body's."""
 
-# Limbs (indices into LIMBS) that are alike: left and right.
+# Left and right limbs (indices into LIMBS) that share a ratio.
 _PAIRS = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (13, 15), (14, 16), (17, 18))
 _ALIKE = {limb: pair for pair in _PAIRS for limb in pair} | {12: (12,)}
 _PARENTS, _CHILDREN = (list(column) for column in zip(*LIMBS))
@@ -40,21 +40,21 @@ _ANKLES, _HIPS = [RIGHT_ANKLE, LEFT_ANKLE], [RIGHT_HIP, LEFT_HIP]
 
 @dataclass(frozen=True)
 class Retargeting:
-    """Maps a driver's pose onto a canvas with the character's build; made by `fit`."""
+    """Maps a driver's pose onto the canvas, with the character's build. `fit` makes it."""
 
     size: tuple[int, int]
     scale: float
     """Canvas px per driver px for the whole body."""
     ratios: np.ndarray
-    """(19,) on top of `scale`, for each of LIMBS."""
+    """(19,) for each of LIMBS, a factor in addition to `scale`."""
     offset: np.ndarray
     """(2,) px on the canvas."""
     anchor: str
-    """What was set on the picture: ankles, hips, neck or joints."""
+    """The joints that were placed on the picture's: ankles, hips, neck or joints."""
 
     @classmethod
     def fit(cls, motion: Motion, reference: Pose, fps: float) -> Self | None:
-        """From the driver's frames and the picture's pose; None where they show no limb in common."""
+        """Fits the driver's motion to the picture's pose. None: they show no limb in common."""
         driver = _true_lengths(motion)
         target = _lengths(reference.body[None])[0]
         paired = [
@@ -71,9 +71,12 @@ class Retargeting:
         return unplaced._placed(motion, reference, round(fps))
 
     def _placed(self, motion: Motion, reference: Pose, window: int) -> Self | None:
-        """With the offset that sets the first second of the motion on the picture."""
+        """Adds the offset that places the first second of the motion (`window` frames) on the picture's pose.
+
+        None: no joints are visible both there and in the picture.
+        """
         in_picture = confident(reference.body)
-        in_video = _sure(motion.body)
+        in_video = _reliable(motion.body)
         anchors = {
             "ankles": (_HIPS if in_picture[_HIPS].all() else _ANKLES, _ANKLES),
             "hips": (_HIPS, _HIPS),
@@ -104,31 +107,31 @@ class Retargeting:
         return replace(pose, size=self.size, body=body, **hands)
 
     def _joints(self, body: np.ndarray) -> np.ndarray:
-        """(20, 3) on the canvas. A limb hangs on its nearest joint above that can be relied on."""
+        """(20, 3) on the canvas. Each limb starts at the nearest reliable joint above it."""
         moved = body.copy()
-        sure = confident(body)
+        reliable = confident(body)
         moved[:, :2] = body[:, :2] * self.scale + self.offset
-        # For each joint, where its limbs hang (None: the canvas) and the ratios from there on.
-        hook: dict[int, tuple[int | None, tuple[float, ...]]] = {NECK: (NECK if sure[NECK] else None, ())}
+        # For each joint: the reliable joint where its limbs start (None: the canvas), and the ratios in between.
+        origin: dict[int, tuple[int | None, tuple[float, ...]]] = {NECK: (NECK if reliable[NECK] else None, ())}
         for limb, (parent, child) in enumerate(LIMBS):
-            joint, path = hook[parent]
+            joint, path = origin[parent]
             path = (*path, float(self.ratios[limb]))
             if joint is not None:
                 reach = body[child, :2] - body[joint, :2]
                 moved[child, :2] = moved[joint, :2] + self.scale * np.mean(path) * reach
-            hook[child] = (child, ()) if sure[child] else (joint, path)
+            origin[child] = (child, ()) if reliable[child] else (joint, path)
         return moved
 
 
 def _lengths(bodies: np.ndarray) -> np.ndarray:
-    """(T, 19) px, NaN where an end is in doubt, from (T, 20, 3)."""
-    sure = _sure(bodies)
+    """(T, 19) px from (T, 20, 3); NaN if an end is unreliable."""
+    reliable = _reliable(bodies)
     lengths = np.linalg.norm(bodies[:, _CHILDREN, :2] - bodies[:, _PARENTS, :2], axis=-1)
-    return np.where(sure[:, _CHILDREN] & sure[:, _PARENTS] & (lengths > 0), lengths, np.nan)
+    return np.where(reliable[:, _CHILDREN] & reliable[:, _PARENTS] & (lengths > 0), lengths, np.nan)
 
 
 def _true_lengths(motion: Motion) -> np.ndarray:
-    """(19,) px of the driver's limbs, NaN for one that was never seen."""
+    """(19,) px of the driver's limbs; NaN for limbs that no frame shows."""
     lengths = _lengths(motion.body)
     seen = ~np.isnan(lengths).all(axis=0)
     true = np.full(len(LIMBS), np.nan)
@@ -147,12 +150,12 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float(values[order][np.searchsorted(total, total[-1] / 2)])
 
 
-def _sure(bodies: np.ndarray) -> np.ndarray:
-    """(T, 20) bool: joints of (T, 20, 3) that can be relied on."""
+def _reliable(bodies: np.ndarray) -> np.ndarray:
+    """(T, 20) bool: which joints of (T, 20, 3) are reliable."""
     return (bodies[..., 2] >= CONFIDENT) & np.isfinite(bodies[..., :2]).all(axis=-1)
 
 
 def _at_wrist(hand: np.ndarray, old_wrist: np.ndarray, new_wrist: np.ndarray, scale: float) -> np.ndarray:
-    """(21, 3): the hand scaled, its root on the new wrist."""
+    """(21, 3): the scaled hand with its root on the new wrist."""
     root = hand[0, :2] if np.isfinite(hand[0, :2]).all() and hand[0, 2] > 0 else old_wrist
     return np.column_stack([new_wrist + (hand[:, :2] - root) * scale, hand[:, 2]])

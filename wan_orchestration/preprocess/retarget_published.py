@@ -1,9 +1,9 @@
 """The published tools' rule for fitting a driver's motion to the character's build.
 
-Kept for comparison and for results that match theirs; `retarget` holds the better rule. It trusts the first
-frame and the picture whatever their confidence, and compares the ankle with the middle of ankle and toe. Two of
-its defects are not kept: a hand always goes to its own wrist (theirs trades wrists when hands cross), and a
-joint that was not found has confidence 0 instead of ending the run.
+It serves comparison and results that match theirs; `retarget` has the better rule. It uses the first frame and the
+picture regardless of their confidence, and compares the ankle with the middle of ankle and toe. Two of its defects
+are corrected: a hand always goes to its own wrist (theirs swaps wrists when hands cross), and a missing joint has
+confidence 0 (theirs raises an error).
 """
 
 import itertools
@@ -28,14 +28,14 @@ from wan_orchestration.preprocess.keypoints import (
     absent,
 )
 
-# Pairs of limbs (indices into LIMBS) that share one ratio: the larger of the two, or their mean around the eyes.
+# Pairs of limbs (indices into LIMBS) that share a ratio: the larger of both, for limbs at the eyes their mean.
 _LARGER = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (17, 18))
 _MEAN = ((13, 15), (14, 16))
 _FEET = {18: 8, 17: 11}
-"""Foot limb -> shin limb, which it may be half as long as."""
+"""Foot limb -> shin limb. The foot is at most half as long as the shin."""
 
-# Chains in which nothing can be relied on past a missing joint, and the limb whose length stands in for a
-# limb's own: its mirror image.
+# Chains of joints, in which all joints after a missing one count as missing. And for each limb its mirror image,
+# whose length replaces a missing length.
 _CHAINS = ((2, 3, 4), (5, 6, 7), (11, 12, 13, 18), (8, 9, 10, 19))
 _MIRRORED = {
     (2, 3): (5, 6), (3, 4): (6, 7), (11, 12): (8, 9), (12, 13): (9, 10), (13, 18): (10, 19),
@@ -48,9 +48,9 @@ _FULL, _THREE_QUARTER, _HALF = 2, 1, 0
 
 
 class PublishedRetargeting:
-    """Fits poses of the driving video to the reference's build, from the driver's first pose and the reference's.
+    """Fits poses of the driving video to the reference's build, by the first pose of the video and the reference's.
 
-    Joints are (20, 2) px; a missing joint is NaN.
+    Joints are (20, 2) px. A missing joint is NaN.
     """
 
     def __init__(self, first: Pose, reference: Pose) -> None:
@@ -58,7 +58,7 @@ class PublishedRetargeting:
         self._scale = _scale(first, reference)
         driver = _repaired(_joints(first))
         self._dst_size = tuple(int(side * self._scale) for side in reference.size)
-        # The reference is measured in the driver's scale, on a canvas of whole pixels.
+        # The reference is measured at the driver's scale, on a canvas of whole pixels.
         target = _repaired(_joints(reference) / reference.size * self._dst_size)
         self._missing = np.isnan(driver).any(axis=1) | np.isnan(target).any(axis=1)
         self.ratios = _ratios(driver, target)
@@ -78,7 +78,7 @@ class PublishedRetargeting:
         return anchor, np.array(offset)
 
     def __call__(self, pose: Pose, index: int) -> Pose:
-        """`pose` with the reference's build, on a canvas of the reference's size; frame 0 is placed exactly."""
+        """`pose` with the reference's build, on a canvas of the reference's size. Frame 0 is placed exactly."""
         old = _joints(pose)
         old[self._missing] = np.nan
         moved = _chained(old, self.ratios, clamp_feet=True)
@@ -105,7 +105,7 @@ def _joints(pose: Pose) -> np.ndarray:
 
 
 def _scale(first: Pose, reference: Pose) -> float:
-    """Driver px per reference px: by height from nose to ankles, else to hips, else by the pictures' areas."""
+    """Driver px per reference px: by the height from nose to ankles, else from nose to hips, else by picture areas."""
     for low in ((RIGHT_ANKLE, LEFT_ANKLE), (RIGHT_HIP, LEFT_HIP)):
         needed = [NOSE, *low]
         if all((pose.body[needed, 2] > 0.5).all() for pose in (first, reference)):
@@ -115,7 +115,7 @@ def _scale(first: Pose, reference: Pose) -> float:
 
 
 def _extent(pose: Pose) -> int:
-    """How much of the body the picture shows."""
+    """How much of the body the picture shows: _FULL, _THREE_QUARTER (without ankles) or _HALF (without hips)."""
 
     def shown(*joints: int) -> bool:
         rows = pose.body[list(joints)]
@@ -131,7 +131,7 @@ def _length(joints: np.ndarray, limb: tuple[int, int]) -> float:
 
 
 def _repaired(joints: np.ndarray) -> np.ndarray:
-    """Limbs past a missing joint hang straight down, as long as their mirror image, else by the torso."""
+    """Replaces limbs after a missing joint by vertical ones, as long as their mirror image, else by the torso."""
     joints = joints.copy()
     for chain in _CHAINS:
         for above, below in itertools.pairwise(chain):
@@ -166,7 +166,7 @@ def _ratios(driver: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _chained(joints: np.ndarray, ratios: np.ndarray, clamp_feet: bool = False) -> np.ndarray:
-    """Every limb at its ratio of its length, in its old direction, from the unmoved neck outwards."""
+    """Scales every limb by its ratio and keeps its direction, from the neck outwards. The neck stays in place."""
     moved = np.full_like(joints, np.nan)
     moved[NECK] = joints[NECK]
     for i, (parent, child) in enumerate(LIMBS):
@@ -181,7 +181,7 @@ def _chained(joints: np.ndarray, ratios: np.ndarray, clamp_feet: bool = False) -
 
 
 def _moved_hand(hand: np.ndarray, old_wrist: np.ndarray, new_wrist: np.ndarray, ratio: float) -> np.ndarray:
-    """The hand scaled about its root; the root lands on the new wrist. Whole pixels, as published."""
+    """The hand scaled about its root, with the root on the new wrist. Whole pixels, as published."""
     root, found = hand[0, :2], hand[:, 2] >= 0.4
     if np.isnan(new_wrist).any() or not found.any():
         return absent(len(hand))

@@ -1,4 +1,4 @@
-"""Video files in and out: frames by index, lossless clips, segments joined into one mp4.
+"""Video files: reading frames by index, writing lossless clips, and joining segments into one mp4.
 
-Frames are RGB everywhere. Nothing here holds more than the frames that were asked for.
+Frames are RGB everywhere. Only requested frames are kept in memory.
 """

@@ -1,4 +1,4 @@
-"""Joining segments into the final mp4, with the sound of the driving video."""
+"""Joins segments into the final mp4, with the sound of the driving video."""
 
 import heapq
 import logging
@@ -20,10 +20,10 @@ from av.video.stream import VideoStream
 from wan_orchestration.files import replacing
 from wan_orchestration.video.info import Sound
 from wan_orchestration.video.reader import open_input
-from wan_orchestration.video.sound import RATE, pieces
+from wan_orchestration.video.sound import RATE, stereo_chunks
 
-# Sound before the first frame that a decoder wants for warming up, in seconds.
-WARM_UP = Fraction(1, 10)
+# Seconds of sound before the first frame, which decoders need as preroll.
+PREROLL = Fraction(1, 10)
 
 log = logging.getLogger(__name__)
 
@@ -31,25 +31,25 @@ log = logging.getLogger(__name__)
 def concatenate(
     segments: Sequence[Path], output: Path, sound: Sound | None = None, start: Fraction = Fraction(0)
 ) -> str | None:
-    """Joins segments of `write_segment` without encoding again, and adds `sound`; says why where that is left out.
+    """Joins segments of `write_segment` without reencoding, and adds `sound`. Returns a notice if sound is left out.
 
-    The video starts at 0 and lasts frames / fps; the sound is taken from `start`, a moment on its file's clock in
-    seconds, and is cut to that length. Written beside `output` and renamed. Sound that cannot be written after all
-    does not cost the video. ValueError: no segments, or segments that differ in size, rate or encoding.
+    The video starts at 0 and lasts frames / fps. The sound starts at `start`, in seconds on its file's clock, and is
+    cut to that length. If the sound cannot be written, the video is written without it. ValueError: no segments, or
+    segments that differ in size, rate or encoding.
     """
-    frames, rate = _check(segments)
+    frames, rate = _check_segments(segments)
     with replacing(output) as part:
         if sound is None or sound.track is None:
             _join(segments, part, frames, rate, None, start)
             return None
-        reason = "there is none in the part that is used"
+        reason = "there is none in the used part"
         for attempt in [sound, replace(sound, copied=False)] if sound.copied else [sound]:
             try:
                 if _join(segments, part, frames, rate, attempt, start):
                     return None
                 break
             except Exception as error:
-                # If it was not the sound, the silent video fails as well.
+                # An error that the sound did not cause occurs again without the sound, and is raised there.
                 log.info("%s: the sound could not be written", sound.path, exc_info=True)
                 reason = f"it could not be written ({error})"
         else:
@@ -60,7 +60,7 @@ def concatenate(
 def _join(
     segments: Sequence[Path], output: Path, frames: int, rate: Fraction, sound: Sound | None, start: Fraction
 ) -> bool:
-    """Writes the file; tells whether it has sound."""
+    """Writes the file. Returns whether it has sound."""
     with ExitStack() as stack:
         source = stack.enter_context(open_input(sound.path)) if sound else None
         joined = stack.enter_context(av.open(str(output), "w", format="mp4", options={"movflags": "+faststart"}))
@@ -68,16 +68,16 @@ def _join(
             video = joined.add_stream_from_template(first.streams.video[0])
         video.time_base = 1 / rate
         packets = [_video_packets(segments, video, 1 / rate)]
-        if sound and source and (heard := _sound_packets(sound, source, joined, start, frames / rate)):
-            packets.append(heard)
-        # The muxer waits for the stream that lags behind, so packets go to it in the order of time.
+        if sound and source and (sound_packets := _sound_packets(sound, source, joined, start, frames / rate)):
+            packets.append(sound_packets)
+        # In order of time, because the muxer buffers packets until the other stream catches up.
         for packet in heapq.merge(*packets, key=_time):
             joined.mux(packet)
     return len(packets) > 1
 
 
-def _check(segments: Sequence[Path]) -> tuple[int, Fraction]:
-    """Frames in all, and frames a second."""
+def _check_segments(segments: Sequence[Path]) -> tuple[int, Fraction]:
+    """The total number of frames, and frames per second. ValueError: segments differ."""
     frames, kinds = 0, {}
     for segment in segments:
         with av.open(str(segment)) as container:
@@ -87,7 +87,7 @@ def _check(segments: Sequence[Path]) -> tuple[int, Fraction]:
             kind = (context.name, context.width, context.height, stream.average_rate, context.extradata)
             kinds.setdefault(kind, segment)
     if len(kinds) != 1:
-        raise ValueError(f"segments must be alike in size, rate and encoding: {[*map(str, kinds.values())]}")
+        raise ValueError(f"segments differ in size, rate or encoding, or there are none: {[*map(str, kinds.values())]}")
     ((*_, rate, _),) = kinds
     return frames, rate
 
@@ -108,9 +108,9 @@ def _video_packets(segments: Sequence[Path], stream: VideoStream, tick: Fraction
 def _sound_packets(
     sound: Sound, source: InputContainer, output: OutputContainer, start: Fraction, end: Fraction
 ) -> Iterator[Packet] | None:
-    """A track's packets from `start` on, in a stream of the output and in its time, up to `end` seconds.
+    """A track's packets from `start` on, with output timestamps, up to `end` seconds; adds their stream to the output.
 
-    `source` is the sound's file, opened; `start` is a moment on its clock. None: no sound lies in that span.
+    `source` is the opened file of the sound. `start` is in seconds on its clock. None: there is no sound in that span.
     """
     track = source.streams[sound.track or 0]
     assert isinstance(track, AudioStream)
@@ -120,12 +120,12 @@ def _sound_packets(
         if first is None:
             return None
         return _assigned(chain([first], packets), output.add_stream_from_template(track))
-    cut = _cut(pieces(source, track), start, end)
-    piece = next(cut, None)
-    if piece is None:
+    cut = _cut(stereo_chunks(source, track), start, end)
+    first = next(cut, None)
+    if first is None:
         return None
     stream = output.add_stream("aac", rate=RATE, layout="stereo")
-    return _placed(_encoded(chain([piece], cut), stream), Fraction(0), end)
+    return _placed(_encoded(chain([first], cut), stream), Fraction(0), end)
 
 
 def _placed(packets: Iterable[Packet], start: Fraction, end: Fraction) -> Iterator[Packet]:
@@ -134,7 +134,7 @@ def _placed(packets: Iterable[Packet], start: Fraction, end: Fraction) -> Iterat
             continue
         shift = round(start / packet.time_base)
         moment = (packet.pts - shift) * packet.time_base
-        if moment < -WARM_UP:
+        if moment < -PREROLL:
             continue
         if moment + (packet.duration or 0) * packet.time_base > end:
             return
@@ -148,10 +148,10 @@ def _assigned(packets: Iterable[Packet], stream: AudioStream) -> Iterator[Packet
         yield packet
 
 
-def _encoded(heard: Iterable[tuple[int, np.ndarray]], stream: AudioStream) -> Iterator[Packet]:
-    """Packets of pieces (place in samples, samples), silence between them."""
+def _encoded(chunks: Iterable[tuple[int, np.ndarray]], stream: AudioStream) -> Iterator[Packet]:
+    """Encodes chunks (position in samples, samples), with silence between them."""
     position = None
-    for place, samples in heard:
+    for place, samples in chunks:
         position = place if position is None else position
         while position < place:
             silence = np.zeros((2, min(place - position, RATE)), np.float32)
@@ -171,11 +171,11 @@ def _frame(samples: np.ndarray, place: int) -> AudioFrame:
 
 
 def _cut(
-    heard: Iterable[tuple[Fraction, np.ndarray]], start: Fraction, end: Fraction
+    chunks: Iterable[tuple[Fraction, np.ndarray]], start: Fraction, end: Fraction
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """What lies between `start` and `start + end`, each piece with its place in samples from `start` on."""
+    """The chunks between `start` and `start + end`, each with its position in samples after `start`."""
     limit = int(end * RATE)
-    for moment, samples in heard:
+    for moment, samples in chunks:
         place = round((moment - start) * RATE)
         if place >= limit:
             return

@@ -1,4 +1,4 @@
-"""The part of a frame that a container says to show. FFmpeg reads it too, but PyAV does not hand it on."""
+"""The crop that a container prescribes. FFmpeg reads it, but PyAV does not expose it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from av.video.stream import VideoStream
 
-# ISO 14496-12, from the file to the descriptions of a track's samples: 8 bytes of count before those.
+# ISO 14496-12: the boxes on the path to the sample descriptions of a track, which follow after 8 bytes.
 _TO_SAMPLES = (b"mdia", b"minf", b"stbl", b"stsd")
 _VISUAL_ENTRY = 78
 # Matroska, RFC 9559.
@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT, _BOTTOM, _TOP, _LEFT, _RIGHT = 0xB0, 0xBA, 0x54AA, 0x54BB, 0x54
 
 @dataclass(frozen=True)
 class Crop:
-    """Pixels that are not shown on each side."""
+    """Pixels that are not displayed, for each side."""
 
     left: int = 0
     top: int = 0
@@ -26,7 +26,7 @@ class Crop:
 
 
 def read_crop(path: Path, stream: VideoStream) -> Crop:
-    """The clean aperture of mp4 and mov, the pixel crop of Matroska and WebM; nothing where there is none."""
+    """The clean aperture of mp4 and mov, or the pixel crop of Matroska and WebM. Empty if the file has none."""
     kind = stream.container.format.name
     find = _in_mp4 if kind.startswith("mov") else _in_matroska if kind.startswith("matroska") else None
     if find is None:
@@ -68,7 +68,7 @@ def _aperture(file: BinaryIO, clap: int, width: int, height: int) -> Crop:
 
 
 def _boxes(file: BinaryIO, at: int, end: int, kind: bytes, *inner: bytes) -> Iterator[tuple[int, int]]:
-    """Contents, from and to, of the boxes on a path of kinds."""
+    """Start and end of the content of each box at the path `kind`, `inner`..., between `at` and `end`."""
     while at + 8 <= end:
         size, head = _number(file, at, 4), 8
         found = file.read(4)
@@ -106,12 +106,15 @@ def _in_matroska(file: BinaryIO, stream: VideoStream) -> Crop:
 
 
 def _elements(file: BinaryIO, at: int, end: int, wanted: int | None) -> Iterator[tuple[int, int, int]]:
-    """Content's beginning, number and end of an element's children of one number, or of any, before the clusters."""
+    """Content's start, number and end of each element between `at` and `end`, up to the first cluster.
+
+    `wanted`: only elements with this number.
+    """
     while at < end:
         file.seek(at)
         number, size = _variable(file, marked=True), _variable(file, marked=False)
         at = file.tell()
-        # All ones: not known, until the parent's end.
+        # An unknown size extends to the parent's end.
         after = end if size is None else min(at + size, end)
         if number == _CLUSTER or number is None:
             return
@@ -121,7 +124,7 @@ def _elements(file: BinaryIO, at: int, end: int, wanted: int | None) -> Iterator
 
 
 def _variable(file: BinaryIO, *, marked: bool) -> int | None:
-    """A number of EBML's variable length, with its length mark or without; None: all ones, or the file's end."""
+    """A number of EBML's variable length, with or without its length marker. None: unknown size, or end of the file."""
     first = file.read(1)
     if not first or not first[0]:
         return None

@@ -1,4 +1,4 @@
-"""Whole frames from interlaced ones."""
+"""Deinterlacing."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,19 +9,19 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-# `field_order` of a stream: unknown and progressive are 0 and 1.
+# Values of a stream's `field_order` up to this one are unknown (0) and progressive (1).
 PROGRESSIVE = 1
 
 
 def is_interlaced(stream: VideoStream, frame: VideoFrame) -> bool:
-    """By the stream's header or its first decoded frame."""
+    """Whether a stream is interlaced, by its header or its first decoded frame."""
     return frame.interlaced_frame or stream.codec_context.field_order > PROGRESSIVE
 
 
 def deinterlaced(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterator[VideoFrame]:
-    """One whole frame for each, by FFmpeg's bwdif; progressive ones among them stay as they are.
+    """One progressive frame for each frame, made by FFmpeg's bwdif. Progressive frames stay unchanged.
 
-    A frame is made from its neighbours too, so each comes when the next one is decoded.
+    The filter also uses a frame's neighbours, so each frame appears after the next one is decoded.
     """
     graph = Graph()
     graph.link_nodes(
@@ -44,6 +44,6 @@ def _ready(graph: Graph, stamps: deque[int | None]) -> Iterator[VideoFrame]:
             frame = graph.vpull()
         except (NotYet, Ended):
             return
-        # The filter counts in ticks of its own.
+        # The filter has another time base.
         frame.pts = stamps.popleft()
         yield frame

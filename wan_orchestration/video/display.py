@@ -1,4 +1,4 @@
-"""How a decoded frame is shown: its part, shape, orientation and colours, as players do it."""
+"""Display of a decoded frame, as players do it: crop, pixel shape, orientation and colours."""
 
 import math
 from dataclasses import dataclass
@@ -11,34 +11,35 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from wan_orchestration.video.cropping import read_crop
-from wan_orchestration.video.tonemap import needs_light, primaries_of, to_sdr
+from wan_orchestration.video.tonemap import needs_conversion, primaries_of, to_sdr
 
-# libswscale's default is quicker and darkens by 1/255.
+# libswscale's default is faster, but darkens by 1/255.
 EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
-# Ratios of a pixel's sides beyond this are mistakes in the file.
+# Larger ratios of a pixel's sides are errors of the file.
 MOST_ASPECT = 8
-# Degrees that an orientation may be off without a word.
+# Degrees by which an orientation may differ from a right angle without a notice.
 NEARLY = 5
 
-# AVColorSpace: BT.2020 with constant luminance, which libswscale does not know, and what it knows.
+# Values of AVColorSpace: BT.2020 with constant luminance, which libswscale does not support, and the supported ones.
 _BT2020_CONSTANT = 10
 _KNOWN_MATRICES = (1, 4, 5, 6, 7, 9)
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """One of the eight ways to lay a picture: swap rows and columns, then turn them round."""
+    """One of the eight orientations of a picture: swap rows and columns, then reverse them."""
 
     swapped: bool = False
     rows: int = 1
-    """-1: from bottom to top."""
+    """-1: reversed, from bottom to top."""
     columns: int = 1
+    """-1: reversed, from right to left."""
     off: float = 0.0
-    """Degrees between the matrix and this orientation."""
+    """Degrees between the display matrix and this orientation."""
 
     @classmethod
     def of(cls, frame: VideoFrame) -> "Orientation":
-        """The nearest to the frame's display matrix."""
+        """The orientation nearest to the frame's display matrix."""
         matrix = frame.side_data.get("DISPLAYMATRIX")
         if matrix is None:
             return cls()
@@ -53,19 +54,19 @@ class Orientation:
         return cls(True, -1 if b < 0 else 1, -1 if c < 0 else 1, off)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) or, swapped, (W, H, 3)."""
+        """The (H, W, 3) image in this orientation: (H, W, 3), or (W, H, 3) if swapped."""
         return (image.swapaxes(0, 1) if self.swapped else image)[:: self.rows, :: self.columns]
 
 
 class Display:
-    """Frames of one stream as RGB, all of one size: in square pixels, upright, in BT.709 of the standard range."""
+    """Converts the frames of one stream to RGB of one size: square pixels, upright, BT.709, standard dynamic range."""
 
     size: tuple[int, int]
-    """Width and height as shown, px."""
+    """Width and height as displayed, px."""
     notice: str | None = None
 
     def __init__(self, path: Path, stream: VideoStream, first: VideoFrame) -> None:
-        """`first`: the first frame, whose orientation all have."""
+        """`first`: the first frame, which has the orientation of all."""
         self._reformatter = VideoReformatter()
         self._shape = width, height = square_shape(stream)
         crop = read_crop(path, stream)
@@ -77,14 +78,14 @@ class Display:
         self.size = (len(rows), len(columns)) if self._orientation.swapped else (len(columns), len(rows))
         if self._orientation.off > NEARLY:
             self.notice = (
-                f"its display matrix turns by an angle {self._orientation.off:.0f} degrees off a right one; "
-                "the nearest right angle was taken"
+                f"its display matrix turns by an angle that is {self._orientation.off:.0f} degrees off a right angle; "
+                "the nearest right angle was used"
             )
 
     def rgb(self, frame: VideoFrame) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        if needs_light(frame):
-            # Not rgb48: libswscale's exact path gets its green wrong.
+        """The frame as (H, W, 3) uint8 RGB."""
+        if needs_conversion(frame):
+            # Not rgb48: libswscale's exact path computes a wrong green.
             image = to_sdr(self._reformat(frame, "gbrp16le"), frame.color_trc, primaries_of(frame))
         else:
             image = self._reformat(frame, "rgb24")
@@ -97,7 +98,7 @@ class Display:
 
 
 def square_shape(stream: VideoStream) -> tuple[int, int]:
-    """Width and height in square pixels: the side that pixels are long on is scaled up, so that nothing is lost."""
+    """Width and height in square pixels: the side along which pixels are longer is scaled up, to keep all detail."""
     width, height = stream.width, stream.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if not Fraction(1, MOST_ASPECT) <= aspect <= MOST_ASPECT:
@@ -106,7 +107,7 @@ def square_shape(stream: VideoStream) -> tuple[int, int]:
 
 
 def _matrix(frame: VideoFrame) -> Colorspace | None:
-    """The matrix from YCbCr to RGB where the tag does not tell one: by size, as players take it."""
+    """The YCbCr matrix of a frame without a usable tag: by size, as players choose it. None: use the tag."""
     if frame.colorspace in _KNOWN_MATRICES or frame.format.is_rgb or len(frame.format.components) < 3:
         return None
     if frame.colorspace == _BT2020_CONSTANT:

@@ -1,4 +1,4 @@
-"""What is known of a video file before its frames are read."""
+"""Facts about a video file and its sound, which are known before its frames are read."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds. Width and height are as shown: upright, in square pixels."""
+    """Facts about a video file. Width and height are as displayed: upright, in square pixels."""
 
     path: Path
     width: int
@@ -18,19 +18,19 @@ class VideoInfo:
     """Seconds."""
     has_audio: bool
     start: Fraction = Fraction(0)
-    """When the first frame is shown, by the container's clock, seconds: what its sound goes by too."""
+    """When the first frame is shown, in seconds on the container's clock. The sound has the same clock."""
     notices: tuple[str, ...] = ()
-    """What was mended in reading it, in words."""
+    """Flaws of the file that the reader corrects, in words."""
 
 
 @dataclass(frozen=True)
 class Sound:
-    """What `find_sound` found in a file."""
+    """The sound of a file, as `find_sound` found it."""
 
     path: Path
     track: int | None = None
-    """Index of the stream that is used; None: silence."""
+    """Index of the audio stream that is used. None: silence."""
     copied: bool = False
-    """Whether its packets may stand in an mp4 as they are."""
+    """Whether an mp4 can hold its packets without reencoding."""
     notices: tuple[str, ...] = ()
-    """What is wrong with the sound and what becomes of it, in words."""
+    """Flaws of the sound and their consequences, in words."""

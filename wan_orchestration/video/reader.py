@@ -1,4 +1,4 @@
-"""Reading video: what a file holds, and its frames by index."""
+"""Reads video files: facts about a file, and its frames by index."""
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -16,26 +16,26 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.formats import A_TEXT, A_VIDEO, VIDEO_SUFFIXES, look
+from wan_orchestration.formats import A_TEXT, A_VIDEO, VIDEO_SUFFIXES, recognise
 from wan_orchestration.video.deinterlace import deinterlaced, is_interlaced
 from wan_orchestration.video.display import Display, square_shape
 from wan_orchestration.video.info import VideoInfo
 from wan_orchestration.video.packets import BROADCAST, Packets
 from wan_orchestration.video.timeline import OVERHANG, Timeline
 
-# The formats a job may bring. A whitelist, since FFmpeg goes by content: a playlist that is named .mp4 would
-# otherwise make it open other files and addresses.
+# The formats that a job may use. They are a whitelist because FFmpeg detects formats by content: otherwise a playlist
+# with the name .mp4 would make it open other files and addresses.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,gif"
-MOST_SIDE = 8192
+MAX_SIDE = 8192
 """px. Larger frames are refused before one is decoded."""
-# Frames that are decoded and dropped rather than sought over.
+# Up to this distance, frames are decoded and dropped instead of seeking.
 NEAR = 16
-# Frames that are looked through for reordered ones.
-LOOK = 60
+# Number of first frames that are searched for reordered ones.
+ORDER_FRAMES = 60
 
 
 def open_input(path: Path) -> InputContainer:
-    """A video or audio file opened for reading. BadInput: missing, empty, not a container that is supported."""
+    """Opens a video or audio file for reading. BadInput: missing, empty, or not a supported container."""
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
@@ -47,11 +47,11 @@ def open_input(path: Path) -> InputContainer:
     except PermissionError:
         raise BadInput(f"{path}: no permission to read this file") from None
     except (FFmpegError, ValueError) as error:
-        found, suffix = look(path)
+        found, suffix = recognise(path)
         if found == A_TEXT or (suffix is not None and suffix not in VIDEO_SUFFIXES):
             raise BadInput(f"{path}: found {found}, expected {A_VIDEO}") from None
         raise BadInput(
-            f"{path}: found {found} that is not whole or of a kind that cannot be read ({_reason(error)}); "
+            f"{path}: found {found} that is incomplete or of an unsupported kind ({_reason(error)}); "
             "if it was cut off while being copied or recorded, copy or export it again"
         ) from None
 
@@ -61,28 +61,28 @@ def _reason(error: Exception) -> str:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Reads every packet and decodes the first frame. BadInput: missing, empty, truncated, without video."""
+    """Facts about a video: reads every packet and decodes the first frame. BadInput: as for `FrameReader`."""
     with FrameReader(path) as reader:
         return reader.info
 
 
 class FrameReader:
-    """Frames of a video by their place in presentation order, whatever their timestamps: see `Timeline`.
+    """Reads frames of a video by their index in display order, which `Timeline` defines.
 
-    Opening reads the packets once, without decoding, and keeps a few integers a frame. Reading seeks to the
-    keyframe before a frame and decodes on from there; reading on ahead does not seek again.
+    Opening reads the packets once, without decoding, and keeps a few integers per frame. Reading seeks to the
+    keyframe before a frame and decodes from there. Reading forward does not seek again.
     """
 
     info: VideoInfo
     times: Sequence[float]
-    """Presentation time of each frame in seconds, the first at 0: for choosing frames by time."""
+    """Display time of each frame in seconds. The first frame has 0."""
     broken_off: str | None
-    """How the file breaks off, where that was said to be ok."""
+    """Where the file breaks off; None if it is complete."""
 
     def __init__(self, path: Path, truncated_ok: bool = False) -> None:
-        """`truncated_ok`: of a file that breaks off, the frames before the break are used.
+        """`truncated_ok`: accept a file that breaks off, and use the frames before the break.
 
-        BadInput: missing, empty, truncated, without video, too large, first frame not decodable.
+        BadInput: missing, empty, truncated, without video, too large, or the first frame cannot be decoded.
         """
         self._path = Path(path)
         self._interlaced = False
@@ -92,8 +92,8 @@ class FrameReader:
             if self.broken_off and not truncated_ok:
                 raise BadInput(f"{self._path}: truncated: {self.broken_off}; copy or export it again")
             if not self._time:
-                raise BadInput(f"{self._path}: has a video stream without whole frames")
-            # Scanning has read to the end.
+                raise BadInput(f"{self._path}: has a video stream without complete frames")
+            # _scan() has read to the end of the file.
             self._reopen()
             self._find_order()
             dropped = self._drop_broken_end()
@@ -104,8 +104,9 @@ class FrameReader:
             raise
         width, height = self._display.size
         rate = self._time.rate()
-        hold = self._time.hold(rate)
-        stays = f"the last frame stays for {float(hold + 1 / rate):.1f} s, as the file or its sound goes on (see end)"
+        hold = self._time.extra_hold(rate)
+        seconds = float(hold + 1 / rate)
+        stays = f"the last frame stays for {seconds:.1f} s, because the file or its sound is longer (see end)"
         notices = (
             self._time.notice,
             stays if hold > OVERHANG else None,
@@ -127,7 +128,7 @@ class FrameReader:
         self.times = self._time.times
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """(n, H, W, 3) uint8 RGB in the order asked; duplicates allowed. BadInput: a frame is damaged."""
+        """(n, H, W, 3) uint8 RGB in the requested order. Duplicates are allowed. BadInput: a frame is damaged."""
         places = defaultdict(list)
         for place, index in enumerate(indices):
             if not 0 <= index < len(self._time):
@@ -139,7 +140,7 @@ class FrameReader:
         return images
 
     def verify(self) -> None:
-        """Decodes every frame. BadInput: the first that is damaged."""
+        """Decodes every frame. BadInput: a frame is damaged."""
         for index in range(len(self._time)):
             self._frame(index)
 
@@ -157,20 +158,20 @@ class FrameReader:
     def _open(self) -> None:
         self._container = open_input(self._path)
         stream = self._container.streams.best("video")
-        # A song's cover picture is a video stream too.
+        # The cover picture of a song is a video stream too.
         if not isinstance(stream, VideoStream) or stream.disposition & stream.disposition.attached_pic:
             kinds = " and ".join(sorted({stream.type for stream in self._container.streams}))
             self._container.close()
             raise BadInput(f"{self._path}: has no video stream, found {kinds or 'nothing'}")
         width, height = square_shape(stream)
-        if max(width, height) > MOST_SIDE:
+        if max(width, height) > MAX_SIDE:
             self._container.close()
             raise BadInput(
-                f"{self._path}: {width}x{height} frames, at most {MOST_SIDE} px a side are accepted; export it smaller"
+                f"{self._path}: {width}x{height} frames, at most {MAX_SIDE} px a side are accepted; export it smaller"
             )
         stream.thread_type = "AUTO"
-        # Frames further on may be of another size.
-        stream.codec_context.options = {"max_pixels": str(MOST_SIDE**2)}
+        # Later frames may have another size.
+        stream.codec_context.options = {"max_pixels": str(MAX_SIDE**2)}
         self._stream = stream
         self._restart()
 
@@ -183,27 +184,27 @@ class FrameReader:
         self._decoded = deinterlaced(frames, self._stream) if self._interlaced else frames
         self._position = -1
         self._current: VideoFrame | None = None
-        # After a seek: the keyframe that was sought, whose followers depend on it.
-        self._wanted: int | None = None
+        # After a seek: the timestamp of the keyframe that must be decoded first.
+        self._awaited_key: int | None = None
 
     def _scan(self) -> str | None:
-        """Reads all packets for the timeline; tells how the file breaks off, if it does."""
+        """Reads all packets for the timeline. Returns where the file breaks off; None if it is complete."""
         try:
             packets = Packets(self._container, self._stream)
         except FFmpegError as error:
             raise BadInput(f"{self._path}: unreadable ({_reason(error)}); copy or export it again") from None
-        self._keys, self._seek_targets = sorted(packets.keys), packets.keys
+        self._keys, self._seek_targets = sorted(packets.seek_targets), packets.seek_targets
         self._time = Timeline(packets)
         self._recorded = packets.format in BROADCAST
         if packets.broken_off and len(self._time) > 1 and packets.format != "mov":
-            # The last packet may be a part, which only the mp4 reader notices.
+            # The last packet may be incomplete, which only the mp4 reader detects.
             self._time.drop_last()
         return packets.broken_off
 
     def _drop_broken_end(self) -> int:
-        """Drops the last frames that cannot be decoded of a file that breaks off; tells of how many of a recording.
+        """Drops the undecodable last frames of a file that breaks off, or of a recording in a broadcast format.
 
-        Recordings in broadcast formats end anywhere: that is no flaw of theirs.
+        Returns how many frames of a recording were dropped. Recordings may end within a frame, so this is no error.
         """
         frames = len(self._time)
         while (
@@ -215,30 +216,30 @@ class FrameReader:
         return 0 if self.broken_off else frames - len(self._time)
 
     def _find_order(self) -> None:
-        """Decodes the first frame, and more where it takes that to tell whether display times can be true."""
+        """Decodes the first frame, and more if needed to find out whether the timestamps are display times."""
         time, first = self._time, self._next()
         if first is None:
             return
-        # Frames that depend on a keyframe before the file's beginning are not decoded.
-        leading = bisect_right(time.stamps, self._keys[0]) if self._keys else 0
-        if not time.counted and first.pts in time.stamps[:leading]:
-            time.begin_with(first.pts)
+        # Decoders skip frames that depend on a keyframe before the start of the file.
+        leading = bisect_right(time.timestamps, self._keys[0]) if self._keys else 0
+        if not time.counted and first.pts in time.timestamps[:leading]:
+            time.start_at(first.pts)
         self._interlaced = is_interlaced(self._stream, first)
         if time.doubtful or self._interlaced:
-            more = (frame.pts for frame in islice(iter(self._next, None), LOOK))
+            more = (frame.pts for frame in islice(iter(self._next, None), ORDER_FRAMES))
             decoded = [stamp for stamp in (first.pts, *more) if stamp is not None]
             if time.doubtful and decoded != sorted(decoded):
-                time.count("display times are decoding times although frames are reordered")
+                time.use_counting("display times are decoding times although frames are reordered")
             if self._interlaced:
                 seconds = time.join_fields(sorted(decoded))
                 self._keys = [key for key in self._keys if key not in seconds]
-        if self._interlaced or time.doubtful or not (time.counted or first.pts == time.stamps[0]):
+        if self._interlaced or time.doubtful or not (time.counted or first.pts == time.timestamps[0]):
             self._reopen()
         else:
             self._position, self._current = 0, None if first.is_corrupt else first
 
     def _next(self) -> VideoFrame | None:
-        """The decoder's next frame; None: the end, or one that cannot be decoded."""
+        """The decoder's next frame; None at the end or if it cannot be decoded."""
         try:
             return next(self._decoded, None)
         except FFmpegError:
@@ -257,7 +258,7 @@ class FrameReader:
         if index == self._position and self._current is not None:
             return self._current
         starts = self._starts(index)
-        ahead = self._time.counted or bisect_left(self._time.stamps, starts[0]) <= self._position + NEAR
+        ahead = self._time.counted or bisect_left(self._time.timestamps, starts[0]) <= self._position + NEAR
         if self._position < index and ahead:
             frame = self._forward(index)
             if frame is not None:
@@ -270,55 +271,55 @@ class FrameReader:
         return None
 
     def _starts(self, index: int) -> list[int]:
-        """Timestamps to decode from, best first.
+        """Timestamps from which to decode, best first.
 
-        The keyframe before a frame should do. Where keyframes depend on one another (open groups), or a seek
-        lands late, the one before that does; the file's start always does, and where frames are counted only that.
+        The keyframe before a frame is usually enough. If keyframes depend on earlier frames (open groups), or a seek
+        lands too late, the keyframe before that is. The start of the file always is. Counting needs the start.
         """
-        stamps = self._time.stamps
-        beginning = min([stamps[0], *self._keys[:1]])
+        timestamps = self._time.timestamps
+        beginning = min([timestamps[0], *self._keys[:1]])
         if self._time.counted:
             return [beginning]
-        # Deinterlacing looks at the frame before, too.
-        key = (bisect_left if self._interlaced else bisect_right)(self._keys, stamps[index])
+        # Deinterlacing needs the previous frame too.
+        key = (bisect_left if self._interlaced else bisect_right)(self._keys, timestamps[index])
         return [*self._keys[max(key - 2, 0) : key][::-1], beginning]
 
     def _seek(self, pts: int) -> None:
-        if pts > self._time.stamps[0] and not self._time.counted:
+        if pts > self._time.timestamps[0] and not self._time.counted:
             try:
                 self._container.seek(self._seek_targets[pts], stream=self._stream)
             except FFmpegError:
                 self._reopen()
             else:
                 self._restart()
-                stamps = self._time.stamps
-                # One that an edit list hides does not come.
-                self._wanted = pts if stamps[bisect_left(stamps, pts)] == pts else None
+                timestamps = self._time.timestamps
+                # A keyframe that an edit list hides does not appear.
+                self._awaited_key = pts if timestamps[bisect_left(timestamps, pts)] == pts else None
         else:
             self._reopen()
 
     def _forward(self, index: int) -> VideoFrame | None:
-        """Decodes on to a frame; None where it does not come or comes damaged."""
-        counted, stamps = self._time.counted, self._time.stamps
+        """Decodes forward to a frame; None if it is missing or damaged."""
+        counted, timestamps = self._time.counted, self._time.timestamps
         try:
             for frame in self._decoded:
                 if not counted and frame.pts is not None:
-                    if frame.pts < stamps[0] or self._wanted not in (None, frame.pts):
+                    if frame.pts < timestamps[0] or self._awaited_key not in (None, frame.pts):
                         continue
-                    self._wanted = None
-                    self._position = max(bisect_left(stamps, frame.pts), self._position + 1)
+                    self._awaited_key = None
+                    self._position = max(bisect_left(timestamps, frame.pts), self._position + 1)
                 else:
                     self._position += 1
                 self._current = None if frame.is_corrupt else frame
                 if self._position >= index:
                     return self._current if self._position == index else None
-            if counted and self._current is not None and index >= len(stamps) - NEAR:
-                # Old formats have packets without a frame: the last one stays.
+            if counted and self._current is not None and index >= len(timestamps) - NEAR:
+                # Old formats have packets without a frame, so the last frame is repeated.
                 self._position = index
                 return self._current
         except FFmpegError:
             pass
-        self._position, self._current = len(stamps), None
+        self._position, self._current = len(timestamps), None
         return None
 
 
@@ -330,6 +331,6 @@ def iter_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def pingpong(length: int, start: int, count: int) -> list[int]:
-    """Places start .. start + count - 1 of the endless run 0 1 .. n-1 n-2 .. 1 0 1 .., n being `length`."""
+    """Elements start .. start + count - 1 of the endless sequence 0 1 .. n-1 n-2 .. 1 0 1 .., where n is `length`."""
     period = max(2 * length - 2, 1)
     return [min(place, period - place) for place in (i % period for i in range(start, start + count))]

@@ -1,11 +1,11 @@
-"""The sound of a video: which track is used, and what is heard when, mended in time.
+"""The sound of a video: the choice of a track, and its samples with corrected times.
 
-No flaw of a track costs more than the track. `find_sound` decodes each until one can be used, so that whoever needs
-the sound hours later knows before what will become of it.
+A flaw of a track costs at most this track. `find_sound` decodes tracks until one is usable, so that a user learns
+before a long generation how the sound will be used.
 
-One rule for time: a track begins where its first timestamp says, and each piece follows the one before it. A jump
-forward that the next piece confirms is believed and filled with silence; a piece that lies where others have been
-heard is left out. Timestamps that repeat, go back or are missing are passed over by counting samples.
+Times follow one rule: a track starts at its first timestamp, and each frame follows the previous one. A jump forward
+is filled with silence if the next frame confirms it. A frame that overlaps previous ones is left out. Timestamps that
+repeat, go back or are missing are replaced by counting samples.
 """
 
 import logging
@@ -29,21 +29,21 @@ from wan_orchestration.video.info import Sound
 from wan_orchestration.video.packets import farthest_jump
 from wan_orchestration.video.reader import open_input
 
-# What an mp4 carries and every player plays; other sound is encoded anew.
+# Codecs that an mp4 can hold and every player supports. Other sound is reencoded.
 COPIED = {"aac", "mp3"}
-# The MPEG-2.5 rates of mp3 have no place in an mp4.
+# The lowest rate of mp3 that an mp4 can hold: it excludes the rates of MPEG-2.5.
 MP3_RATE = 16000
 RATE = 48000
-# By so many seconds timestamps may tremble; nobody hears sound and picture so far apart.
-TREMBLE = Fraction(1, 25)
-# What separates one timestamp from the next at least, in seconds.
+# Seconds by which timestamps may deviate. Nobody notices so small a shift between sound and picture.
+TOLERANCE = Fraction(1, 25)
+# The least difference between two timestamps, in seconds.
 STEP = Fraction(1, 1000)
 
 log = logging.getLogger(__name__)
 
 
 class _Kind(NamedTuple):
-    """What sound is made of."""
+    """The rate, channels and sample format of sound."""
 
     rate: int
     channels: str
@@ -56,28 +56,28 @@ class _Kind(NamedTuple):
 
 @dataclass
 class _Flaws:
-    """What going through a track has brought to light."""
+    """Flaws that were found while decoding a track."""
 
     pieces: int = 0
     damaged: int = 0
-    mended: int = 0
+    corrected: int = 0
     """Timestamps that repeat, go back or are missing."""
     jumps: int = 0
     overlaps: int = 0
     kinds: list["_Kind"] = field(default_factory=list)
-    """One after another."""
+    """The kinds of sound in the track, in order."""
     framed: bool = False
-    """Whether packets carry the headers of a stream (ADTS), which have no place in an mp4."""
+    """Whether packets have stream headers (ADTS), which an mp4 cannot hold."""
     hidden: bool = False
-    """Whether an edit list hides packets after others that it shows."""
+    """Whether an edit list hides packets after visible ones."""
 
     def in_words(self) -> list[str]:
         found = {
             f"{_count(self.damaged, 'piece')} damaged": self.damaged,
-            f"{_count(self.mended, 'timestamp')} mended": self.mended,
+            f"{_count(self.corrected, 'timestamp')} corrected": self.corrected,
             f"{_count(self.jumps, 'gap')} filled with silence": self.jumps,
             f"{_count(self.overlaps, 'overlapping piece')} left out": self.overlaps,
-            f"the kind of sound changes {_count(len(self.kinds) - 1, 'time')} on the way": len(self.kinds) > 1,
+            f"the kind of sound changes {_count(len(self.kinds) - 1, 'time')}": len(self.kinds) > 1,
         }
         return [text for text, count in found.items() if count]
 
@@ -87,16 +87,16 @@ def _count(number: int, noun: str) -> str:
 
 
 def find_sound(path: Path) -> Sound:
-    """The first sound track of a file that can be decoded, after going through it. BadInput: the file cannot be opened.
+    """The first sound track of a file that can be decoded, after decoding all of it.
 
-    A file without sound gives silence without a notice.
+    A file without sound gives silence without a notice. BadInput: the file cannot be opened.
     """
     notices: list[str] = []
     with open_input(path) as source:
         tracks = [stream.index for stream in source.streams if stream.type == "audio"]
     for number, track in enumerate(tracks, 1):
         name = f"{path.name}: the sound" if len(tracks) == 1 else f"{path.name}: sound track {number} of {len(tracks)}"
-        # Opened for each, since going through one track passes the others by.
+        # The file is opened again for each track, because reading one track skips the others.
         with open_input(path) as source:
             try:
                 sound = _examine(name, path, source, source.streams[track])
@@ -115,39 +115,39 @@ def find_sound(path: Path) -> Sound:
 
 def _examine(name: str, path: Path, source: InputContainer, stream: Stream) -> Sound:
     if not isinstance(stream, AudioStream) or stream.codec_context is None:
-        return Sound(path, notices=(f"{name} has a codec that nothing here decodes",))
+        return Sound(path, notices=(f"{name} has a codec that is not supported",))
     codec, flaws = stream.codec_context.codec.canonical_name, _Flaws()
-    heard = sum(frame.samples for frame, _ in _timed(_decoded(source, stream, flaws), flaws, farthest_jump(source)))
+    samples = sum(frame.samples for frame, _ in _timed(_decoded(source, stream, flaws), flaws, farthest_jump(source)))
     if not flaws.pieces:
         return Sound(path, notices=(f"{name} is empty",))
-    if not heard or flaws.damaged > flaws.pieces / 2:
+    if not samples or flaws.damaged > flaws.pieces / 2:
         return Sound(path, notices=(f"{name} cannot be decoded ({codec}, {flaws.damaged} of {flaws.pieces} damaged)",))
-    told = flaws.in_words()
-    copied = codec in COPIED and not (told or flaws.framed or flaws.hidden)
+    described = flaws.in_words()
+    copied = codec in COPIED and not (described or flaws.framed or flaws.hidden)
     if codec == "aac":
         copied = copied and bool(stream.codec_context.extradata)
     else:
         copied = copied and flaws.kinds[0].rate >= MP3_RATE
-    return Sound(path, stream.index, copied, (f"{name} has flaws: {', '.join(told)}",) if told else ())
+    return Sound(path, stream.index, copied, (f"{name} has flaws: {', '.join(described)}",) if described else ())
 
 
 class _Stretch:
-    """Sound of one kind without a break, made into stereo at 48 kHz."""
+    """Converts a stretch of sound of one kind without gaps to stereo at 48 kHz."""
 
     def __init__(self, begin: Fraction, kind: _Kind) -> None:
         self.kind = kind
         self._begin, self._samples, self._resampler = begin, 0, _resampler()
 
     def add(self, frame: AudioFrame | None) -> Iterator[tuple[Fraction, np.ndarray]]:
-        """What comes out for a frame; for None, what is left."""
+        """The converted chunks for a frame; for None, the rest that the resampler holds."""
         for piece in self._resampler.resample(frame):
             if piece is not None:
                 yield self._begin + Fraction(self._samples, RATE), piece.to_ndarray()
                 self._samples += piece.samples
 
 
-def pieces(source: InputContainer, stream: AudioStream) -> Iterator[tuple[Fraction, np.ndarray]]:
-    """A track's sound as (moment on the file's clock, (2, n) float32 at 48 kHz), mended in time."""
+def stereo_chunks(source: InputContainer, stream: AudioStream) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """A track's sound as chunks (seconds on the file's clock, (2, n) float32 at 48 kHz), with corrected times."""
     stretch, end, flaws = None, None, _Flaws()
     for frame, moment in _timed(_decoded(source, stream, flaws), flaws, farthest_jump(source)):
         kind = _Kind.of(frame)
@@ -156,7 +156,7 @@ def pieces(source: InputContainer, stream: AudioStream) -> Iterator[tuple[Fracti
                 yield from stretch.add(None)
             stretch = _Stretch(moment, kind)
         end = moment + Fraction(frame.samples, frame.sample_rate)
-        # Counting tells the time from here on.
+        # The resampler counts samples instead of reading timestamps.
         frame.pts = None
         yield from stretch.add(frame)
     if stretch is not None:
@@ -164,9 +164,9 @@ def pieces(source: InputContainer, stream: AudioStream) -> Iterator[tuple[Fracti
 
 
 def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterator[tuple[AudioFrame, Fraction]]:
-    """Each frame with the moment at which it begins; none begins before the one before it has ended.
+    """Each frame with its start time, which is never before the end of the previous frame.
 
-    A jump ahead by more than `farthest` seconds is one of the clock: the sound goes on without a gap.
+    A jump ahead by more than `farthest` seconds is an error of the clock and leaves no gap.
     """
     end, last, least, shift = None, None, STEP, Fraction(0)
     for frame, after in pairwise(chain(frames, [None])):
@@ -177,9 +177,9 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterat
             moment = stamp or Fraction(0)
         elif stamp is not None:
             wrong = last is not None and stamp < last + least
-            # Where timestamps went back, what follows may go by the new clock or by the old.
+            # After timestamps went back, the next frames may follow the new clock or the old one.
             for offset in (Fraction(0), shift):
-                if abs(stamp + offset - moment) <= TREMBLE:
+                if abs(stamp + offset - moment) <= TOLERANCE:
                     shift = offset
                     break
             else:
@@ -197,18 +197,18 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterat
                     if stamp + shift < moment:
                         shift = moment - stamp
                     else:
-                        # One that strays ahead says nothing of those that follow.
+                        # A single timestamp that is too late does not affect the next ones.
                         stamp = last
-            flaws.mended += wrong
+            flaws.corrected += wrong
         last = stamp if stamp is not None else last
         end, least = moment + length, min(STEP, length)
         yield frame, moment
 
 
 def _confirms(after: AudioFrame | None, stamp: Fraction, length: Fraction) -> bool:
-    """Whether the next frame follows a timestamp that jumped."""
+    """Whether the next frame's timestamp continues after one that jumped."""
     following = None if after is None else _stamp(after)
-    return following is None or following - stamp > length - TREMBLE
+    return following is None or following - stamp > length - TOLERANCE
 
 
 def _stamp(frame: AudioFrame) -> Fraction | None:
@@ -216,7 +216,7 @@ def _stamp(frame: AudioFrame) -> Fraction | None:
 
 
 def _decoded(source: InputContainer, stream: AudioStream, flaws: _Flaws) -> Iterator[AudioFrame]:
-    """The frames of a track; what cannot be decoded is counted and left out."""
+    """The decoded frames of a track. Packets that cannot be decoded are counted and skipped."""
     packets, shown = source.demux(stream), False
     while True:
         try:
@@ -230,7 +230,7 @@ def _decoded(source: InputContainer, stream: AudioStream, flaws: _Flaws) -> Iter
             shown = shown or not packet.is_discard
             flaws.hidden = flaws.hidden or (shown and packet.is_discard)
             flaws.pieces += 1
-            flaws.mended += packet.pts is None
+            flaws.corrected += packet.pts is None
             flaws.framed = flaws.framed or _has_header(packet, stream)
         try:
             frames = packet.decode()
@@ -245,7 +245,7 @@ def _decoded(source: InputContainer, stream: AudioStream, flaws: _Flaws) -> Iter
 
 
 def _usable(frame: AudioFrame, flaws: _Flaws) -> bool:
-    """Whether a frame holds sound of a kind that can be made into stereo, which is tried once for each kind."""
+    """Whether a frame has samples that can be converted to stereo. The conversion is tried once for each kind."""
     kind = _Kind.of(frame)
     if not frame.samples or not kind.rate:
         return False

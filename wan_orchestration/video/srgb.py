@@ -1,7 +1,7 @@
-"""Colours of pictures, as sRGB, which the models know.
+"""Converts the colours of pictures to sRGB, as the models expect.
 
-What a picture says of its colours is taken from the first of these that it has: code points of ITU-T H.273 (PNG's
-cICP, an ICC profile's `cicp`, the `nclx` of HEIC and AVIF), an ICC profile, PNG's gAMA and cHRM. Else it is sRGB.
+The first of these descriptions that a picture has is used: code points of ITU-T H.273 (PNG's cICP, an ICC profile's
+`cicp`, the `nclx` of HEIC and AVIF), an ICC profile, PNG's gAMA and cHRM. Without one, the picture is sRGB.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from wan_orchestration.video.tonemap import srgb_to_light, to_sdr
 log = logging.getLogger(__name__)
 
 BAND = 256
-"""Rows that are converted at once: floating point takes much memory."""
+"""Rows that are converted at once, to limit the memory for floating point."""
 
 Points = tuple[float, float, float, float, float, float]
-"""x and y of red, green and blue in the CIE 1931 diagram."""
+"""x and y of red, green and blue in the CIE 1931 chromaticity diagram."""
 
 D65 = (0.3127, 0.329)
 REC_709: Points = (0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
@@ -39,19 +39,19 @@ PRIMARIES: dict[int, Points] = {
     12: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
-"""Other transfers of standard range are shown as sRGB by viewers of pictures, BT.709's own too."""
+"""Gamma by transfer. Picture viewers show other transfers of standard range as sRGB, even BT.709's."""
 HDR = {16, 18}
 """PQ and HLG."""
 
 SRGB = ImageCms.createProfile("sRGB")
 MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK"}
-"""Colour spaces of ICC profiles, and the pictures that they are for."""
+"""Colour space of an ICC profile -> mode of its pictures."""
 
 
 def to_srgb(path: Path, image: Image.Image, colour: Image.Image) -> Image.Image:
-    """`colour`, the pixels of the opened picture as L, RGB or CMYK with 8 bits, as RGB in sRGB.
+    """Converts `colour`, the pixels of the opened picture as L, RGB or CMYK with 8 bits, to sRGB.
 
-    A profile that cannot be used is left out of account, with a line in the log.
+    An unusable profile is ignored and logged.
     """
     codes = _codes(path, image)
     if codes and codes[1] in HDR:
@@ -60,7 +60,7 @@ def to_srgb(path: Path, image: Image.Image, colour: Image.Image) -> Image.Image:
         try:
             colour = _by_profile(colour, profile)
         except (ImageCms.PyCMSError, OSError, ValueError) as error:
-            log.warning("%s: its colour profile cannot be used (%s), the picture is taken as sRGB", path, error)
+            log.warning("%s: its colour profile cannot be used (%s), so the picture is treated as sRGB", path, error)
     colour = colour.convert("RGB")
     primaries, gamma = _primaries(image, codes)
     if primaries == REC_709 and gamma is None:
@@ -69,7 +69,7 @@ def to_srgb(path: Path, image: Image.Image, colour: Image.Image) -> Image.Image:
 
 
 def _codes(path: Path, image: Image.Image) -> tuple[int, int] | None:
-    """Code points of primaries and transfer."""
+    """Code points of primaries and transfer; None if the picture has none."""
     profile = image.info.get("icc_profile") or b""
     found = None
     if image.format == "PNG":
@@ -82,21 +82,21 @@ def _codes(path: Path, image: Image.Image) -> tuple[int, int] | None:
     if image.format == "AVIF" and not profile:
         import pillow_heif  # noqa: PLC0415 (a large library, which few pictures need)
 
-        # Pillow does not tell it.
+        # Pillow does not expose it.
         with contextlib.suppress(OSError, ValueError, RuntimeError, EOFError, SyntaxError):
             said = pillow_heif.open_heif(path).info.get("nclx_profile")
     return (said["color_primaries"], said["transfer_characteristics"]) if said and not profile else None
 
 
 def _primaries(image: Image.Image, codes: tuple[int, int] | None) -> tuple[Points, float | None]:
-    """Primaries, and the gamma where it is not sRGB's curve."""
+    """Primaries, and the gamma; None for sRGB's curve."""
     if codes:
         return PRIMARIES.get(codes[0], REC_709), GAMMAS.get(codes[1])
     if image.format != "PNG" or image.info.keys() & {"icc_profile", "srgb"}:
         return REC_709, None
     gamma = image.info.get("gamma") or 1 / 2.2
     points = image.info.get("chromaticity", (*D65, *REC_709))[2:]
-    # 1/2.2 is how sRGB is written there.
+    # PNG files give 1/2.2 for sRGB.
     return (
         REC_709 if np.allclose(points, REC_709, atol=0.002) else points,
         None if abs(gamma - 1 / 2.2) < 0.005 else 1 / gamma,
@@ -105,7 +105,7 @@ def _primaries(image: Image.Image, codes: tuple[int, int] | None) -> tuple[Point
 
 def _by_profile(colour: Image.Image, profile: bytes) -> Image.Image:
     mode = MODES.get(profile[16:20])
-    # Cameras give pictures in grey a profile for RGB.
+    # Cameras add an RGB profile to grey pictures.
     if mode is None or (mode != "RGB" and mode != colour.mode):
         raise ValueError(f"it is for {profile[16:20].decode('ascii', 'replace')}, the picture is {colour.mode}")
     colour = colour.convert(mode)
@@ -113,7 +113,7 @@ def _by_profile(colour: Image.Image, profile: bytes) -> Image.Image:
     if mode == "RGB":
         probe = _probe()
         changed = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int) - np.asarray(probe)
-        # sRGB by whatever name; what would be left is rounding.
+        # The profile equals sRGB apart from rounding.
         if np.abs(changed).max() <= 2:
             return colour
     converted = ImageCms.applyTransform(colour, transform)
@@ -123,12 +123,12 @@ def _by_profile(colour: Image.Image, profile: bytes) -> Image.Image:
 
 @cache
 def _probe() -> Image.Image:
-    """All colours of nine levels."""
+    """A picture with all combinations of nine levels per channel."""
     return Image.fromarray(np.array(list(product(np.linspace(0, 255, 9), repeat=3)), np.uint8)[None])
 
 
 def _from_primaries(rgb: np.ndarray, primaries: Points, gamma: float | None) -> np.ndarray:
-    """(H, W, 3) uint8 sRGB of (H, W, 3) uint8 in other primaries with the white D65."""
+    """Converts (H, W, 3) uint8 in other primaries, with D65 white, to (H, W, 3) uint8 sRGB."""
     signal = np.linspace(0, 1, 256)
     linear = srgb_to_light(signal) if gamma is None else signal**gamma
     matrix = (np.linalg.inv(_to_xyz(REC_709)) @ _to_xyz(primaries)).astype(np.float32)
@@ -142,7 +142,7 @@ def _from_primaries(rgb: np.ndarray, primaries: Points, gamma: float | None) -> 
 
 
 def _to_xyz(primaries: Points) -> np.ndarray:
-    """(3, 3): linear RGB to XYZ, with the white D65 (SMPTE RP 177)."""
+    """(3, 3) matrix from linear RGB to XYZ, with D65 white (SMPTE RP 177)."""
     x, y = np.array(primaries).reshape(3, 2).T
     columns = np.stack([x / y, np.ones(3), (1 - x - y) / y])
     white = np.array([D65[0] / D65[1], 1, (1 - D65[0] - D65[1]) / D65[1]])
@@ -150,7 +150,7 @@ def _to_xyz(primaries: Points) -> np.ndarray:
 
 
 def _deep(path: Path, image: Image.Image, colour: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint16, full range, of an HDR picture; 8 bits made wider where no more can be read."""
+    """An HDR picture as (H, W, 3) uint16, full range; scaled up from 8 bits if no more can be read."""
     deep = None
     if image.format == "HEIF":
         import pillow_heif  # noqa: PLC0415
@@ -163,7 +163,7 @@ def _deep(path: Path, image: Image.Image, colour: Image.Image) -> np.ndarray:
             deep = frame.reformat(format="gbrp16le", interpolation=EXACT).to_ndarray()
     if deep.dtype == np.uint16 and deep.ndim == 3 and deep.shape[:2] == (colour.height, colour.width):
         return deep[..., :3]
-    # FFmpeg gives one tile of an AVIF that has several.
+    # Of an AVIF with several tiles, FFmpeg gives only one.
     return np.asarray(colour.convert("RGB")).astype(np.uint16) * 257
 
 

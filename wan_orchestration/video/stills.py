@@ -1,4 +1,4 @@
-"""Single pictures in and out."""
+"""Reading and writing single pictures."""
 
 import struct
 import warnings
@@ -10,7 +10,7 @@ from PIL.ExifTags import Base
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
-from wan_orchestration.formats import A_PICTURE, PICTURE_SUFFIXES, look
+from wan_orchestration.formats import A_PICTURE, PICTURE_SUFFIXES, recognise
 from wan_orchestration.video.srgb import to_srgb
 
 MAX_PIXELS = 100_000_000
@@ -21,17 +21,17 @@ HEIF = ("heic", "heif")
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 sRGB of a picture: turned upright by its EXIF data, transparency laid on white.
+    """A picture as (H, W, 3) uint8 sRGB: upright according to its EXIF data, with white behind transparency.
 
-    Of an animation it is the first frame; of a picture with a gain map, the picture for standard displays.
+    An animation gives its first frame. A picture with a gain map gives the picture for standard displays.
 
-    BadInput: missing, not a picture, damaged, more than 100 million pixels, more than 16 bits a sample.
+    BadInput: missing, not a picture, damaged, more than 100 million pixels, more than 16 bits per sample.
     """
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        # The limit is our own; what else is said is of flaws in data that are not used.
+        # The pixel limit is checked below. Other warnings are about data that are not used.
         with warnings.catch_warnings(action="ignore"):
             return np.asarray(_open(path))
     except BadInput:
@@ -41,18 +41,18 @@ def read_image(path: Path) -> np.ndarray:
     except Image.DecompressionBombError:
         raise BadInput(f"{path}: {TOO_LARGE}") from None
     except (OSError, EOFError, RuntimeError, SyntaxError, ValueError) as error:
-        found, suffix = look(path)
+        found, suffix = recognise(path)
         if suffix not in PICTURE_SUFFIXES:
             raise BadInput(f"{path}: found {found}, expected {A_PICTURE}") from None
         reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
         raise BadInput(
-            f"{path}: found {found} that is damaged or of a kind that cannot be read{reason}; save it anew"
+            f"{path}: found {found} that is damaged or of an unsupported kind{reason}; save it again"
         ) from None
 
 
 def _open(path: Path) -> Image.Image:
     formats = FORMATS
-    if look(path)[1] in HEIF:
+    if recognise(path)[1] in HEIF:
         import pillow_heif  # noqa: PLC0415 (a large library, which few pictures need)
 
         pillow_heif.register_heif_opener()
@@ -62,7 +62,7 @@ def _open(path: Path) -> Image.Image:
             raise BadInput(f"{path}: {image.width}x{image.height} pixels; {TOO_LARGE}")
         image.load()
         if image.mode in ("I", "F"):
-            raise BadInput(f"{path}: found 32 bits a sample, expected 8 or 16; save it with fewer")
+            raise BadInput(f"{path}: found 32 bits per sample, expected 8 or 16; save it with fewer")
         colour, alpha = _planes(image)
         colour = to_srgb(path, image, colour)
         if alpha:
@@ -76,16 +76,16 @@ def _open(path: Path) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """As in EXIF, 1 to 8. Readers of HEIC and TIFF have turned the picture already, and say 1."""
+    """EXIF orientation, 1 to 8. It is 1 for HEIC and TIFF, whose readers have already turned the picture."""
     try:
         return image.getexif().get(Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):
-        # Damaged data about a picture do not make it unusable.
+        # A picture with damaged EXIF data is still usable.
         return 1
 
 
 def _planes(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """The colours of a picture as L, RGB or CMYK with 8 bits, and its transparency as L."""
+    """The colours of a picture as L, RGB or CMYK with 8 bits, and its alpha channel as L."""
     if image.mode.startswith("I;16"):
         deep = np.asarray(image)
         clear = image.info.get("transparency")
@@ -100,6 +100,6 @@ def _planes(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def write_poster(path: Path, frame: np.ndarray) -> None:
-    """A JPEG of one (H, W, 3) uint8 RGB frame."""
+    """Writes one (H, W, 3) uint8 RGB frame as JPEG."""
     with replacing(path) as part:
         Image.fromarray(frame).save(part, "JPEG", quality=90)

@@ -1,8 +1,8 @@
-"""High dynamic range and wide primaries to the standard range and BT.709, which the models know.
+"""Tone mapping: converts high dynamic range and wide primaries to BT.709 in standard range, as the models expect.
 
-Of PQ (SMPTE ST 2084) and HLG (ARIB STD-B67) light is measured against the reference white of 203 cd/m² (ITU-R
-BT.2408); what is brighter is rolled off along the Möbius curve of FFmpeg's tonemap filter. In the standard range only
-primaries are converted, and colours outside BT.709 are clipped.
+For PQ (SMPTE ST 2084) and HLG (ARIB STD-B67), light is relative to the reference white of 203 cd/m² (ITU-R BT.2408).
+Brighter light is compressed by the Möbius curve of FFmpeg's tonemap filter. In standard range only the primaries are
+converted, and colours outside BT.709 are clipped.
 """
 
 from functools import cache
@@ -14,9 +14,9 @@ from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
 WHITE = 203.0
 PEAK = 1000.0
-"""cd/m² that become full white: what most material is mastered for."""
+"""Luminance that becomes full white, cd/m²: most material is mastered for it."""
 KNEE = 0.5
-"""Part of reference white below which nothing is changed."""
+"""Fraction of reference white below which light is unchanged."""
 
 HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 
@@ -32,13 +32,13 @@ _LUMINANCE = np.array([[0.2627, 0.6780, 0.0593]], np.float32)
 _STEPS = 4095
 
 
-def needs_light(frame: VideoFrame) -> bool:
-    """Whether a decoded frame is in PQ, in HLG or in wide primaries."""
+def needs_conversion(frame: VideoFrame) -> bool:
+    """Whether a decoded frame has PQ, HLG or wide primaries."""
     return frame.color_trc in HDR or primaries_of(frame) in _TO_709
 
 
 def to_sdr(rgb: np.ndarray, transfer: int, primaries: int = ColorPrimaries.BT2020) -> np.ndarray:
-    """(H, W, 3) uint8 BT.709 of (H, W, 3) uint16 full range in the given transfer (`frame.color_trc`) and primaries."""
+    """(H, W, 3) uint8 BT.709 from (H, W, 3) uint16 full range of a transfer (`frame.color_trc`) and primaries."""
     light = _linear(transfer)[rgb]
     if transfer == ColorTrc.ARIB_STD_B67:
         # The system gamma of 1.2 acts on luminance: BT.2100, a display of 1000 cd/m².
@@ -53,7 +53,7 @@ def to_sdr(rgb: np.ndarray, transfer: int, primaries: int = ColorPrimaries.BT202
 
 
 def primaries_of(frame: VideoFrame) -> int:
-    """By the tag; without one, those that go with the transfer or the matrix."""
+    """The primaries by the tag, else those that belong to the transfer or the matrix."""
     if frame.color_primaries != ColorPrimaries.UNSPECIFIED:
         return frame.color_primaries
     wide = frame.color_trc in HDR or frame.colorspace == Colorspace.BT2020
@@ -61,13 +61,13 @@ def primaries_of(frame: VideoFrame) -> int:
 
 
 def srgb_to_light(signal: np.ndarray) -> np.ndarray:
-    """Light in 0..1 of sRGB in 0..1 (IEC 61966-2-1)."""
+    """Converts sRGB values in 0..1 to linear light in 0..1 (IEC 61966-2-1)."""
     return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
 
 
 @cache
 def _linear(transfer: int) -> np.ndarray:
-    """(65536,) float32: PQ to light against reference white, HLG to light of the scene in 0..1, others to 0..1."""
+    """(65536,) float32: light of each signal value. PQ: relative to reference white. HLG: scene light in 0..1."""
     signal = np.linspace(0, 1, 65536)
     if transfer == ColorTrc.IEC61966_2_1:
         return srgb_to_light(signal).astype(np.float32)
@@ -84,7 +84,7 @@ def _linear(transfer: int) -> np.ndarray:
 
 @cache
 def _encoding(transfer: int) -> np.ndarray:
-    """(4096,) uint8: light in 0..1 to the signal, sRGB's where the video has that, else BT.709's."""
+    """(4096,) uint8: signal for light in 0..1, by sRGB's curve if the video has it, else by BT.709's."""
     light = np.arange(_STEPS + 1) / _STEPS
     if transfer == ColorTrc.IEC61966_2_1:
         signal = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -94,7 +94,7 @@ def _encoding(transfer: int) -> np.ndarray:
 
 
 def _rolled_off(light: np.ndarray) -> np.ndarray:
-    """Unchanged up to the knee, then towards 1 at the peak."""
+    """Leaves light up to the knee unchanged, and compresses the rest so that the peak becomes 1."""
     j, p = KNEE, PEAK / WHITE
     a = -j * j * (p - 1) / (j * j - 2 * j + p)
     b = (j * j - 2 * j * p + p) / (p - 1)

@@ -1,4 +1,4 @@
-"""Encoding video from RGB frames: segments of the final video, and lossless clips."""
+"""Encodes RGB frames: segments of the final video, and lossless clips."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -21,21 +21,21 @@ Pixels = Literal["rgb", "yuv444", "gray"]
 
 
 def write_segment(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int) -> int:
-    """One self-contained piece of the final video; returns the number of frames. ValueError: none, or odd sizes.
+    """Encodes a segment of the final video. Returns the number of frames. ValueError: no frames, or odd sizes.
 
-    (H, W, 3) uint8 RGB frames become H.264, yuv420p in BT.709 at constant quality. The same frames give the
-    same bytes on any machine, so the number of threads is fixed; without B-frames every timestamp is that of
-    its place, so that segments can be joined by counting.
+    (H, W, 3) uint8 RGB frames become H.264, yuv420p in BT.709 at constant quality. The number of threads is fixed,
+    so that the same frames give the same bytes on any machine. There are no B-frames, so that each timestamp is the
+    frame's number and segments can be joined by counting.
     """
     options = {"preset": "medium", "crf": "16", "bf": "0"}
     return _encode(path, frames, fps, "libx264", "yuv420p", options)
 
 
 def write_lossless(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int, pixels: Pixels = "rgb") -> int:
-    """A lossless mp4 clip; returns the number of frames. ValueError: no frames.
+    """Encodes a lossless mp4 clip. Returns the number of frames. ValueError: no frames.
 
-    (H, W, 3) uint8 RGB frames, or (H, W) for gray. rgb and gray come back exactly as they were; yuv444 is half
-    the size or less and within 2 of 255.
+    Frames are (H, W, 3) uint8 RGB, or (H, W) for gray. rgb and gray are decoded to exactly the same values. yuv444
+    has half the file size or less, and values that differ by at most 2 of 255.
     """
     codec = "libx264rgb" if pixels == "rgb" else "libx264"
     pixel_format = {"rgb": "rgb24", "yuv444": "yuv444p", "gray": "gray"}[pixels]
@@ -85,6 +85,6 @@ def _encode(
 
 def _mux(output: OutputContainer, packets: Iterable[Packet]) -> None:
     for packet in packets:
-        # A single frame has no next one to tell how long it lasts.
+        # The duration of a single frame does not follow from a next frame.
         packet.duration = 1
         output.mux(packet)

@@ -1,1 +1,1 @@
-"""The weights: a snapshot's layouts and files, and the hub that it is downloaded from."""
+"""The weights: a snapshot's layouts and files, its manifest, and the download from a hub."""

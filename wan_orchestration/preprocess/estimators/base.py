@@ -1,4 +1,4 @@
-"""What every estimator does: find people in frames, then the keypoints of the one that is followed."""
+"""The interface of estimators: find people in frames, then the keypoints of the followed person."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Detection:
-    """A person seen in a frame."""
+    """A person found in a frame."""
 
     box: Box
-    """x0, y0, x1, y1 in px: the person's extent, the region that the visible body covers, as a detector of people draws
-    it; estimators that go by keypoints take `keypoints.extent`."""
+    """x0, y0, x1, y1 in px: the area that the visible body covers, as person detectors draw it. Estimators that have
+    only keypoints use `keypoints.extent`."""
     score: float
     hint: object = None
-    """What the estimator that made it needs to find the keypoints."""
+    """Data of the estimator, from which it finds the keypoints."""
 
     @property
     def area(self) -> float:
@@ -33,9 +33,9 @@ class Frame:
     """A frame of the driving video, or the reference picture."""
 
     source: int
-    """Place in the source video."""
+    """Index in the source video."""
     time: float
-    """Seconds from the beginning of the source video."""
+    """Seconds from the start of the source video."""
     pixels: np.ndarray
     """(H, W, 3) uint8 RGB."""
 
@@ -48,25 +48,25 @@ class Frame:
 class Estimator(Protocol):
     name: str
     batch: int
-    """Frames worth handing over at once."""
+    """Efficient number of frames per call."""
     smooth: float
-    """Seconds of smoothing (a Gaussian's sigma) that its keypoints need; 0 for none."""
+    """Smoothing that its keypoints need: the sigma of a Gaussian in seconds, 0 for none."""
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
-        """The people in each frame, in any order. Calls follow the video's time."""
+        """The people in each frame, in any order. Calls come in the order of the video."""
         ...
 
     def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose]:
-        """The keypoints of one person, found in it, for each frame."""
+        """For each frame, the keypoints of one person, who was detected in this frame."""
         ...
 
 
-def overlap(a: Box, b: Box) -> float:
+def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes."""
-    both = shared(a, b)
+    both = intersection(a, b)
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both) if both else 0.0
 
 
-def shared(a: Box, b: Box) -> float:
-    """Area in px of what two boxes have in common."""
+def intersection(a: Box, b: Box) -> float:
+    """Common area of two boxes, px²."""
     return max(min(a[2], b[2]) - max(a[0], b[0]), 0.0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)

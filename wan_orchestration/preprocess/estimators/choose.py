@@ -1,4 +1,4 @@
-"""Opening the estimator that the settings name, or the best that is there."""
+"""Opens the estimator that the settings name, or the best available one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ def open_estimator(
     models_root: Path,
     log: Callable[[str], None],
 ) -> Estimator:
-    """For the driving video. BadInput: what was asked for is not there."""
+    """Opens the estimator for the driving video. BadInput: its files are missing."""
     keypoints = keypoint_file.find_keypoints(driving, settings.keypoints)
     kind = settings.estimator
     if kind == "auto":
@@ -31,11 +31,13 @@ def open_estimator(
     return _open_network(kind, settings, snapshot, models_root, log)
 
 
-def open_for_picture(driving_estimator: Estimator, reference: Path) -> Estimator | None:
-    """For the reference picture: the same; where that is a file, the file beside the picture, None without one."""
+def open_picture_estimator(driving_estimator: Estimator, reference: Path) -> Estimator | None:
+    """Opens the estimator for the reference picture: the driving video's, or if that is a file, the file beside the
+    picture. None: there is no such file.
+    """
     if driving_estimator.name != "file":
         return driving_estimator
-    keypoints = next(filter(Path.exists, keypoint_file.of_picture(reference)), None)
+    keypoints = next(filter(Path.exists, keypoint_file.keypoint_files_of(reference)), None)
     return None if keypoints is None else keypoint_file.KeypointFile(keypoints, 1)
 
 
@@ -52,7 +54,7 @@ def _open_network(
                 "estimator: vitpose needs a snapshot with process_checkpoint/: set WAN_CHECKPOINT_DIR, or use light"
             )
         return vitpose.VitPose(snapshot, settings.channel_order, settings.device)
-    # LiteRT is loaded only where it is used.
+    # LiteRT is slow to import.
     from wan_orchestration.preprocess.estimators.light import Light  # noqa: PLC0415
 
     return Light(light_models(settings.light_models, models_root, log))

@@ -1,4 +1,4 @@
-"""Keypoints made elsewhere: OpenPose JSON, one file or one a frame, or npz."""
+"""Keypoints from a file that another tool made: OpenPose JSON, as one file or one per frame, or npz."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from wan_orchestration.preprocess.keypoints import PARTS, Pose, absent, extent
 
 _NAMES = ("keypoints.npz", "keypoints.json", "keypoints")
 
-# OpenPose's BODY_25 -> our joints; its COCO_18 is our first 18 in the same order. Toes: big and small.
+# Points of OpenPose's BODY_25 whose mean is each of our joints: a toe is the mean of big and small toe. The points of
+# its COCO_18 are our first 18 joints in the same order.
 _BODY_25_A = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 22]
 _BODY_25_B = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 23]
 _JSON_PARTS = {
@@ -25,9 +26,9 @@ _JSON_PARTS = {
     "face_keypoints_2d": "face",
 }
 _FAR = 1e5
-"""Coordinates beyond this many px are a mistake."""
+"""Coordinates of more px than this are refused."""
 
-Person = dict[str, np.ndarray]
+PersonPoints = dict[str, np.ndarray]
 
 
 def find_keypoints(driving: Path, name: str | None) -> Path | None:
@@ -36,23 +37,23 @@ def find_keypoints(driving: Path, name: str | None) -> Path | None:
     return next((path for path in (driving.parent / each for each in names) if path.exists()), None)
 
 
-def of_picture(reference: Path) -> list[Path]:
-    """Where keypoints of a reference picture are looked for; the JSON is named as OpenPose names it."""
+def keypoint_files_of(reference: Path) -> list[Path]:
+    """Possible keypoint files of a reference picture. The JSON has the name that OpenPose gives it."""
     return [reference.with_name(f"{reference.stem}_keypoints{suffix}") for suffix in (".npz", ".json")]
 
 
 class KeypointFile:
-    """People as a file has them: in a video, or in a picture as a video of one frame.
+    """An estimator that reads people and keypoints from a file. A picture counts as a video of one frame.
 
     npz: `body` (T, 20, 3), and optionally `left_hand`, `right_hand` (T, 21, 3) and `face` (T, 68, 3), or
-    `keypoints` (T, 133, 3) of COCO-WholeBody; x, y, confidence, NaN or confidence 0 where missing. Optionally
-    `size` (width, height), the picture that px refer to, and `fps`.
+    `keypoints` (T, 133, 3) of COCO-WholeBody; x, y, confidence, with NaN or confidence 0 for missing points.
+    Optionally `size` (width, height), the size of the picture that px refer to, and `fps`.
 
-    JSON: OpenPose's `{"people": [...]}`, one file a frame in a folder in order of their numbers, or all in one
-    file as a list or below `frames`; optionally with `canvas_width`, `canvas_height`, and `fps` beside `frames`.
+    JSON: OpenPose's `{"people": [...]}`, as a folder with one numbered file per frame, or as one file with a list of
+    them, at the top or under `frames`; optionally with `canvas_width`, `canvas_height`, and `fps` beside `frames`.
 
-    Coordinates that are all within 0..1 are parts of the picture's sides. There must be as many frames as the
-    video has, or `fps` must say how many a second.
+    If all coordinates are within 0..1, they are fractions of the picture's sides. The file must have as many frames
+    as the video, or give `fps`.
     """
 
     name = "file"
@@ -70,12 +71,11 @@ class KeypointFile:
             raise BadInput(f"{path}: expected keypoints as .npz, .json or a folder of .json files")
         count, self._people = read()
         if not count:
-            raise BadInput(f"{path}: holds no frames")
+            raise BadInput(f"{path}: has no frames")
         self._count = count
         if self.fps is None and count != video_frames:
             raise BadInput(
-                f"{path}: found keypoints of {count} frames, expected {video_frames}, or fps in the file to say how "
-                "many there are a second"
+                f"{path}: found keypoints of {count} frames, expected {video_frames}, or else fps in the file"
             )
         sample = [
             person[part][:, :2]
@@ -85,7 +85,7 @@ class KeypointFile:
         ]
         values = np.concatenate(sample) if sample else np.zeros((0, 2))
         values = values[np.isfinite(values)]
-        self._parts_of_sides = bool(values.size) and float(values.max()) <= 1.0
+        self._normalised = bool(values.size) and float(values.max()) <= 1.0
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
         return [self._detect(frame) for frame in frames]
@@ -106,17 +106,17 @@ class KeypointFile:
         place = frame.source if self.fps is None else round(frame.time * self.fps)
         return min(max(place, 0), self._count - 1)
 
-    def _pose(self, person: Person, frame: Frame) -> Pose:
+    def _pose(self, person: PersonPoints, frame: Frame) -> Pose:
         width, height = frame.size
         scale = (1.0, 1.0)
-        if self._parts_of_sides:
+        if self._normalised:
             scale = (width, height)
         elif self._size is not None:
             scale = (width / self._size[0], height / self._size[1])
         empty = Pose.empty(frame.size)
         return replace(empty, **person).moved(scale, (0.0, 0.0), frame.size)
 
-    def _open_npz(self) -> tuple[int, Callable[[int], list[Person]]]:
+    def _open_npz(self) -> tuple[int, Callable[[int], list[PersonPoints]]]:
         try:
             with np.load(self._path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
@@ -139,7 +139,7 @@ class KeypointFile:
             raise BadInput(f"{self._path}: its arrays have different numbers of frames")
         return len(stacks["body"]), lambda index: [{part: stack[index] for part, stack in stacks.items()}]
 
-    def _open_json(self) -> tuple[int, Callable[[int], list[Person]]]:
+    def _open_json(self) -> tuple[int, Callable[[int], list[PersonPoints]]]:
         content = self._load(self._path)
         if isinstance(content, dict):
             if "fps" in content:
@@ -150,11 +150,11 @@ class KeypointFile:
         frames = [self._frame(self._path, f"frame {index}", frame) for index, frame in enumerate(content)]
         return len(frames), frames.__getitem__
 
-    def _open_folder(self) -> tuple[int, Callable[[int], list[Person]]]:
+    def _open_folder(self) -> tuple[int, Callable[[int], list[PersonPoints]]]:
         files = sorted(
             self._path.glob("*.json"), key=lambda file: [int(digits) for digits in re.findall(r"\d+", file.stem)]
         )
-        return len(files), lambda index: self._frame(files[index], "it", self._load(files[index]))
+        return len(files), lambda index: self._frame(files[index], "the file", self._load(files[index]))
 
     def _load(self, path: Path) -> object:
         try:
@@ -162,7 +162,7 @@ class KeypointFile:
         except (OSError, ValueError) as error:
             raise BadInput(f"{path}: cannot be read as JSON: {error}") from None
 
-    def _frame(self, path: Path, what: str, content: object) -> list[Person]:
+    def _frame(self, path: Path, what: str, content: object) -> list[PersonPoints]:
         if not isinstance(content, dict) or not isinstance(content.get("people"), list):
             raise BadInput(f"{path}: {what} has no list of people, as OpenPose writes it")
         if "canvas_width" in content and "canvas_height" in content:

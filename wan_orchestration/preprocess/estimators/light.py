@@ -1,4 +1,4 @@
-"""MediaPipe's holistic pipeline on LiteRT: body, hands and face anywhere, without a GPU or the snapshot."""
+"""The light estimator: MediaPipe's holistic pipeline on LiteRT. It needs neither a GPU nor the snapshot."""
 
 import math
 import os
@@ -10,23 +10,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from wan_orchestration.preprocess.estimators.base import Detection, Frame, overlap
-from wan_orchestration.preprocess.estimators.litert import Network, Region, anchor_centres, decode_boxes, sigmoid
+from wan_orchestration.preprocess.estimators.base import Detection, Frame, iou
+from wan_orchestration.preprocess.estimators.litert import Region, TfliteNetwork, anchor_centres, decode_boxes, sigmoid
 from wan_orchestration.preprocess.keypoints import LEFT_HIP, NECK, RIGHT_HIP, Pose, absent, bounds, confident, extent
 
 _PRESENT = 0.5
-_SAME = 0.4
-"""Overlap from which two finds are one person."""
-_SURE = 0.65
-"""Score from which somebody is found beside others: the detector takes posters and patterns for people, too."""
-_MOST = 8
-"""With so many people found, a frame is not searched any further."""
+_SAME_PERSON = 0.4
+"""Intersection over union from which two detections are one person."""
+_CERTAIN = 0.65
+"""Score that further people need: the detector also takes posters and patterns for people."""
+_MOST_PEOPLE = 8
+"""The search of a frame ends when this many people are found."""
 _SEARCH_SECONDS = 0.5
-"""Time between two frames that are searched for people whom one look at the whole frame does not show."""
+"""Time between two full searches, which also find people that one detection on the whole frame misses."""
 _POSE_ANCHORS = anchor_centres(224, (8, 16, 32, 32, 32))
 _FACE_ANCHORS = anchor_centres(128, (8, 16, 16, 16))
 
-# MediaPipe's 33 body points -> the 20 joints; the neck is between the shoulders.
+# MediaPipe's 33 body points -> the 20 joints. The neck is the middle of the shoulders.
 _JOINTS_A = [0, 11, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7, 31, 32]
 _JOINTS_B = [0, 12, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7, 31, 32]
 _HIPS = [23, 24]
@@ -42,10 +42,10 @@ _FACE = [
 
 
 class Light:
-    """Detects people in every frame; frames of a batch are worked on side by side, one thread each.
+    """Detects people in every frame. The frames of a batch are processed in parallel, one thread each.
 
-    The detector shows one person or two of a whole frame, so twice a second a frame is searched in parts. Where
-    that finds several people, so is every frame until the next such search.
+    On a whole frame the detector finds one or two people. So twice a second a frame is also searched in parts. If
+    such a search finds several people, every frame is searched in parts until the next one.
     """
 
     name = "light"
@@ -63,7 +63,7 @@ class Light:
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
         found = []
         for frame in frames:
-            # The same time again, or an earlier one, is another picture.
+            # A time that does not increase belongs to another picture or video.
             due = not self._searched < frame.time < self._searched + _SEARCH_SECONDS
             found.append(self._pool.submit(self._detect, frame, due or self._several))
             if due:
@@ -92,49 +92,49 @@ class _Worker:
     """One set of the six networks."""
 
     def __init__(self, models: Path) -> None:
-        self._find_people = Network(models / "pose_detection.tflite")
-        self._body = Network(models / "pose_landmark_full.tflite")
-        self._find_face = Network(models / "face_detection_short_range.tflite")
-        self._face = Network(models / "face_landmark.tflite")
-        self._centre_hand = Network(models / "hand_recrop.tflite")
-        self._hand = Network(models / "hand_landmark_full.tflite")
+        self._find_people = TfliteNetwork(models / "pose_detection.tflite")
+        self._body = TfliteNetwork(models / "pose_landmark_full.tflite")
+        self._find_face = TfliteNetwork(models / "face_detection_short_range.tflite")
+        self._face = TfliteNetwork(models / "face_landmark.tflite")
+        self._centre_hand = TfliteNetwork(models / "hand_recrop.tflite")
+        self._hand = TfliteNetwork(models / "hand_landmark_full.tflite")
 
     def detect(self, picture: np.ndarray, everywhere: bool) -> list[Detection]:
-        """People in an (H, W, 3) uint8 picture, seen as a whole; in parts too if `everywhere`, or if nobody is seen.
+        """People in an (H, W, 3) uint8 picture. Searches the whole, and if `everywhere` or nobody is found, the parts.
 
-        Those seen are hidden from the detector before it looks again, as it tends to find only one.
+        The detector tends to find only one person, so people already found are covered before each further search.
         """
         whole, parts = _whole_and_parts(picture.shape[1], picture.shape[0])
-        people = self._look(picture, [whole], [])
-        while len(people) < _MOST and (everywhere or not people):
-            found = self._look(picture, [whole, *parts], people)
+        people = self._search(picture, [whole], [])
+        while len(people) < _MOST_PEOPLE and (everywhere or not people):
+            found = self._search(picture, [whole, *parts], people)
             if not found:
                 break
             people, everywhere = people + found, True
         return people
 
-    def _look(self, picture: np.ndarray, parts: list[Region], known: list[Detection]) -> list[Detection]:
-        """People in parts of the picture who are not known yet."""
-        shown = picture.copy() if known else picture
+    def _search(self, picture: np.ndarray, parts: list[Region], known: list[Detection]) -> list[Detection]:
+        """People in parts of the picture, without those already known."""
+        covered = picture.copy() if known else picture
         for person in known:
             x0, y0, x1, y1 = (round(edge) for edge in person.box)
-            shown[y0:y1, x0:x1] = 127
-        regions = [found for part in parts for found in self._regions(shown, part)]
-        regions = [(region, score) for region, score in regions if not known or score >= _SURE]
+            covered[y0:y1, x0:x1] = 127
+        regions = [found for part in parts for found in self._regions(covered, part)]
+        regions = [(region, score) for region, score in regions if not known or score >= _CERTAIN]
         people = []
         for region, score in sorted(regions, key=lambda found: -found[1]):
             person = self._person(picture, region, score)
-            if person is not None and all(overlap(person.box, other.box) < _SAME for other in known + people):
+            if person is not None and all(iou(person.box, other.box) < _SAME_PERSON for other in known + people):
                 people.append(person)
         return people
 
     def _regions(self, picture: np.ndarray, part: Region) -> list[tuple[Region, float]]:
-        """The square around each person that the detector sees in a part of the picture, and its score."""
+        """The square around each person that the detector finds in a part of the picture, and its score."""
         side = self._find_people.side
         raw, logits = self._find_people(part.cut(picture, side, cv2.BORDER_CONSTANT) / 127.5 - 1)
         found = []
         for points, score in decode_boxes(raw, logits, _POSE_ANCHORS, side):
-            # Keypoint 0 is the middle of the hips; 1 lies towards the head, on the circle around the whole body.
+            # Keypoint 0 is the middle of the hips. Keypoint 1 lies on the circle around the whole body, above the head.
             hips, top = part.place(points[2:4] * side, side)
             region = Region.spanned(hips, top, 1.25, 90)
             if abs(region.rotation) <= math.pi / 2 and region.side >= 16:
@@ -142,7 +142,7 @@ class _Worker:
         return found
 
     def _person(self, picture: np.ndarray, region: Region, score: float) -> Detection | None:
-        """Who is in the region, with the 33 body points as hint; None where it is not a person."""
+        """The person in the region, with the 33 body points as hint; None if there is no person."""
         points, visible = self._body_points(picture, region)
         if points is None or points[0, 1] > points[_HIPS, 1].mean():
             return None
@@ -163,7 +163,7 @@ class _Worker:
         )
 
     def _body_points(self, picture: np.ndarray, region: Region) -> tuple[np.ndarray | None, np.ndarray]:
-        """(33, 2) px and (33,) visibility, or None where there is nobody after all."""
+        """(33, 2) px, or None if the region shows no person, and (33,) visibility."""
         side = self._body.side
         outputs = {out.shape: out for out in self._body(region.cut(picture, side) / 255)}
         landmarks = outputs[1, 195].reshape(39, 5)[:33].astype(np.float64)
@@ -174,7 +174,7 @@ class _Worker:
         return region.place(points, side), visible
 
     def _hand_points(self, picture: np.ndarray, palm_points: np.ndarray) -> np.ndarray:
-        """(21, 3) from the body's (3, 2) wrist, little and index finger; absent where there is no hand."""
+        """(21, 3) from the body's (3, 2) wrist, little and index finger; missing points if there is no hand."""
         wrist, little, index = palm_points
         middle = (2 * index + little) / 3
         palm = Region.spanned(wrist, middle, 1, 90)
@@ -196,7 +196,7 @@ class _Worker:
         return np.column_stack([points, np.full(21, presence.item())])
 
     def _face_points(self, picture: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """(68, 3) from the body's (11, 2) points of the head, absent where there is no face."""
+        """(68, 3) from the body's (11, 2) points of the head; missing points if there is no face."""
         low, high = head.min(axis=0), head.max(axis=0)
         x, y = (low + high) / 2
         around = Region(x, y, float((high - low).max()) * 3)
@@ -222,10 +222,10 @@ class _Worker:
 
 
 class LightOutline:
-    """A person's mask by the body network's own segmentation, around keypoints from any estimator."""
+    """A person's mask from the body network's segmentation, around keypoints from any estimator."""
 
     def __init__(self, models: Path) -> None:
-        self._body = Network(models / "pose_landmark_full.tflite")
+        self._body = TfliteNetwork(models / "pose_landmark_full.tflite")
 
     def __call__(self, picture: np.ndarray, pose: Pose) -> np.ndarray:
         """(H, W) uint8 of 0 and 1."""
@@ -247,7 +247,7 @@ class LightOutline:
 
 
 def _whole_and_parts(width: int, height: int) -> tuple[Region, list[Region]]:
-    """The square around a picture, and the squares of its shorter side that cover it, if more than one."""
+    """The square around a picture, and the squares as large as its shorter side that cover it, if more than one."""
     short, long = sorted((width, height))
     count = math.ceil(long / short - 0.1)
     centres = np.linspace(short / 2, long - short / 2, count).tolist() if count > 1 else []
@@ -257,7 +257,7 @@ def _whole_and_parts(width: int, height: int) -> tuple[Region, list[Region]]:
 
 
 def _refined(points: np.ndarray, maps: np.ndarray, side: int) -> np.ndarray:
-    """Each point moved to the centre of mass of the 7x7 cells of its (h, w, n) heat-map around it, where sure."""
+    """Moves each point to the centre of mass of the 7x7 cells around it in its (h, w, n) heatmap, if certain."""
     points = points.copy()
     cells = maps.shape[0]
     scale = side / cells
@@ -273,7 +273,7 @@ def _refined(points: np.ndarray, maps: np.ndarray, side: int) -> np.ndarray:
 
 
 def _region_around(body: np.ndarray) -> Region | None:
-    """The square that MediaPipe would look at for this (20, 3) body."""
+    """The square that MediaPipe would cut out for this (20, 3) body."""
     sure = confident(body)
     box = bounds(body)
     if box is None:
@@ -283,7 +283,7 @@ def _region_around(body: np.ndarray) -> Region | None:
     if not sure[[NECK, *hips]].all():
         return Region((x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0, 16) * 1.5)
     centre = body[hips, :2].mean(axis=0)
-    # The furthest joint is nose or toe; the circle around the whole body is a tenth larger.
+    # The farthest joint is the nose or a toe. The circle around the whole body is a tenth larger.
     reach = np.linalg.norm(body[sure, :2] - centre, axis=1).max() * 1.1
     direction = body[NECK, :2] - centre
     edge = centre + direction / max(float(np.linalg.norm(direction)), 1e-6) * reach

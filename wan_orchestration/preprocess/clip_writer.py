@@ -1,4 +1,4 @@
-"""Lossless clips, each encoded by a thread of its own."""
+"""Encodes a lossless clip in its own thread."""
 
 import queue
 import threading
@@ -16,17 +16,17 @@ _DEPTH = 4
 
 
 class ClipWriter:
-    """Writes (H, W, 3), for gray (H, W), uint8 frames to an mp4 in the background; the file appears when whole."""
+    """Writes (H, W, 3) uint8 frames, for gray (H, W), to an mp4 in the background. The file appears when complete."""
 
     def __init__(self, path: Path, fps: Fraction, pixels: Pixels) -> None:
         self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_DEPTH)
         self._failure: BaseException | None = None
-        self._abandoned = False
+        self._cancelled = False
         self._thread = threading.Thread(target=self._run, args=(path, fps, pixels), name=path.name, daemon=True)
         self._thread.start()
 
     def write(self, frame: np.ndarray) -> None:
-        """Hands a frame over; it must not be changed afterwards. Raises what the encoder raised."""
+        """Queues a frame, which must not be changed afterwards. Raises the encoder's error, if there was one."""
         self._put(frame)
 
     def __enter__(self) -> Self:
@@ -35,12 +35,12 @@ class ClipWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._abandoned = error is not None
+        self._cancelled = error is not None
         try:
             self._put(None)
         finally:
             self._thread.join()
-        if self._failure is not None and not self._abandoned:
+        if self._failure is not None and not self._cancelled:
             raise self._failure
 
     def _put(self, item: np.ndarray | None) -> None:
@@ -50,17 +50,17 @@ class ClipWriter:
             except queue.Full:
                 continue
             return
-        if self._failure is not None and not self._abandoned:
+        if self._failure is not None and not self._cancelled:
             raise self._failure
 
     def _run(self, path: Path, fps: Fraction, pixels: Pixels) -> None:
         try:
-            write_lossless(path, self._taken(), fps, pixels)
-        except BaseException as error:  # handed to the writer
+            write_lossless(path, self._queued(), fps, pixels)
+        except BaseException as error:  # raised again by write() or at the end of the with block
             self._failure = error
 
-    def _taken(self) -> Iterator[np.ndarray]:
+    def _queued(self) -> Iterator[np.ndarray]:
         while (frame := self._frames.get()) is not None:
             yield frame
-        if self._abandoned:
-            raise InterruptedError("the clip was abandoned")
+        if self._cancelled:
+            raise InterruptedError("the clip was cancelled")

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from wan_orchestration.preprocess.outputs import ClipWriter
+from wan_orchestration.preprocess.clip_writer import ClipWriter
 from wan_orchestration.video.reader import iter_frames, probe
 
 

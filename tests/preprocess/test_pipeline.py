@@ -14,8 +14,8 @@ from PIL import Image
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators import light_models
 from wan_orchestration.preprocess.estimators.vitpose import pose_window
-from wan_orchestration.preprocess.preview import preview
-from wan_orchestration.preprocess.run import preprocess
+from wan_orchestration.preprocess.pipeline import preprocess
+from wan_orchestration.preprocess.side_by_side import write_side_by_side
 from wan_orchestration.protocol.messages import PreprocessResult
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.reader import FrameReader, probe
@@ -142,7 +142,9 @@ def test_keypoints_of_the_picture_come_from_a_file_too(tmp_path, reference):
     result = run(path, reference)
     assert result.retarget == "off" and not (path.parent / "models").exists(), "nothing is looked for or fetched"
     (told,) = [notice.text for notice in result.warnings]
-    assert re.search(r"off: the keypoints say nothing of reference\.png; reference_keypoints\.npz or .*\.json", told)
+    assert re.search(
+        r"off: the keypoints for reference\.png are missing; expected reference_keypoints\.npz or .*\.json", told
+    )
     unfitted = lowest_row(result)
 
     beside = reference.with_name("reference_keypoints.json")
@@ -170,7 +172,7 @@ def test_gaps_and_missing_faces_are_bridged_and_told(tmp_path, reference):
     told = {notice.text.split(";")[-1].strip(): notice.frames for notice in result.warnings}
     assert told["the skeleton bridges the gap"] == [(5, 6)]
     assert told["no skeleton is drawn"] == [(20, 37)]
-    assert (10, 10) in told["its place is taken from the frames around"]
+    assert (10, 10) in told["its position is taken from the neighbouring frames"]
     drawn = frames_of(result.output / "src_pose.mp4").any(axis=(1, 2, 3))
     assert [t for t in range(40) if not drawn[t]] == list(range(20, 38))
     assert all(face.std() > 1 for face in frames_of(result.output / "src_face.mp4"))
@@ -303,13 +305,13 @@ def test_the_result_is_json(tmp_path, reference):
 def test_a_preview_shows_everything_side_by_side(tmp_path, reference):
     path = driving(tmp_path / "job", walk(5))
     result = run(path, reference, retarget="off")
-    alone = probe(preview(result.output, tmp_path / "alone.mp4"))
+    alone = probe(write_side_by_side(result.output, tmp_path / "alone.mp4"))
     assert (alone.width, alone.height, alone.frames) == (206 + 360, 360, 5)
-    beside = probe(preview(result.output, tmp_path / "beside.mp4", path))
+    beside = probe(write_side_by_side(result.output, tmp_path / "beside.mp4", path))
     assert beside.width == 480 + 206 + 360
     (result.output / "src_face.mp4").unlink()
     with pytest.raises(BadInput, match=r"src_face\.mp4"):
-        preview(result.output, tmp_path / "alone.mp4")
+        write_side_by_side(result.output, tmp_path / "alone.mp4")
 
 
 def two_people(folder: Path, frames: int) -> tuple[Path, list, list]:
@@ -352,7 +354,7 @@ def files(path: Path) -> dict[str, str]:
 
 def test_a_person_who_is_nowhere_is_told(tmp_path, reference):
     path, *_ = two_people(tmp_path / "job", 4)
-    with pytest.raises(BadInput, match=r"'point:5,5', but the point lies inside nobody; frame 0 .* shows 1 in box:2"):
+    with pytest.raises(BadInput, match=r"but the point lies inside no person; frame 0 .* shows 1 in box:2"):
         run(path, reference, person="point:5,5")
     with pytest.raises(BadInput, match=r"'index:3', but no frame shows more than 2"):
         run(path, reference, person="index:3")

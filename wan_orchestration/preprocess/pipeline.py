@@ -1,0 +1,241 @@
+"""Preprocessing: makes the clips that generation reads from a driving video and a picture.
+
+It passes over the video twice. The first pass finds the person's keypoints in every frame. Then gaps in the motion
+are filled, jitter is smoothed, and the motion is fitted to the character's build. The second pass draws the skeleton,
+crops faces, masks the person, and encodes the clips.
+"""
+
+import logging
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from wan_orchestration.errors import BadInput
+from wan_orchestration.files import replacing
+from wan_orchestration.preprocess.contact_sheet import write_contact_sheet
+from wan_orchestration.preprocess.estimators.base import Estimator, Frame
+from wan_orchestration.preprocess.estimators.choose import open_estimator, open_picture_estimator
+from wan_orchestration.preprocess.estimators.keypoint_file import keypoint_files_of
+from wan_orchestration.preprocess.faces import face_boxes
+from wan_orchestration.preprocess.follow import FollowedPerson, follow_person
+from wan_orchestration.preprocess.frames import DrivingVideo
+from wan_orchestration.preprocess.geometry import Letterbox, PixelBox, canvas_size, letterbox
+from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.make_clips import ToCanvas, add_sound, write_clips, write_reference
+from wan_orchestration.preprocess.motion import Motion
+from wan_orchestration.preprocess.notices import Notices
+from wan_orchestration.preprocess.outlines import Outline, open_outline
+from wan_orchestration.preprocess.retarget import Retargeting
+from wan_orchestration.preprocess.retarget_published import PublishedRetargeting
+from wan_orchestration.preprocess.tracking import Choice, numbered
+from wan_orchestration.protocol.messages import PreprocessResult
+from wan_orchestration.settings.preprocess import PreprocessSettings
+from wan_orchestration.video.info import Sound
+from wan_orchestration.video.sound import find_sound
+from wan_orchestration.video.stills import read_image
+
+RESULT = "preprocess.json"
+CONTACT_SHEET = "contact_sheet.jpg"
+
+Phase = Literal["keypoints", "clips"]
+ReportProgress = Callable[[Phase, int, int], None]
+"""Called with the phase, the frames done and the total."""
+
+_log = logging.getLogger(__name__)
+
+
+def preprocess(
+    driving: Path,
+    reference: Path,
+    output: Path,
+    settings: PreprocessSettings,
+    *,
+    snapshot: Path | None,
+    models_root: Path,
+    log: Callable[[str], None] = _log.info,
+    progress: ReportProgress = lambda phase, done, total: None,
+) -> PreprocessResult:
+    """Makes `src_pose.mp4`, `src_face.mp4`, `src_ref.png`, for replacement also `src_bg.mp4` and `src_mask.mp4`.
+
+    Args:
+        driving: the video of the moving person. Keypoint and mask files lie beside it.
+        reference: the picture of the character. Its keypoint file lies beside it.
+        output: folder for the clips, a contact sheet and `preprocess.json`. It appears when complete, and replaces
+            an older one.
+        snapshot: folder of weights, for `process_checkpoint/`. None: the light estimator, or keypoints from a file.
+        models_root: folder of the light estimator's networks.
+
+    BadInput: anything that the user can mend.
+    """
+    started = time.monotonic()
+    notices = Notices(log)
+    inputs = _open_inputs(driving, reference, settings, snapshot, models_root, notices, log)
+    video, size, outline = inputs.video, inputs.size, inputs.outline
+    person = follow_person(
+        video, inputs.estimator, Choice.parse(settings.person), lambda done: progress("keypoints", done, len(video))
+    )
+    found_at = time.monotonic()
+    boxes, faceless = _clean_motion(person, inputs, settings, notices)
+    retarget, to_canvas = _fit_motion(person.motion, inputs, settings, notices)
+    with replacing(output) as part:
+        part.mkdir()
+        write_reference(part / "src_ref.png", inputs.picture)
+        write_clips(
+            *(part, video, person.motion, size, to_canvas, boxes, outline, settings, notices),
+            lambda done: progress("clips", done, len(video)),
+        )
+        sound_start = video.info.start + Fraction(settings.start).limit_denominator(48000)
+        has_audio = add_sound(part / "src_pose.mp4", inputs.sound, sound_start, notices)
+        write_contact_sheet(part / CONTACT_SHEET, person.samples, person.motion, float(video.fps))
+        ended = time.monotonic()
+        result = PreprocessResult(
+            output=output,
+            mode=settings.mode,
+            frames=len(video),
+            fps=float(video.fps),
+            width=size[0],
+            height=size[1],
+            source_width=video.info.width,
+            source_height=video.info.height,
+            source_fps=float(video.info.fps),
+            source_frames=video.info.frames,
+            has_audio=has_audio,
+            estimator=inputs.estimator.name,
+            person_found=int(person.found.sum()),
+            face_found=int((~faceless).sum()),
+            retarget=retarget,
+            masks=outline.name if outline else None,
+            contact_sheet=output / CONTACT_SHEET,
+            warnings=notices.all,
+            seconds={"keypoints": found_at - started, "clips": ended - found_at, "total": ended - started},
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            settings=settings,
+        )
+        (part / RESULT).write_text(result.model_dump_json(indent=1))
+    return result
+
+
+@dataclass
+class _Inputs:
+    """The opened inputs of one call of `preprocess`."""
+
+    video: DrivingVideo
+    sound: Sound
+    reference: Path
+    picture: np.ndarray
+    """(H, W, 3) uint8 RGB: the reference."""
+    size: tuple[int, int]
+    """Width and height of the canvas, px."""
+    estimator: Estimator
+    picture_estimator: Estimator | None
+    """Finds the keypoints of the reference. None: retargeting is off, or their file is missing."""
+    outline: Outline | None
+    """Finds the person's outline, for replacement."""
+
+
+def _open_inputs(
+    driving: Path,
+    reference: Path,
+    settings: PreprocessSettings,
+    snapshot: Path | None,
+    models_root: Path,
+    notices: Notices,
+    log: Callable[[str], None],
+) -> _Inputs:
+    video = DrivingVideo(driving, settings)
+    picture = read_image(reference)
+    if video.broken_off:
+        notices.add(f"{driving.name} is truncated: {video.broken_off}; the frames before the break were used")
+    for notice in video.info.notices:
+        notices.add(f"{driving.name}: {notice}")
+    sound = find_sound(driving)
+    for notice in sound.notices:
+        notices.add(notice)
+    proportions = video.size if settings.mode == "replace" else (picture.shape[1], picture.shape[0])
+    size = canvas_size(*proportions, settings.resolution_area)
+    estimator = open_estimator(settings, driving, video.info.frames, snapshot, models_root, log)
+    picture_estimator = open_picture_estimator(estimator, reference) if _retargets(settings) else None
+    outline = None
+    if settings.mode == "replace":
+        outline = open_outline(settings, driving, video, snapshot, models_root, log)
+    log(
+        f"{len(video)} frames of {driving.name} at {float(video.fps):g} a second, {size[0]}x{size[1]}, "
+        f"estimator {estimator.name}" + (f", masks {outline.name}" if outline else "")
+    )
+    return _Inputs(video, sound, reference, picture, size, estimator, picture_estimator, outline)
+
+
+def _clean_motion(
+    person: FollowedPerson, inputs: _Inputs, settings: PreprocessSettings, notices: Notices
+) -> tuple[list[PixelBox] | None, np.ndarray]:
+    """Fills gaps in the person's motion and smooths it, in place.
+
+    Returns the face boxes and (T,) bool: the frames without a face, as `face_boxes` does.
+    """
+    motion, fps = person.motion, inputs.video.fps
+    face_seen = motion.found("face")
+    motion.fill_gaps(round(settings.max_gap * fps))
+    if inputs.estimator.smooth:
+        motion.smooth(inputs.estimator.smooth * float(fps))
+    notices.about_person(person)
+    boxes, faceless = face_boxes(motion)
+    faceless |= ~face_seen
+    notices.about_faces(boxes, faceless)
+    return boxes, faceless
+
+
+def _fit_motion(
+    motion: Motion, inputs: _Inputs, settings: PreprocessSettings, notices: Notices
+) -> tuple[str, ToCanvas]:
+    """The name of the retargeting rule that is used, and the function that moves poses onto the canvas by this rule.
+
+    Without retargeting, poses are letterboxed as the frames are.
+    """
+    if _retargets(settings):
+        try:
+            pose = _reference_pose(inputs)
+            return _retargeting(settings, motion, pose, float(inputs.video.fps))
+        except BadInput as error:
+            notices.add(f"retargeting is off: {error}")
+    return "off", _letterboxed(inputs.video.size, inputs.size)
+
+
+def _retargets(settings: PreprocessSettings) -> bool:
+    return settings.mode == "animate" and settings.retarget != "off"
+
+
+def _letterboxed(source: tuple[int, int], size: tuple[int, int]) -> ToCanvas:
+    box = Letterbox.into(source, size)
+    return lambda pose, index: pose.moved(box.scale(source), (box.left, box.top), size)
+
+
+def _reference_pose(inputs: _Inputs) -> Pose:
+    """The pose of the largest person in the reference, on the canvas. BadInput: no person, or no keypoint file."""
+    estimator = inputs.picture_estimator
+    if estimator is None:
+        files = " or ".join(path.name for path in keypoint_files_of(inputs.reference))
+        raise BadInput(f"the keypoints for {inputs.reference.name} are missing; expected {files} beside it")
+    # A keypoint file refers to the original picture. Networks see it as generation does: letterboxed.
+    picture = inputs.picture if estimator.name == "file" else letterbox(inputs.picture, inputs.size)
+    frame = Frame(0, 0.0, picture)
+    people = numbered(estimator.detect([frame])[0])
+    if not people:
+        raise BadInput("no person was found in the reference picture")
+    return _letterboxed(frame.size, inputs.size)(estimator.estimate([frame], people[:1])[0], 0)
+
+
+def _retargeting(settings: PreprocessSettings, motion: Motion, pose: Pose, fps: float) -> tuple[str, ToCanvas]:
+    """Fits the motion to the build of the reference's `pose`. BadInput: they have no limb in common."""
+    if settings.retarget == "published":
+        first = motion[int(np.flatnonzero(motion.found("body"))[0])]
+        return "published", PublishedRetargeting(first, pose)
+    fitted = Retargeting.fit(motion, pose, fps)
+    if fitted is None:
+        raise BadInput("the reference picture and the driving video show no limb in common")
+    return "robust", lambda pose, index: fitted(pose)

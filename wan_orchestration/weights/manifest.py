@@ -1,0 +1,64 @@
+"""The manifest of a finished download: the files that it consists of, with their sizes and SHA-256."""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from wan_orchestration.files import sha256
+
+MANIFEST = ".wan-manifest.json"
+
+
+def check_path(path: str) -> str:
+    """Returns a path of a listing or manifest that stays in the snapshot's folder; ValueError for any other."""
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or path != str(pure):
+        raise ValueError(f"path {path!r} would leave the snapshot's folder")
+    return path
+
+
+class FileEntry(BaseModel):
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """The content of a finished download. It is written last: a folder that has one is complete."""
+
+    repo: str
+    endpoint: str
+    revision: str
+    files: dict[Annotated[str, AfterValidator(check_path)], FileEntry]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest | None":
+        """The folder's manifest; None if it is missing or unreadable."""
+        try:
+            return cls.model_validate_json((folder / MANIFEST).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / f"{MANIFEST}.tmp"
+        with temporary.open("w") as file:
+            file.write(self.model_dump_json(indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / MANIFEST)
+
+    def damage(self, folder: Path, hashes: bool = False) -> str | None:
+        """Describes the first file that differs from the download; None if no file does.
+
+        Compares sizes only, which is instant, or with `hashes` every byte (minutes for the 14B weights).
+        """
+        for name, entry in self.files.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{file} is missing"
+            if (size := file.stat().st_size) != entry.size:
+                return f"{file} has {size} bytes instead of {entry.size}"
+            if hashes and (found := sha256(file)) != entry.sha256:
+                return f"{file} has SHA-256 {found} instead of {entry.sha256}"
+        return None

@@ -1,4 +1,4 @@
-"""Settings as they come in, as they are written down, and which of them decide what a video shows."""
+"""Settings as they come in, and as they are written down."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,28 +64,3 @@ def test_requests_arrive_as_they_were_sent(monkeypatch):
         monkeypatch.setenv(name, value)
     assert [AnyRequest.validate_json(text) for text in texts] == sent
     assert [AnyRequest.validate_json(text).model_dump_json() for text in texts] == texts
-
-
-@pytest.mark.parametrize(
-    "change, decides",
-    [
-        ({"seed": 1}, True),
-        ({"negative_prompt": "dogs"}, False),
-        ({"guide_scale": 0.5}, False),
-        ({"guide_scale": 2.0}, True),
-        ({"guide_scale": 2.0, "negative_prompt": "dogs"}, True),
-        ({"attention": "flash3"}, False),
-        ({"attention": "sage"}, True),
-        ({"placement": "offload"}, False),
-        ({"placement": "tiled"}, True),
-        ({"tiled_fallback": "fail"}, False),
-        ({"compile": "on", "cfg_parallel": True, "offload_model": False, "device": "cpu"}, False),
-        ({"quantization": "fp8"}, True),
-        ({"vae_dtype": "bfloat16"}, True),
-        ({"dtype": "float32"}, True),
-        ({"tf32": False}, True),
-        ({"preset": "balanced", "step_cache": 0, "trim_last_clip": False}, False),
-    ],
-)
-def test_what_decides_a_video(change, decides):
-    assert (GenerateSettings(**change).decisive() != GenerateSettings().decisive()) == decides

@@ -181,13 +181,13 @@ def test_ranks_go_on_where_one_stopped(request_of, tmp_path, monkeypatch):
     [task] = request.tasks
     assert runner.run(request, Silent())[0].error is None
 
-    def stop(self, clip, guide, on_step):
+    def stop(self, clip, guide):
         if guide is not None:
             raise RuntimeError("stopped")
-        return animate(self, clip, guide, on_step)
+        return condition(self, clip, guide)
 
-    animate = Animator.animate
-    monkeypatch.setattr(Animator, "animate", stop)
+    condition = Animator.condition
+    monkeypatch.setattr(Animator, "condition", stop)
     started = task.model_copy(update={"output": tmp_path / "plain" / "even"})
     [result] = runner.run(Request(snapshot=request.snapshot, tasks=[started]), Silent())
     assert result.error == "RuntimeError: stopped"

@@ -1,6 +1,6 @@
 // One job: followed live, then played.
 
-import { JOBS, ask, finished } from "./server.js";
+import { ask, finished } from "./server.js";
 import { say } from "./order.js";
 
 export class JobView {
@@ -125,8 +125,8 @@ export function badge(element, job) {
 }
 
 function figure(kind, source, caption, properties) {
-  const figure = document.createElement("figure");
-  figure.className = caption.toLowerCase().replaceAll(" ", "-");
+  const element = document.createElement("figure");
+  element.className = caption.toLowerCase().replaceAll(" ", "-");
   const media = document.createElement(kind);
   Object.assign(media, kind === "video" ? { controls: true, playsInline: true, preload: "metadata" } : {}, properties);
   media.src = source;
@@ -137,8 +137,8 @@ function figure(kind, source, caption, properties) {
     text.textContent = `${caption}: this browser cannot show it`;
     media.remove();
   });
-  figure.append(media, text);
-  return figure;
+  element.append(media, text);
+  return element;
 }
 
 // A job that was run again has another video under the same address.

@@ -10,7 +10,7 @@ from wan_orchestration.protocol import leases
 WORK = """
 import sys, time
 from pathlib import Path
-from wan_orchestration import leases
+from wan_orchestration.protocol import leases
 
 folder, name, count, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 with leases.lease(folder / "leases", ["a", "b"], count, name, lambda news: print(news, flush=True)) as lease:

@@ -71,7 +71,7 @@ def preprocess(context: dg.AssetExecutionContext, launcher: Launcher, request: P
 
 def _may_try_again(context: dg.AssetExecutionContext, error: WorkerDied, crashes: Counter[str]) -> bool:
     crashes[error.job] += 1
-    again = error.again and crashes[error.job] <= RETRIES
+    again = error.retryable and crashes[error.job] <= RETRIES
     if again:
         context.log.warning(f"{error} Another try goes on after what is finished.")
     return again

@@ -44,9 +44,7 @@ def test_a_run_is_healthy_while_its_process_runs(health):
 
 
 def test_a_process_id_that_another_process_reuses(instance):
-    run = instance.add_run(
-        dg.DagsterRun(job_name="x", status=dg.DagsterRunStatus.STARTED, tags={GRPC_INFO_TAG: "{}"})
-    )
+    run = instance.add_run(dg.DagsterRun(job_name="x", status=dg.DagsterRunStatus.STARTED, tags={GRPC_INFO_TAG: "{}"}))
     instance.report_engine_event("Started process", run, EngineEventData.in_process(os.getpid()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("psutil.Process.create_time", lambda process: time.time() + 60)

@@ -67,7 +67,7 @@ def test_a_lease_lasts_until_its_last_holder_ends(tmp_path):
 def second_process(folder: Path) -> subprocess.Popen:
     """A process that waits for device a of a folder."""
     code = "import sys; from pathlib import Path; from wan_orchestration.protocol.leases import lease\n"
-    code += "with lease(Path(sys.argv[1]), ['a'], 1, 'second', lambda message: print(message, flush=True)): print('got it')"
+    code += "with lease(Path(sys.argv[1]), ['a'], 1, 'second', lambda line: print(line, flush=True)): print('got it')"
     return subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
 
 

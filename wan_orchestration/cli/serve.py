@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import uvicorn
 
-from wan_orchestration.api.server import api_settings
+from wan_orchestration.api.services import api_settings
 from wan_orchestration.cli.flags import Parser
 from wan_orchestration.errors import BadInput
 from wan_orchestration.launch.processes import managed_process

@@ -74,7 +74,9 @@ class SlurmClient(Launcher):
         description="Folder for scripts, messages and logs, on a file system that this machine and the nodes "
         "share; default: DATA_ROOT/slurm.",
     )
-    poll_seconds: float = Field(default=5.0, gt=0, description="Seconds between looks at the Slurm job and its messages.")
+    poll_seconds: float = Field(
+        default=5.0, gt=0, description="Seconds between checks of the Slurm job and its messages."
+    )
     stall_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,

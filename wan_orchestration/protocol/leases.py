@@ -46,7 +46,8 @@ def lease(
     with _ticket(folder, devices, holder) as ticket:
         descriptors = _wait(folder, ticket, devices, count, holder, on_wait)
         try:
-            yield Lease(list(descriptors), [_file(folder, device) for device in descriptors], list(descriptors.values()))
+            files = [_file(folder, device) for device in descriptors]
+            yield Lease(list(descriptors), files, list(descriptors.values()))
         finally:
             for descriptor in descriptors.values():
                 os.close(descriptor)

@@ -16,7 +16,7 @@ COOKIE = "wan_session"
 """The page's cookie in place of the token, because its video and image elements cannot send headers."""
 
 PUBLIC_PATHS = {"/", "/healthz", "/session"}
-"""Paths that need no token; neither do those below /page/."""
+"""Paths that need no token, besides those below /page/."""
 
 SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -82,7 +82,7 @@ class Access:
             ipaddress.ip_address(host)
         except ValueError:
             return False
-        # Nobody can point an address elsewhere, unlike a name.
+        # Unlike a name, an address cannot be pointed elsewhere.
         return True
 
     def _same_site(self, scope: Scope, headers: Headers) -> bool:

@@ -32,7 +32,7 @@ GPU_FIELDS = {
 GPU_SECONDS = 5
 PAGE = 500
 OVERLAP = timedelta(minutes=1)
-"""Each scrape reads this much of the time before again, because runs are not stored in the order of their times."""
+"""Each scrape reads this much before the last one again, because runs are not stored in the order of their times."""
 
 
 class RunMetrics(Collector):

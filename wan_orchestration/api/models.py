@@ -20,7 +20,7 @@ NOT_FOR_CLIENTS = {"mode", "keypoints", "mask_file", "light_models"}
 
 
 def optional(model: type[BaseModel], exclude: Collection[str] = ()) -> type[BaseModel]:
-    """A settings model in which all fields are optional and texts have a maximal length."""
+    """A settings model in which all fields are optional and texts have a maximum length."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if name not in exclude:

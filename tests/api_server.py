@@ -1,4 +1,4 @@
-"""The HTTP API for tests: in this process, or as a process of its own on a port."""
+"""The HTTP API for tests, in this process or as a real server."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ JOBS = "/animate/jobs"
 
 @contextlib.contextmanager
 def running(settings: ApiSettings, url: str = "http://127.0.0.1:8000") -> Iterator[TestClient]:
-    """The API in this process, as if it were reached under this URL."""
+    """The API in this process, as if clients reached it at this URL."""
     with TestClient(create_app(settings), base_url=url) as client:
         yield client
 
@@ -32,7 +32,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving_process(project: Path, port: int, **variables: str) -> Iterator[subprocess.Popen]:
-    """A real server on a port, as `uvicorn wan_orchestration.api:app` starts it."""
+    """A real server on a port, started by `uvicorn wan_orchestration.api:app`."""
     command = [sys.executable, "-m", "uvicorn", "wan_orchestration.api:app", "--port", str(port)]
     process = subprocess.Popen(command, cwd=project, env={**os.environ, **variables}, start_new_session=True)
     try:
@@ -55,7 +55,7 @@ def serving(project: Path, port: int, **variables: str) -> Iterator[str]:
 
 
 def stopped(process: subprocess.Popen) -> None:
-    """Ends a process politely, and fails where it does not end."""
+    """Ends a process by SIGTERM; fails if it does not end."""
     if process.poll() is None:
         process.terminate()
     process.wait(60)

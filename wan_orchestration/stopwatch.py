@@ -1,4 +1,4 @@
-"""Where the time of a launch goes."""
+"""Measures how long each phase of a launch takes."""
 
 import threading
 import time
@@ -11,12 +11,13 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class Stopwatch:
-    """Seconds by phase, of which one goes on at any time: an inner phase stops the outer one, so that all add up.
+    """Counts seconds by phase. One phase runs at a time: an inner phase pauses the outer one, so the sum is the total.
 
-    Outside of any other it is encoding, whose inputs are found and read there. One thread changes phases; any may read.
+    Outside of `during`, the phase is encoding, because the inputs are found and read there. One thread changes phases;
+    any thread may read.
 
     Args:
-        synchronize: waits for the device, so that work in progress counts in the phase that has started it.
+        synchronize: waits for the device, so that its work counts in the phase that started it.
     """
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
@@ -38,7 +39,7 @@ class Stopwatch:
             self._switch(outer)
 
     def read(self) -> dict[Phase, float]:
-        """Seconds in each phase since the stopwatch was made, those of the present one included."""
+        """Seconds in each phase since the stopwatch was created, the current phase included."""
         with self._lock:
             return self._count()
 
@@ -55,5 +56,5 @@ class Stopwatch:
 
 
 def since(now: Mapping[Phase, float], before: Mapping[Phase, float]) -> dict[Phase, float]:
-    """What was spent between two readings."""
+    """Seconds in each phase between two readings."""
     return {phase: now[phase] - before[phase] for phase in PHASES}

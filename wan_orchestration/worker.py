@@ -1,7 +1,7 @@
-"""What assets launch: reads a request, runs it, and reports over Dagster Pipes from rank 0.
+"""The program that steps launch: reads a request and runs it. Rank 0 reports over Dagster Pipes.
 
 `torchrun -m wan_orchestration.worker REQUEST.json` generates videos; without torchrun it makes one job's clips.
-The exit code is 0 also where jobs failed: their results say so.
+The exit code is 0 even if jobs failed; their results say so.
 """
 
 import ctypes
@@ -38,11 +38,11 @@ PROGRESS_SECONDS = 1.0
 
 
 class PipesReporter:
-    """Sends what happens to the Dagster step that launched this process."""
+    """Sends messages to the Dagster step that launched this process."""
 
     def __init__(self, pipes: PipesContext) -> None:
         self.pipes = pipes
-        self._lock = threading.Lock()  # progress comes from a thread of its own
+        self._lock = threading.Lock()  # a thread of its own sends progress
 
     def log(self, message: str) -> None:
         with self._lock:
@@ -84,8 +84,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def generate(request: Request, reporter: PipesReporter) -> None:
-    """Run a request's tasks; each has a result reported, also where nothing could be run."""
-    # Loading the engine takes a while.
+    """Run a request's tasks, and report a result for each, even if none could be run."""
+    # Importing the engine takes seconds.
     reporter.progress(Progress(job_id=request.tasks[0].job_id, phase="starting"))
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
@@ -106,7 +106,7 @@ def generate(request: Request, reporter: PipesReporter) -> None:
 
 
 def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOutcome:
-    """Make a job's clips, and report progress about once a second."""
+    """Make a job's clips, and report progress at most once a second."""
     from wan_orchestration.preprocess import pipeline  # noqa: PLC0415 (OpenCV and the estimators)
 
     outcome = PreprocessOutcome(job_id=request.job_id)
@@ -139,19 +139,19 @@ def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOut
 
 
 def write_stacks_on_demand(file: Path) -> None:
-    """Have SIGUSR1 write every thread's stack to a file, also where a thread hangs in native code."""
-    # Kept open: the handler writes to the descriptor.
+    """Make SIGUSR1 write the stacks of all threads to a file, even if a thread hangs in native code."""
+    # The descriptor stays open, because the signal handler writes to it.
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     faulthandler.register(signal.SIGUSR1, descriptor)
 
 
 def leave(signum: int, frame: FrameType | None) -> NoReturn:
-    """Ends the process by an exception, so that files and locks are left tidy."""
+    """End the process by an exception, so that files are closed and locks released."""
     raise SystemExit(128 + signum)
 
 
 def die_with_torchrun() -> None:
-    """Have the kernel kill this process when torchrun dies, however that happens. Linux only."""
+    """Make the kernel kill this process when torchrun dies for any reason. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == 1:

@@ -1,4 +1,4 @@
-"""One API over a real instance for each test file; each test has jobs of its own in it."""
+"""One API and one real instance for each test file; each test uses jobs of its own."""
 
 import os
 import shutil
@@ -10,7 +10,6 @@ import dagster as dg
 import numpy as np
 import pytest
 from api_server import running
-from dagster._core.events import DagsterEvent
 from media import moving_frames, write_video
 from PIL import Image
 from starlette.testclient import TestClient
@@ -24,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Iterator[Path]:
-    """A project folder with an instance of its own, as the working directory.
+    """A project folder with its own instance, as the working directory.
 
-    In memory where there is a place for that: SQLite waits for the disk several dozen times in a submission.
+    It is in memory if possible, because SQLite waits for the disk dozens of times in a submission.
     """
     memory = Path("/dev/shm")
     if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**28:
@@ -73,7 +72,7 @@ def clips(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def add_job(project, clips) -> Callable[..., str]:
-    """Puts a job folder of ready clips into the jobs folder; returns its key."""
+    """Adds a job folder of ready clips; returns its key."""
 
     def add(key: str, yaml: str | None = None) -> str:
         shutil.copytree(clips, project / "data" / "jobs" / key)
@@ -94,28 +93,28 @@ def raw(tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def happen(instance) -> Callable[..., dg.DagsterRun]:
-    """Has Dagster report an event of a job's newest run, as its process would."""
+def report_event(instance) -> Callable[..., dg.DagsterRun]:
+    """Reports an event of a job's newest run to Dagster, as the run's process does."""
 
     def report(key: str, event: dg.DagsterEventType) -> dg.DagsterRun:
         (run,) = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": key}), limit=1)
-        instance.report_dagster_event(DagsterEvent(event.value, run.job_name), run.run_id)
+        instance.report_dagster_event(dg.DagsterEvent(event.value, run.job_name), run.run_id)
         return run
 
     return report
 
 
 @pytest.fixture(scope="module")
-def finish(project, happen) -> Callable[[str], Path]:
-    """Ends a job's run well, and puts a video there."""
+def finish(project, report_event) -> Callable[[str], Path]:
+    """Makes a job's run succeed, and adds its video."""
 
     def end(key: str) -> Path:
         folder = project / "data" / "videos" / key
         folder.mkdir(parents=True)
         write_video(folder / "video.mp4", moving_frames(5, 64, 64, 1))
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "poster.jpg")
-        happen(key, dg.DagsterEventType.RUN_START)
-        happen(key, dg.DagsterEventType.RUN_SUCCESS)
+        report_event(key, dg.DagsterEventType.RUN_START)
+        report_event(key, dg.DagsterEventType.RUN_SUCCESS)
         return folder
 
     return end

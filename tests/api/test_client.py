@@ -1,4 +1,4 @@
-"""The client commands on a real server; no daemon works on the jobs. With one: test_daemon.py."""
+"""The client commands with a real server but without a daemon; test_daemon.py has one."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ def url(project) -> Iterator[str]:
 def run(url, capsys) -> Callable[..., tuple[int, str, str]]:
     def command(*arguments: str) -> tuple[int, str, str]:
         code = cli.main(list(arguments))
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
     return command
 
@@ -72,7 +72,7 @@ def test_files_are_sent_and_the_job_is_cancelled(run, raw, tmp_path, project):
         (["status", "--nonsense"], "--nonsense"),
     ],
 )
-def test_errors_are_words(run, arguments, words):
+def test_errors_are_messages(run, arguments, words):
     code, out, err = run(*arguments)
     assert code == 1 and out == "" and err.startswith("error: ") and words in err
     code, out, _ = run(*arguments, "--json")
@@ -84,7 +84,7 @@ def test_a_token_is_needed(run, monkeypatch):
     assert "token" in run("status")[2]
 
 
-def test_files_that_are_sent_are_those_the_server_takes():
+def test_client_and_server_know_the_same_files():
     from wan_orchestration.api.uploads import FILES
 
     assert set(client.FILES) == set(FILES)

@@ -1,4 +1,4 @@
-"""The API with a real daemon, and what happens when one or the other is killed."""
+"""The API with a real daemon; either is killed."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.heavy
 
 PATIENCE = 300
 STEPS, FRAMES = 12, 13
-"""Three clips of some seconds, so that something can be killed in the middle."""
+"""Three segments of some seconds each, so that a process can be killed in the middle."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,17 +53,17 @@ def daemon(project) -> Iterator[subprocess.Popen]:
 
 @pytest.fixture
 def wait_for() -> Callable[..., dict]:
-    def look(url: str, key: str, enough: Callable[[dict], bool]) -> dict:
+    def poll(url: str, key: str, is_done: Callable[[dict], bool]) -> dict:
         for _ in range(PATIENCE * 4):
             with contextlib.suppress(httpx.TransportError):
                 job = httpx.get(f"{url}{JOBS}/{key}", timeout=30).raise_for_status().json()
-                if enough(job):
+                if is_done(job):
                     return job
                 assert job["status"] in ("queued", "running"), job
             time.sleep(0.25)
         raise AssertionError(job)
 
-    return look
+    return poll
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def curl(command: str) -> bytes:
 
 
 def test_the_three_steps(project, add_job, wait_for):
-    """As the README has them, but for the port."""
+    """The README's three commands, on another port."""
     add_job("demo")
     with daemon(project), serving(project, port := free_port()) as url:
         job = json.loads(
@@ -107,14 +107,14 @@ def test_from_a_shell(project, add_job, capsys, tmp_path):
     add_job("shell")
     with serving(project, port := free_port()):
         url = f"--url=http://127.0.0.1:{port}"
-        # There is no daemon yet: it is taken in all the same.
+        # There is no daemon yet; the job is accepted.
         assert cli.main(["submit", "data/jobs/shell", "--sampling-steps", "3", "--json", url]) == 0
         job = json.loads(capsys.readouterr().out)
         assert (job["status"], job["settings"]) == ("queued", {"sampling_steps": 3})
         with daemon(project):
             assert cli.main(["wait", "shell", url]) == 0
-            said = capsys.readouterr().err
-            assert "step" in said and said.splitlines()[-1].startswith("shell: succeeded")
+            output = capsys.readouterr().err
+            assert "step" in output and output.splitlines()[-1].startswith("shell: succeeded")
         assert cli.main(["fetch", "shell", "-o", str(tmp_path / "out.mp4"), url]) == 0
         assert (tmp_path / "out.mp4").read_bytes() == (project / "data/videos/shell/video.mp4").read_bytes()
         assert cli.main(["cancel", "shell", "--purge", url]) == 0
@@ -123,7 +123,7 @@ def test_from_a_shell(project, add_job, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("killed", ["api", "daemon", "both"])
-def test_whatever_is_killed_the_job_goes_on(project, add_long_job, instance, wait_for, killed):
+def test_the_job_survives_a_killed_process(project, add_long_job, instance, wait_for, killed):
     key = add_long_job(f"killed-{killed}")
     port = free_port()
     with contextlib.ExitStack() as stack:
@@ -141,7 +141,7 @@ def test_whatever_is_killed_the_job_goes_on(project, add_long_job, instance, wai
             server.kill()
             server.wait()
             server = stack.enter_context(serving_process(project, port))
-        # A client that did not hear the answer sends again.
+        # A client that got no answer repeats its request.
         again = httpx.post(url + JOBS, json=body, headers=headers, timeout=60).raise_for_status().json()
         assert again["job_id"] == key and again["status"] in ("queued", "running")
         if killed in ("daemon", "both"):
@@ -161,8 +161,8 @@ def test_a_running_job_is_cancelled(project, add_job, wait_for):
         body = {"src_root_path": f"data/jobs/{key}", "sampling_steps": 1000}
         httpx.post(url + JOBS, json=body, timeout=60).raise_for_status()
         wait_for(url, key, lambda job: (job["progress"] or {}).get("step"))
-        asked = httpx.delete(f"{url}{JOBS}/{key}", timeout=60).json()
-        assert asked["status"] in ("running", "cancelled")
+        answer = httpx.delete(f"{url}{JOBS}/{key}", timeout=60).json()
+        assert answer["status"] in ("running", "cancelled")
         job = wait_for(url, key, lambda job: job["status"] == "cancelled")
         assert job["finished_at"] and not job["cancelling"]
         assert httpx.delete(f"{url}{JOBS}/{key}?purge=true", timeout=60).status_code == 204

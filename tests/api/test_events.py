@@ -1,4 +1,4 @@
-"""Followed on a real server, for a client in this process would wait for the end of a stream."""
+"""Event streams of a real server. The test client of this process would wait for the end of a stream."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ def jobs_of(lines: Iterator[str]) -> Iterator[dict]:
     return (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
 
 
-def test_a_job_is_followed_to_its_end(url, add_job, happen):
+def test_a_stream_follows_a_job_to_its_end(url, add_job, report_event):
     httpx.post(url + JOBS, json={"src_root_path": f"data/jobs/{add_job('live')}"}, timeout=60).raise_for_status()
     with httpx.stream("GET", f"{url}{JOBS}/live/events", timeout=60) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -28,14 +28,14 @@ def test_a_job_is_followed_to_its_end(url, add_job, happen):
         assert next(jobs)["status"] == "queued"
         busy = httpx.get(f"{url}{JOBS}/live/events", timeout=60)
         assert busy.status_code == 429 and busy.headers["retry-after"]
-        happen("live", dg.DagsterEventType.RUN_START)
+        report_event("live", dg.DagsterEventType.RUN_START)
         assert next(jobs)["status"] == "running"
-        happen("live", dg.DagsterEventType.RUN_CANCELED)
+        report_event("live", dg.DagsterEventType.RUN_CANCELED)
         assert next(jobs)["status"] == "cancelled"
         assert next(jobs, None) is None
 
 
-def test_streams_do_not_keep_a_server_from_stopping(project, add_job):
+def test_open_streams_do_not_keep_a_server_running(project, add_job):
     followed = threading.Event()
 
     def follow() -> None:
@@ -43,7 +43,7 @@ def test_streams_do_not_keep_a_server_from_stopping(project, add_job):
             for _ in stream.iter_lines():
                 followed.set()
 
-    # Leaving it tells the server to stop, and waits for that.
+    # On exit, the server is told to stop, and the test waits for its end.
     with serving(project, free_port()) as url:
         httpx.post(url + JOBS, json={"src_root_path": f"data/jobs/{add_job('open')}"}, timeout=60).raise_for_status()
         thread = threading.Thread(target=follow)

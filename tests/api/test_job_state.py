@@ -1,10 +1,10 @@
-"""A job's state is that of its run, and its files."""
+"""A job's state comes from its run and its files."""
 
 import av
 import dagster as dg
 import pytest
 from api_server import JOBS
-from dagster._core.events import DagsterEvent, StepMaterializationData
+from dagster._core.events import StepMaterializationData
 
 from wan_orchestration.definitions import definitions
 from wan_orchestration.defs.jobs.run_requests import partition_tags
@@ -18,13 +18,13 @@ def submit(api, key: str, **settings) -> dict:
     return answer.json()
 
 
-def look(api, key: str) -> dict:
+def get(api, key: str) -> dict:
     answer = api.get(f"{JOBS}/{key}")
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def test_from_the_queue_to_the_video(api, add_job, happen, finish, project):
+def test_from_the_queue_to_the_video(api, add_job, report_event, finish, project):
     key = add_job("dance")
     job = submit(api, key, sampling_steps=2, priority=3)
     assert (job["job_id"], job["status"], job["queue_position"], job["priority"]) == (key, "queued", 1, 3)
@@ -32,16 +32,16 @@ def test_from_the_queue_to_the_video(api, add_job, happen, finish, project):
     assert job["started_at"] is None and job["links"]["media"] is None
     assert api.get(f"{JOBS}/{key}/media").status_code == 409
 
-    run = happen(key, dg.DagsterEventType.RUN_START)
-    job = look(api, key)
+    run = report_event(key, dg.DagsterEventType.RUN_START)
+    job = get(api, key)
     assert (job["status"], job["progress"]["phase"]) == ("running", "preparing")
     folder = project / "data" / "progress"
     progress.write(folder, run.run_id, PreprocessProgress(job_id=key, phase="keypoints", done=30, total=120))
-    at = look(api, key)["progress"]
+    at = get(api, key)["progress"]
     assert (at["words"], at["fraction"]) == ("finding the keypoints, frame 30 of 120", 0.13 / 4)
     progress.write(folder, run.run_id, PreprocessProgress(job_id=key, phase="clips", done=120, total=120))
-    at = look(api, key)["progress"]
-    assert at["words"] == "finishing the clips" and 0.18 <= at["fraction"] < 0.19, "what comes then goes by the clock"
+    at = get(api, key)["progress"]
+    assert at["words"] == "finishing the clips" and 0.18 <= at["fraction"] < 0.19, "it grows with time after that"
     step = Progress(job_id=key, phase="denoising", fraction=0.25, clip=2, clips=4, step=1, steps=2, eta_seconds=9.5)
     for update, words, done in (
         ({"phase": "starting", "fraction": None, "clip": 0, "clips": 0}, "starting the engine", 0.19),
@@ -55,14 +55,14 @@ def test_from_the_queue_to_the_video(api, add_job, happen, finish, project):
     ):
         now = step.model_copy(update=update)
         progress.write(folder, run.run_id, now)
-        at = look(api, key)["progress"]
+        at = get(api, key)["progress"]
         assert (at["phase"], at["words"], at["fraction"]) == (now.phase, words, pytest.approx(done, abs=0.003))
         assert (at["clip"] or 0, at["eta_seconds"]) == (now.clip, 9.5)
     progress.write(folder, "another run", step)
-    assert look(api, key)["progress"]["phase"] == "preparing"
+    assert get(api, key)["progress"]["phase"] == "preparing"
 
     made = finish(key)
-    job = look(api, key)
+    job = get(api, key)
     assert job["status"] == "succeeded" and job["finished_at"] and job["progress"] is None
     video = api.get(job["links"]["media"])
     assert video.headers["content-type"] == "video/mp4"
@@ -72,7 +72,7 @@ def test_from_the_queue_to_the_video(api, add_job, happen, finish, project):
     assert api.get(job["links"]["reference"]).headers["content-type"] == "image/png"
 
 
-def test_a_lossless_clip_is_given_as_browsers_can_play_it(api, project, tmp_path):
+def test_a_lossless_clip_is_converted_for_browsers(api, project, tmp_path):
     clip = project / "data" / "jobs" / "dance" / "src_pose.mp4"
     for _ in range(2):
         (tmp_path / "driving.mp4").write_bytes(api.get(f"{JOBS}/dance/inputs/driving").content)
@@ -81,7 +81,7 @@ def test_a_lossless_clip_is_given_as_browsers_can_play_it(api, project, tmp_path
             assert given.streams.video[0].frames == lossless.streams.video[0].frames == 5
 
 
-def test_a_video_is_given_in_parts(api):
+def test_a_video_can_be_read_in_ranges(api):
     path, whole = f"{JOBS}/dance/media", api.get(f"{JOBS}/dance/media")
     assert whole.headers["accept-ranges"] == "bytes"
     part = api.get(path, headers={"Range": "bytes=100-199"})
@@ -95,16 +95,16 @@ def test_a_video_is_given_in_parts(api):
     assert head.headers["content-length"] == str(len(whole.content))
 
 
-def test_a_failure_is_told_in_words_without_paths(api, add_job, happen, instance, project):
+def test_the_reason_of_a_failure_has_no_paths(api, add_job, report_event, instance, project):
     key = add_job("broken")
     submit(api, key)
-    run = happen(key, dg.DagsterEventType.RUN_START)
+    run = report_event(key, dg.DagsterEventType.RUN_START)
     instance.report_run_failed(run, f"{project}/data/clips/broken/src_pose.mp4: see /usr/lib/python3/secret.py")
-    job = look(api, key)
-    # Dagster's daemon makes another run of one whose process died; until then it is not over.
+    job = get(api, key)
+    # Dagster's daemon retries runs whose process died, so the job has not ended.
     assert job["status"] == "queued"
     instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
-    job = look(api, key)
+    job = get(api, key)
     assert job["status"] == "failed"
     assert job["error"] == "data/clips/broken/src_pose.mp4: see …/secret.py"
     log = api.get(job["links"]["log"])
@@ -112,10 +112,10 @@ def test_a_failure_is_told_in_words_without_paths(api, add_job, happen, instance
     assert "data/clips/broken" in log.text and str(project) not in log.text
 
 
-def test_jobs_are_listed_by_their_newest_runs(api, add_job, happen):
+def test_jobs_are_listed_by_their_newest_runs(api, add_job, report_event):
     for key in ("list-a", "list-b"):
         submit(api, add_job(key))
-    happen("list-a", dg.DagsterEventType.RUN_CANCELED)
+    report_event("list-a", dg.DagsterEventType.RUN_CANCELED)
     submit(api, "list-a")
     first = api.get(JOBS, params={"limit": 1}).json()
     assert [job["job_id"] for job in first["jobs"]] == ["list-a"]
@@ -125,8 +125,8 @@ def test_jobs_are_listed_by_their_newest_runs(api, add_job, happen):
     assert [job["job_id"] for job in every["jobs"]] == ["list-a", "list-b", "broken", "dance"]
     assert every["next"] is None
     assert [job["job_id"] for job in api.get(JOBS, params={"status": "succeeded"}).json()["jobs"]] == ["dance"]
-    # The more urgent first, then the older.
-    assert [look(api, key)["queue_position"] for key in ("list-b", "list-a")] == [1, 2]
+    # The more urgent run is first, then the older one.
+    assert [get(api, key)["queue_position"] for key in ("list-b", "list-a")] == [1, 2]
 
 
 def test_a_queued_job_is_cancelled_and_removed(api, add_job, project):
@@ -138,41 +138,41 @@ def test_a_queued_job_is_cancelled_and_removed(api, add_job, project):
         folder.mkdir(parents=True, exist_ok=True)
     assert api.delete(f"{JOBS}/tired", params={"purge": True}).status_code == 204
     assert not any(folder.exists() for folder in outputs)
-    assert (project / "data" / "jobs" / "tired").is_dir(), "a person's folder stays"
+    assert (project / "data" / "jobs" / "tired").is_dir(), "a folder that was not uploaded stays"
     assert api.get(f"{JOBS}/tired").status_code == 404
     assert submit(api, "tired")["status"] == "queued"
     api.delete(f"{JOBS}/tired")
 
 
-def test_jobs_of_one_run_have_states_of_their_own(api, add_job, instance, happen):
-    """As the drop folder's sensor puts jobs together that arrive together."""
+def test_jobs_of_one_run_have_separate_states(api, add_job, instance, report_event):
+    """The drop folder's sensor puts jobs that arrive together into one run."""
     keys = ["shared-a", "shared-b"]
     instance.add_dynamic_partitions("jobs", [add_job(key) for key in keys])
     repository = definitions().get_repository_def()
     run = instance.create_run_for_job(repository.get_job("make_videos"), tags=partition_tags(keys))
-    assert [look(api, key)["status"] for key in keys] == ["queued", "queued"]
-    start = DagsterEvent(dg.DagsterEventType.RUN_START.value, run.job_name)
+    assert [get(api, key)["status"] for key in keys] == ["queued", "queued"]
+    start = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, run.job_name)
     instance.report_dagster_event(start, run.run_id)
     made = StepMaterializationData(dg.AssetMaterialization("generated_video", partition="shared-a"))
-    event = DagsterEvent(
+    event = dg.DagsterEvent(
         dg.DagsterEventType.ASSET_MATERIALIZATION.value,
         run.job_name,
         event_specific_data=made,
         step_key="generated_video",
     )
     instance.report_dagster_event(event, run.run_id)
-    assert [look(api, key)["status"] for key in keys] == ["succeeded", "running"]
+    assert [get(api, key)["status"] for key in keys] == ["succeeded", "running"]
     refused = api.delete(f"{JOBS}/shared-b")
     assert refused.status_code == 409 and run.run_id in refused.json()["detail"]
     instance.report_run_failed(run)
     instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
-    assert [look(api, key)["status"] for key in keys] == ["succeeded", "failed"]
+    assert [get(api, key)["status"] for key in keys] == ["succeeded", "failed"]
     assert api.delete(f"{JOBS}/shared-b").json()["status"] == "failed"
     assert {job["job_id"] for job in api.get(JOBS, params={"limit": 2}).json()["jobs"]} == set(keys)
 
 
 @pytest.mark.parametrize("path", ["", "/media", "/poster", "/preview", "/log", "/events", "/inputs/driving"])
-def test_what_nobody_asked_for_is_not_there(api, path):
+def test_unknown_jobs_are_not_found(api, path):
     answer = api.get(f"{JOBS}/nobody{path}")
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"

@@ -15,7 +15,7 @@ PATIENCE = 600.0
 
 @pytest.mark.heavy
 def test_two_hundred_submissions_from_twenty_clients(project, add_job, instance):
-    """Within 10 s each is sent; those that are told to come back do, until every one is taken in, once."""
+    """All are sent within 10 s. Clients that get 429 retry, until every submission is accepted once."""
     keys = [[add_job(f"load-{client}-{number}") for number in range(EACH)] for client in range(CLIENTS)]
     answers: list[int] = []
     lock = threading.Lock()
@@ -37,12 +37,12 @@ def test_two_hundred_submissions_from_twenty_clients(project, add_job, instance)
                     time.sleep(float(answer.headers["retry-after"]))
 
     with serving(project, free_port()) as url, ThreadPoolExecutor(CLIENTS) as pool:
-        began = time.monotonic()
+        started = time.monotonic()
         list(pool.map(client, keys))
-        took = time.monotonic() - began
-    print(f"{answers.count(202)} taken in, {answers.count(429)} told to come back, all after {took:.0f} s")
+        seconds = time.monotonic() - started
+    print(f"{answers.count(202)} accepted, {answers.count(429)} times 429, all accepted after {seconds:.0f} s")
     assert set(answers) <= {202, 429} and answers.count(202) == CLIENTS * EACH
     every = [key for mine in keys for key in mine]
     runs = [run.tags["dagster/partition"] for run in instance.get_runs() if run.tags["dagster/partition"] in set(every)]
-    assert sorted(runs) == sorted(every), "each exactly one run"
+    assert sorted(runs) == sorted(every), "exactly one run for each"
     assert instance.get_runs_count(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])) == CLIENTS * EACH

@@ -12,13 +12,13 @@ def read(api) -> dict:
     return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
 
 
-def test_runs_are_counted(api, add_job, happen, finish):
+def test_runs_are_counted(api, add_job, report_event, finish):
     for key in ("m-wait", "m-run", "m-good", "m-bad"):
         assert api.post(JOBS, json={"src_root_path": f"data/jobs/{add_job(key)}"}).status_code == 202
-    happen("m-run", dg.DagsterEventType.RUN_START)
+    report_event("m-run", dg.DagsterEventType.RUN_START)
     finish("m-good")
     assert read(api)["wan_runs_ended_total", "succeeded"] == 1
-    happen("m-bad", dg.DagsterEventType.RUN_CANCELED)
+    report_event("m-bad", dg.DagsterEventType.RUN_CANCELED)
     for _ in range(2):
         numbers = read(api)
         assert numbers["wan_runs", "queued"] == 1 and numbers["wan_runs", "running"] == 1
@@ -28,7 +28,7 @@ def test_runs_are_counted(api, add_job, happen, finish):
         assert numbers["wan_run_seconds_bucket", "10.0"] == 1
 
 
-def test_gpus_are_asked_for(tmp_path, monkeypatch):
+def test_gpus_are_measured(tmp_path, monkeypatch):
     script = tmp_path / "nvidia-smi"
     script.write_text("#!/bin/sh\necho '0, 93, 40960, 81559'\necho '1, [N/A], 1, 81559'\n")
     script.chmod(0o755)

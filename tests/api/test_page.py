@@ -1,4 +1,4 @@
-"""The page in a real browser, from the files to the video's end. With PAGE_SCREENSHOTS=DIR it leaves pictures of it."""
+"""The page in a real browser. With PAGE_SCREENSHOTS=DIR, the tests write screenshots."""
 
 import os
 import shutil
@@ -24,20 +24,20 @@ FRAMES = 17
 
 @pytest.fixture
 def page(browser) -> Iterator:  # noqa: F811
-    """A new page that fails the test where anything went wrong in it, be it a refusal of the security policy."""
+    """A new page. The test fails on any error in it, including violations of the security policy."""
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.set_default_timeout(30_000)
-    faults = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     yield page
     page.close()
-    assert not [fault for fault in faults if "net::ERR" not in fault and "status of 4" not in fault], faults
+    assert not [error for error in errors if "net::ERR" not in error and "status of 4" not in error], errors
 
 
 @pytest.fixture(scope="module")
 def files(shared, tmp_path_factory) -> tuple[Path, Path]:
-    """A picture, and some frames of a person moving."""
+    """A picture, and a short video of a person moving."""
     folder = tmp_path_factory.mktemp("files")
     source = shared / "examples" / "animate"
     with FrameReader(source / "video.mp4") as reader:
@@ -64,13 +64,13 @@ def choose(page, files: tuple[Path, Path], name: str) -> None:
     page.get_by_label("Name").fill(name)
 
 
-def test_from_the_files_to_the_end_of_the_video(project, page, files, monkeypatch):
+def test_from_uploading_files_to_playing_the_video(project, page, files, monkeypatch):
     monkeypatch.setenv("WAN_PREPROCESS_RESOLUTION_AREA", "65536")
     with daemon(project), serving(project, free_port()) as url:
         page.goto(url)
         page.get_by_text("No jobs yet.").wait_for()
         page.get_by_role("button", name="Make the video").click()
-        assert "Choose a picture" in page.locator("#order .error").inner_text()
+        assert "Choose a picture" in page.locator("#new-video .error").inner_text()
 
         choose(page, files, "dance")
         shot(page, "chosen")
@@ -124,7 +124,7 @@ def test_a_refusal_names_the_field(project, page, files):
         choose(page, files, "refused")
         page.set_input_files("#driving", str(files[0]))
         page.get_by_role("button", name="Make the video").click()
-        error = page.locator("#order .error")
+        error = page.locator("#new-video .error")
         error.get_by_text("driving").wait_for()
         assert "expected a video" in error.inner_text()
 
@@ -161,4 +161,4 @@ def test_the_demo_on_screens_light_and_dark_large_and_small(project, page, monke
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})
             shot(page, name)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing juts out"
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"

@@ -1,4 +1,4 @@
-"""The answers are what /openapi.json says, whatever is sent."""
+"""Answers match /openapi.json for any request."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 
 def test_any_request_is_answered_as_described(project, add_job, finish):
-    """By schemathesis, on a real server with one job that waits and one that has succeeded."""
+    """Runs schemathesis against a real server with a queued and a finished job."""
     with serving(project, free_port()) as url:
         for key in ("waits", "done"):
             httpx.post(url + JOBS, json={"src_root_path": f"data/jobs/{add_job(key)}"}, timeout=60).raise_for_status()
@@ -42,7 +42,7 @@ def test_any_request_is_answered_as_described(project, add_job, finish):
     assert not [path for path in (project / "data" / "jobs").iterdir() if path.name.startswith(".upload")]
 
 
-def test_the_schema_tells_all(project):
+def test_the_schema_is_complete(project):
     app = create_app(ApiSettings())
     schema = app.openapi()
     described = [operation for methods in schema["paths"].values() for operation in methods.values()]

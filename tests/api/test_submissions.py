@@ -1,4 +1,4 @@
-"""However often and from wherever a request comes, there is exactly one run for it."""
+"""Repeated and parallel requests start exactly one run."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import pytest
 from api_server import JOBS, running
 from media import moving_frames, sine, without_decoder, write_video
 
-from wan_orchestration.api.queue import Queue
+from wan_orchestration.api.queue import RunQueue
 from wan_orchestration.defs.jobs.run_requests import already_run, in_progress
 from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.jobs.folder import Job
@@ -35,7 +35,7 @@ def runs(instance):
     return lambda key: instance.get_runs(dg.RunsFilter(tags={"dagster/partition": key}))
 
 
-def test_a_run_is_as_the_webserver_makes_it(post, add_job, runs, instance):
+def test_a_run_is_like_the_webservers(post, add_job, runs, instance):
     key = add_job("one", "priority: 2")
     assert post(key, sampling_steps=3, mode="animate").status_code == 202
     (run,) = runs(key)
@@ -44,36 +44,36 @@ def test_a_run_is_as_the_webserver_makes_it(post, add_job, runs, instance):
     assert run.tags["dagster/priority"] == "2"
     assert run.remote_job_origin.repository_origin.code_location_origin.location_name == "wan_orchestration"
     assert key in instance.get_dynamic_partitions("jobs")
-    # The drop_folder sensor starts no other for it, neither now nor once it has ended.
+    # The drop_folder sensor starts no other run for it, neither before nor after its end.
     assert in_progress(instance, [key]) == {key}
     assert already_run(instance, [JobVersion.of(Job.open(Path("data/jobs") / key))]) == {key}
 
 
-def test_the_same_again_is_the_same_job(post, add_job, runs, happen):
+def test_a_repeated_request_is_the_same_job(post, add_job, runs, report_event):
     key = add_job("again")
     first, second = post(key, seed=1), post(key, seed=1)
     assert first.status_code == second.status_code == 202
     assert first.json()["run_id"] == second.json()["run_id"]
     other = post(key, seed=2)
     assert other.status_code == 409 and "cancel it first" in other.json()["detail"]
-    happen(key, dg.DagsterEventType.RUN_CANCELED)
+    report_event(key, dg.DagsterEventType.RUN_CANCELED)
     assert post(key, seed=2).json()["run_id"] != first.json()["run_id"]
     assert len(runs(key)) == 2
 
 
-def test_a_run_that_others_have_started_is_the_same_job(post, add_job, runs, instance):
+def test_a_run_that_others_started_is_the_same_job(post, add_job, runs, instance):
     key = add_job("dropped")
-    Queue(instance, environment()).create(key, run_id := str(uuid.uuid4()), {}, {})
+    RunQueue(instance, environment()).create(key, run_id := str(uuid.uuid4()), {}, {})
     assert post(key).json()["run_id"] == run_id
     assert post(key, seed=2).status_code == 409
     assert len(runs(key)) == 1
 
 
-def test_an_idempotency_key_is_for_one_request(post, add_job, runs, happen):
+def test_an_idempotency_key_belongs_to_one_request(post, add_job, runs, report_event):
     key = add_job("keyed")
     first = post(key, "k-1", seed=1).json()
-    happen(key, dg.DagsterEventType.RUN_CANCELED)
-    assert post(key, "k-1", seed=1).json()["run_id"] == first["run_id"], "also once it has ended"
+    report_event(key, dg.DagsterEventType.RUN_CANCELED)
+    assert post(key, "k-1", seed=1).json()["run_id"] == first["run_id"], "even after its end"
     clash = post(key, "k-1", seed=2)
     assert clash.status_code == 422 and "Idempotency-Key" in clash.json()["detail"]
     assert len(runs(key)) == 1
@@ -108,12 +108,12 @@ def upload(api, raw):
 
 def test_uploads_are_named_after_their_files(upload, project):
     (project / "data" / "videos" / "ada-dance").mkdir(parents=True)
-    assert upload(1)["job_id"] == "ada-dance-2", "something of another job is left"
+    assert upload(1)["job_id"] == "ada-dance-2", "an output of another job exists"
     assert re.fullmatch(r"\d{8}-\d{6}", upload(2, "reference.png", "舞.mp4")["job_id"])
 
 
-def test_uploads_of_one_name_at_once_are_jobs_of_their_own(upload, runs):
-    """And those of one Idempotency-Key are one job, whatever its files are called."""
+def test_parallel_uploads_of_one_name_are_separate_jobs(upload, runs):
+    """Uploads with the same Idempotency-Key are one job, whatever their files are called."""
     barrier = threading.Barrier(4)
 
     def send(number: int) -> str:
@@ -128,7 +128,7 @@ def test_uploads_of_one_name_at_once_are_jobs_of_their_own(upload, runs):
     assert upload(0, "Renamed.png", idempotency_key="race-0")["job_id"] == names[0]
 
 
-def test_too_many_are_told_to_come_back(project, add_job):
+def test_too_many_jobs_are_refused_for_now(project, add_job):
     add_job("late")
     with running(ApiSettings(max_queued=1)) as api:
         answer = api.post(JOBS, json={"src_root_path": "data/jobs/late"})
@@ -136,8 +136,8 @@ def test_too_many_are_told_to_come_back(project, add_job):
         assert api.get(f"{JOBS}/late").status_code == 404
 
 
-def test_what_a_killed_server_has_begun_is_finished(instance, add_job, runs, api, project):
-    queue = Queue(instance, environment())
+def test_what_a_killed_server_began_is_completed(instance, add_job, runs, api, project):
+    queue = RunQueue(instance, environment())
     queue.create(add_job("begun"), "3e4b6f4c-0001-4000-8000-000000000001", {}, {})
     queue.create(add_job("lost"), "3e4b6f4c-0001-4000-8000-000000000002", {}, {})
     shutil.rmtree(project / "data" / "jobs" / "lost")
@@ -162,7 +162,7 @@ def test_what_a_killed_server_has_begun_is_finished(instance, add_job, runs, api
         ({"shift": "many"}, "shift"),
     ],
 )
-def test_what_cannot_work_is_said_at_once(api, add_job, instance, settings, words):
+def test_errors_are_found_at_submission(api, add_job, instance, settings, words):
     if not Path("data/jobs/strict").exists():
         add_job("strict")
     body = {"src_root_path": "data/jobs/strict", **settings}

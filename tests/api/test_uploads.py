@@ -1,4 +1,4 @@
-"""Files that are sent become a job folder, whole or not at all."""
+"""An upload becomes a complete job folder, or leaves nothing behind."""
 
 import io
 import json
@@ -21,12 +21,12 @@ def parts(**files: bytes) -> dict:
 
 
 @pytest.fixture
-def left(project):
-    """Names in the jobs folder; hidden ones are what uploads leave behind."""
+def names(project):
+    """Names in the jobs folder, hidden ones included: unfinished uploads are hidden."""
     return lambda: sorted(path.name for path in (project / "data" / "jobs").iterdir())
 
 
-def test_a_picture_and_a_video_become_a_job(api, raw, project, instance, left):
+def test_a_picture_and_a_video_become_a_job(api, raw, project, instance, names):
     fields = {
         "name": "sent",
         "mode": "animate",
@@ -55,22 +55,22 @@ def test_a_picture_and_a_video_become_a_job(api, raw, project, instance, left):
     assert Job.open(folder).generate_settings().sampling_steps == 4
     assert job["settings"]["sampling_steps"] == 4
     assert api.get(job["links"]["driving"]).content == raw["driving"]
-    assert left() == ["sent"]
+    assert names() == ["sent"]
 
 
-def test_ready_clips_may_be_sent(api, clips):
+def test_ready_clips_can_be_uploaded(api, clips):
     files = parts(**{name: next(clips.glob(f"{name}.*")).read_bytes() for name in ("src_pose", "src_face", "src_ref")})
     job = api.post(JOBS, files=files).json()
     assert job["status"] == "queued" and job["links"]["reference"]
 
 
-def test_a_name_is_taken_once(api, raw, left):
+def test_a_name_can_be_used_once(api, raw, names):
     answer = api.post(JOBS, data={"name": "sent"}, files=parts(**raw))
     assert answer.status_code == 409 and answer.json()["errors"][0]["field"] == "name"
-    assert not [name for name in left() if name.startswith(".")]
+    assert not [name for name in names() if name.startswith(".")]
 
 
-def test_an_upload_sent_twice_is_one_job(api, raw, instance):
+def test_a_repeated_upload_is_one_job(api, raw, instance):
     headers = {"idempotency-key": "upload-1"}
     first = api.post(JOBS, files=parts(**raw), headers=headers).json()
     second = api.post(JOBS, files=parts(**raw), headers=headers).json()
@@ -80,23 +80,23 @@ def test_an_upload_sent_twice_is_one_job(api, raw, instance):
     assert len(instance.get_runs(dg.RunsFilter(tags={"dagster/partition": first["job_id"]}))) == 1
 
 
-def test_what_was_uploaded_is_purged_whole(api, instance, project):
+def test_purging_removes_the_uploaded_files(api, instance, project):
     assert api.delete(f"{JOBS}/sent", params={"purge": True}).status_code == 204
     assert not (project / "data" / "jobs" / "sent").exists()
     assert "sent" not in instance.get_dynamic_partitions("jobs")
 
 
-def refused(api, left, status: int, words: str, data=None, files=None, **request):
-    before = left()
+def refused(api, names, status: int, words: str, data=None, files=None, **request):
+    before = names()
     answer = api.post(JOBS, data=data, files=files, **request)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert words in answer.text, answer.text
-    assert left() == before
+    assert names() == before
     return answer
 
 
-def test_contents_are_looked_at_not_names(api, raw, left):
+def test_contents_count_not_names(api, raw, names):
     video, picture = raw["driving"], raw["reference"]
     for files, words in [
         (parts(driving=video, reference=b"#!/bin/sh\n"), "reference (evil.sh): found a text, expected a picture"),
@@ -107,7 +107,7 @@ def test_contents_are_looked_at_not_names(api, raw, left):
         (parts(reference=picture), "the form: missing driving"),
         ({"driving": ("a.psd", b"8BPS\0"), **parts(reference=picture)}, "driving (a.psd): found a Photoshop document"),
     ]:
-        answer = refused(api, left, 422, words, files=files)
+        answer = refused(api, names, 422, words, files=files)
         assert "driving.mp4" not in answer.text and "reference.png" not in answer.text
         assert ".upload" not in answer.text
     (problem,) = answer.json()["errors"]
@@ -116,7 +116,7 @@ def test_contents_are_looked_at_not_names(api, raw, left):
     )
 
 
-def test_pictures_of_phones_are_shown_as_jpegs(api, raw, project, tmp_path):
+def test_heic_pictures_are_shown_as_jpegs(api, raw, project, tmp_path):
     pillow_heif.from_pillow(Image.open(io.BytesIO(raw["reference"]))).save(tmp_path / "IMG_1.HEIC")
     files = {
         "driving": ("VID 2.MOV", raw["driving"]),
@@ -133,7 +133,7 @@ def test_pictures_of_phones_are_shown_as_jpegs(api, raw, project, tmp_path):
         assert Image.open(io.BytesIO(shown.content)).size == (60, 80)
 
 
-def test_videos_that_browsers_do_not_play_are_copied(tmp_path):
+def test_videos_that_browsers_cannot_play_are_converted(tmp_path):
     video = write_video(
         tmp_path / "odd.mkv", [frame[:63, :65].copy() for frame in moving_frames(5, 64, 66)], 10, "mpeg4"
     )
@@ -143,26 +143,26 @@ def test_videos_that_browsers_do_not_play_are_copied(tmp_path):
     assert playable(plain, tmp_path / "none.mp4") == plain
 
 
-def test_limits_hold(api, raw, left, tmp_path):
-    refused(api, left, 413, "1 MB", files=parts(driving=raw["driving"] + bytes(1_100_000), reference=raw["reference"]))
+def test_limits_are_enforced(api, raw, names, tmp_path):
+    refused(api, names, 413, "1 MB", files=parts(driving=raw["driving"] + bytes(1_100_000), reference=raw["reference"]))
     frames = moving_frames(8, 64, 64)
     long = write_video(tmp_path / "long.mp4", frames, 1).read_bytes()
-    refused(api, left, 422, "at most 5 s", files=parts(driving=long, reference=raw["reference"]))
+    refused(api, names, 422, "at most 5 s", files=parts(driving=long, reference=raw["reference"]))
     large = write_video(tmp_path / "large.mp4", moving_frames(2, 1040, 1040)).read_bytes()
-    refused(api, left, 422, "million pixels", files=parts(driving=large, reference=raw["reference"]))
-    refused(api, left, 422, "prompt", data={"prompt": "x" * 70_000}, files=parts(**raw))
+    refused(api, names, 422, "million pixels", files=parts(driving=large, reference=raw["reference"]))
+    refused(api, names, 422, "prompt", data={"prompt": "x" * 70_000}, files=parts(**raw))
 
 
-def test_forms_are_read_strictly(api, raw, left):
+def test_invalid_forms_are_refused(api, raw, names):
     files = parts(**raw)
-    refused(api, left, 422, "unknown field", data={"sampling_stepps": "1"}, files=files)
-    refused(api, left, 422, "sampling_steps", data={"sampling_steps": "many"}, files=files)
-    refused(api, left, 422, "preprocess.starts", data={"preprocess": '{"starts": 1}'}, files=files)
-    refused(api, left, 422, "found a file", files={**files, "keypoints": ("k.json", b"{}")})
-    refused(api, left, 422, "expected a file", data={"driving": "text"}, files=parts(reference=raw["reference"]))
+    refused(api, names, 422, "unknown field", data={"sampling_stepps": "1"}, files=files)
+    refused(api, names, 422, "sampling_steps", data={"sampling_steps": "many"}, files=files)
+    refused(api, names, 422, "preprocess.starts", data={"preprocess": '{"starts": 1}'}, files=files)
+    refused(api, names, 422, "found a file", files={**files, "keypoints": ("k.json", b"{}")})
+    refused(api, names, 422, "expected a file", data={"driving": "text"}, files=parts(reference=raw["reference"]))
     twice = [("driving", ("a", raw["driving"])), ("driving", ("b", raw["driving"]))]
-    refused(api, left, 422, "twice", files=twice)
+    refused(api, names, 422, "twice", files=twice)
     form = {"content-type": "multipart/form-data"}
-    refused(api, left, 422, "form", content=b"no form", headers=form)
+    refused(api, names, 422, "form", content=b"no form", headers=form)
     cut = b'--b\r\nContent-Disposition: form-data; name="driving"; filename="x"\r\n\r\nabc'
-    refused(api, left, 422, "form", content=cut, headers={"content-type": "multipart/form-data; boundary=b"})
+    refused(api, names, 422, "form", content=cut, headers={"content-type": "multipart/form-data; boundary=b"})

@@ -1,4 +1,4 @@
-"""The end of a job is told to those who asked for it, once they can hear it."""
+"""Ended jobs are posted to their webhooks, until a receiver accepts them."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ SECRET = "a-secret-of-some-length"
 
 
 class Receiver(ThreadingHTTPServer):
-    """Answers the first request with 500, then 204, and keeps what was sent."""
+    """Answers the first request with 500, later ones with 204, and stores all requests."""
 
     def __init__(self) -> None:
         received = self.received = []
@@ -35,7 +35,7 @@ class Receiver(ThreadingHTTPServer):
                 return
 
         super().__init__(("127.0.0.1", 0), Handler)
-        self.place = f"127.0.0.1:{self.server_port}"
+        self.address = f"127.0.0.1:{self.server_port}"
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def until(condition) -> None:
         if condition():
             return
         time.sleep(0.1)
-    raise AssertionError("it did not happen")
+    raise AssertionError("the condition was not met in time")
 
 
-def test_the_end_is_told_again_until_it_is_heard(project, add_job, happen, instance, receiver, monkeypatch):
-    monkeypatch.setattr(webhooks, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(webhooks, "WAITS", (0.1,) * 3)
-    settings = ApiSettings(webhook_hosts=[receiver.place], webhook_secret=SECRET)
-    body = {"src_root_path": f"data/jobs/{add_job('hooked')}", "webhook_url": f"http://{receiver.place}/done?x=1"}
+def test_a_failed_webhook_is_retried(project, add_job, report_event, instance, receiver, monkeypatch):
+    monkeypatch.setattr(webhooks, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(webhooks, "RETRY_DELAYS", (0.1,) * 3)
+    settings = ApiSettings(webhook_hosts=[receiver.address], webhook_secret=SECRET)
+    body = {"src_root_path": f"data/jobs/{add_job('hooked')}", "webhook_url": f"http://{receiver.address}/done?x=1"}
 
     def tags() -> dict:
         return instance.get_runs(dg.RunsFilter(tags={"dagster/partition": "hooked"}))[0].tags
@@ -67,13 +67,13 @@ def test_the_end_is_told_again_until_it_is_heard(project, add_job, happen, insta
         assert api.post(JOBS, json=body).status_code == 202
         time.sleep(0.5)
         assert not receiver.received
-        happen("hooked", dg.DagsterEventType.RUN_CANCELED)
+        report_event("hooked", dg.DagsterEventType.RUN_CANCELED)
         until(lambda: len(receiver.received) == 1)
-    # The server is started anew.
+    # The server restarts.
     with running(settings):
         until(lambda: tags()[webhooks.STATE] == "sent")
         time.sleep(0.5)
-    assert len(receiver.received) == 2, "once more, and no more than that"
+    assert len(receiver.received) == 2, "sent once more, and then never again"
     for headers, sent in receiver.received:
         assert json.loads(sent)["status"] == "cancelled"
         content = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + sent
@@ -85,7 +85,7 @@ def test_the_end_is_told_again_until_it_is_heard(project, add_job, happen, insta
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/", "http://elsewhere.example/", "ftp://hooks.example/", "file:///x"]
 )
-def test_only_hosts_that_are_allowed(project, add_job, url):
+def test_other_hosts_are_refused(project, add_job, url):
     if not (project / "data" / "jobs" / "quiet").exists():
         add_job("quiet")
     with running(ApiSettings(webhook_hosts=["hooks.example"], webhook_secret=SECRET)) as api:

@@ -17,7 +17,7 @@ class Crashing(Launcher):
         asked.append([task.job_id for task in request.tasks])
         for task in request.tasks:
             if task.job_id.startswith("crash"):
-                raise WorkerDied(f"{task.job_id} died", task.job_id, again=not task.job_id.endswith("hung"))
+                raise WorkerDied(f"{task.job_id} died", task.job_id, retryable=not task.job_id.endswith("hung"))
             lost = task.job_id == "lost" and len(asked) < 3
             status = "failed" if lost else "succeeded"
             yield Result(job_id=task.job_id, status=status, created_at=task.created_at, may_pass=lost)

@@ -1,4 +1,4 @@
-"""An asset that generates a video on a cluster; which one comes from the environment."""
+"""An asset that generates videos on a cluster; REQUEST and CLIENT hold the request and the launcher."""
 
 import os
 from contextlib import closing

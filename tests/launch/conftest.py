@@ -8,7 +8,7 @@ from wan_orchestration.settings.environment import environment
 
 @pytest.fixture(autouse=True)
 def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What launches note of their progress stays out of the checkout."""
+    """Keeps the progress files of launches out of the checkout."""
     monkeypatch.setenv("WAN_DATA_ROOT", str(tmp_path / "data"))
     environment.cache_clear()
     yield

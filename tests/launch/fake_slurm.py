@@ -1,7 +1,7 @@
-"""Stands in for sbatch, srun, squeue, scancel and sinfo: `fake_slurm.py NAME ARGUMENTS`.
+"""A stand-in for sbatch, srun, squeue, scancel and sinfo: `fake_slurm.py NAME ARGUMENTS`.
 
-Jobs really run, on this machine; what is known of them is in $FAKE_SLURM/<id>.json. Other files there make trouble:
-`unreachable` and `refuses` hold what every command, or sbatch, answers; `ends` holds a state that jobs end in soon.
+Jobs really run, on this machine; $FAKE_SLURM/<id>.json holds their state. Other files there cause errors: every command
+fails with the text in `unreachable`, sbatch with the text in `refuses`; jobs soon end in the state in `ends`.
 """
 
 import contextlib
@@ -64,20 +64,20 @@ def run(words):
 
 
 def srun(words):
-    """The worker alone: torchrun takes seconds to start."""
+    """Starts the worker without torchrun, which takes seconds to start."""
     torchrun = words.index("torch.distributed.run")
     python, worker = words[torchrun - 2], words[words.index("-m", torchrun) :]
     os.execv(python, [python, *worker])
 
 
 def squeue(words):
-    asked = options(words)
+    given = options(words)
     for number, job in jobs().items():
-        shown = number == asked["jobs"] if "jobs" in asked else job["name"] == asked["name"]
-        if shown and ("jobs" in asked or job["state"] in ("PENDING", "RUNNING", "COMPLETING")):
+        shown = number == given["jobs"] if "jobs" in given else job["name"] == given["name"]
+        if shown and ("jobs" in given or job["state"] in ("PENDING", "RUNNING", "COMPLETING")):
             print("|".join([number, job["state"], "None", job["limit"], "n[1-2]"]))
             return
-    if "jobs" in asked:
+    if "jobs" in given:
         sys.exit("slurm_load_jobs error: Invalid job id specified")
 
 

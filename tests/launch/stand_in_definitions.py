@@ -1,4 +1,4 @@
-"""An asset that launches the stand-in worker; what it is to do and where comes from the environment."""
+"""An asset that launches the stand-in worker; STAND_IN_* variables say what it does and where."""
 
 import os
 import sys

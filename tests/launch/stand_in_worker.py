@@ -1,4 +1,4 @@
-"""The real worker with a stand-in engine, which behaves as the first job's name says."""
+"""The real worker with a stand-in engine. The first job's name selects one of the functions below."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from wan_orchestration.worker import main
 
 
 def succeed(request: Request, reporter):
-    """More output than a pipe holds, on both streams."""
+    """Writes more output than a pipe holds, on both streams, and succeeds."""
     for stream in (sys.stdout, sys.stderr):
         stream.write("x" * 300_000 + "\n")
     for task in request.tasks:
@@ -26,7 +26,7 @@ def succeed(request: Request, reporter):
 
 
 def clock(request: Request, reporter):
-    """Notes the device, and when the job began and ended."""
+    """Writes down the device, and when the job began and ended."""
     (task,) = request.tasks
     began = time.time()
     time.sleep(1)
@@ -40,11 +40,11 @@ def crash(request: Request, reporter):
 
 
 def mute(request: Request, reporter):
-    """Leaves without a result."""
+    """Ends without a result."""
 
 
 def stubborn(request: Request, reporter):
-    """Ignores every polite signal, as does a process that it started; leaves their ids behind."""
+    """Ignores SIGTERM and SIGINT, as does a process that it starts; writes their ids to a file."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     children = []

@@ -1,4 +1,4 @@
-"""A Dagster step around a launcher, and what came of it."""
+"""Runs a launcher in a Dagster step, and reads its outcome."""
 
 from contextlib import closing
 
@@ -9,7 +9,7 @@ from wan_orchestration.protocol.messages import Request
 
 
 def launch(launcher: Launcher, request: Request) -> tuple[Exception | dict[str, str], list[str]]:
-    """Generates in a Dagster step: each job's status or the error that ended the step, and the lines of the log."""
+    """Generates in a Dagster step. Returns each job's status, or the error that ended the step; and the log's lines."""
     outcome = {}
 
     @dg.asset
@@ -28,9 +28,9 @@ def launch(launcher: Launcher, request: Request) -> tuple[Exception | dict[str, 
 
 
 def reason(error: object) -> tuple[str, bool]:
-    """An error's text, and whether another try may help."""
+    """An error's text, and whether a retry may help."""
     if isinstance(error, dg.Failure):
         assert error.allow_retries is False
         return error.description, False
     assert isinstance(error, WorkerDied)
-    return str(error), error.again
+    return str(error), error.retryable

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.heavy
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[Path]:
-    """The folder of a Slurm that runs."""
+    """The folder of a running Slurm."""
     if os.geteuid() != 0:
         pytest.skip("Slurm's daemons are started as root")
     if not shutil.which("slurmctld"):
@@ -56,7 +56,7 @@ def client(cluster, tmp_path) -> SlurmClient:
 
 
 @pytest.fixture
-def ask(tiny_snapshot, make_job, tmp_path) -> Callable[..., Request]:
+def make_request(tiny_snapshot, make_job, tmp_path) -> Callable[..., Request]:
     clips = make_job("dance", frames=9)
 
     def make(steps: int = 2, output: str = "videos", exact: Path | None = None) -> Request:
@@ -131,26 +131,26 @@ def workers(count: int = 0, seconds: float = 60) -> list[psutil.Process]:
 def is_worker(process: psutil.Process) -> bool:
     command = process.info["cmdline"] or []
     try:
-        ours = "wan_orchestration.worker" in command and "torch.distributed.run" not in command
-        return ours and "SLURM_JOB_ID" in process.environ()
+        worker = "wan_orchestration.worker" in command and "torch.distributed.run" not in command
+        return worker and "SLURM_JOB_ID" in process.environ()
     except psutil.NoSuchProcess:
         return False
 
 
-def denoises(folder: Path, seconds: float = 90) -> None:
-    """Wait until a video is at its first steps."""
+def wait_for_denoising(folder: Path, seconds: float = 90) -> None:
+    """Wait until a video is in its first denoising steps."""
     end = time.monotonic() + seconds
     while not any('"step": 3' in file.read_text() for file in folder.glob("slurm/*/messages.jsonl")):
         assert time.monotonic() < end, "denoising did not begin"
         time.sleep(0.2)
 
 
-def test_two_nodes_make_the_same_video_as_one_process(client, ask, tmp_path):
-    outcome, log = launch(client, ask(output="two", exact=tmp_path / "two.npz"))
+def test_two_nodes_make_the_same_video_as_one_process(client, make_request, tmp_path):
+    outcome, log = launch(client, make_request(output="two", exact=tmp_path / "two.npz"))
     assert outcome == {"dance": "succeeded"}
     assert any("2 ranks, sequence parallel of degree 2" in line for line in log)
     assert any("running on n[1-2]" in line for line in log)
-    (result,) = runner.run(ask(output="one", exact=tmp_path / "one.npz"), Silent())
+    (result,) = runner.run(make_request(output="one", exact=tmp_path / "one.npz"), Silent())
     assert result.status == "succeeded"
     one, two = (np.load(tmp_path / f"{name}.npz")["frames"] for name in ("one", "two"))
     assert one.shape == (3, 9, 64, 96)
@@ -158,9 +158,9 @@ def test_two_nodes_make_the_same_video_as_one_process(client, ask, tmp_path):
     assert not list((tmp_path / "slurm").glob("wan-*"))
 
 
-def test_nothing_is_left_of_a_cancelled_step(client, ask, materialize, tmp_path):
-    process = materialize(client, ask(LONG))
-    denoises(tmp_path)
+def test_a_cancelled_step_leaves_no_job(client, make_request, materialize, tmp_path):
+    process = materialize(client, make_request(LONG))
+    wait_for_denoising(tmp_path)
     assert len(workers(2)) == 2
     process.terminate()
     process.wait(30)
@@ -168,52 +168,52 @@ def test_nothing_is_left_of_a_cancelled_step(client, ask, materialize, tmp_path)
     assert workers(0, seconds=1) == []
 
 
-def test_a_run_that_was_killed_is_taken_up(client, ask, materialize, tmp_path):
-    process = materialize(client, ask(60))
-    denoises(tmp_path)
+def test_the_next_run_takes_over_from_a_killed_run(client, make_request, materialize, tmp_path):
+    process = materialize(client, make_request(60))
+    wait_for_denoising(tmp_path)
     (before,) = squeue()
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert squeue() == [before], "the Slurm job works on"
-    outcome, log = launch(client, ask(60))
+    outcome, log = launch(client, make_request(60))
     assert outcome == {"dance": "succeeded"}
     assert any(f"Takes over the Slurm job {before.split()[0]} " in line for line in log)
     assert not any("Submitted" in line for line in log)
 
 
-def test_a_rejected_submission(client, ask):
-    text, again = reason(launch(client.model_copy(update={"partition": "nowhere"}), ask())[0])
+def test_a_rejected_submission(client, make_request):
+    text, retryable = reason(launch(client.model_copy(update={"partition": "nowhere"}), make_request())[0])
     assert text.startswith("Slurm does not take the job: sbatch: error: invalid partition specified: nowhere")
-    assert not again
+    assert not retryable
 
 
-def test_cancelled_by_somebody_else(client, ask, tmp_path):
+def test_cancelled_by_somebody_else(client, make_request, tmp_path):
     def cancel():
-        denoises(tmp_path)
+        wait_for_denoising(tmp_path)
         subprocess.run(["scancel", squeue()[0].split()[0]], check=True)
 
     thread = threading.Thread(target=cancel)
     thread.start()
-    text, again = reason(launch(client, ask(LONG))[0])
+    text, retryable = reason(launch(client, make_request(LONG))[0])
     thread.join()
     assert "was cancelled by somebody else (scancel) before it had a result for dance" in text
-    assert not again
+    assert not retryable
     assert workers(0) == []
 
 
-def test_a_time_limit(client, ask):
+def test_a_time_limit(client, make_request):
     """Slurm's shortest is a minute."""
-    text, again = reason(launch(client.model_copy(update={"time_limit": "1"}), ask(LONG))[0])
+    text, retryable = reason(launch(client.model_copy(update={"time_limit": "1"}), make_request(LONG))[0])
     assert "was stopped at its time limit (1:00) before it had a result for dance" in text
-    assert again
+    assert retryable
     assert workers(0) == []
 
 
-def test_a_lost_node(client, ask, cluster, tmp_path):
+def test_a_lost_node(client, make_request, cluster, tmp_path):
     """All processes of a node vanish: its daemon, its job steps, its rank."""
 
     def lose():
-        denoises(tmp_path)
+        wait_for_denoising(tmp_path)
         daemon = psutil.Process(int((cluster / "slurmd.n2.pid").read_text()))
         (rank,) = [worker for worker in workers(2) if worker.environ()["SLURMD_NODENAME"] == "n2"]
         torchrun, step = rank.parents()[:2]
@@ -224,13 +224,13 @@ def test_a_lost_node(client, ask, cluster, tmp_path):
     thread = threading.Thread(target=lose)
     thread.start()
     try:
-        outcome = launch(client, ask(LONG))[0]
+        outcome = launch(client, make_request(LONG))[0]
     finally:
         thread.join()
         subprocess.run([SCRIPT, "node", cluster, "n2"], check=True)
-    # The first rank may notice before Slurm does, and says then that another try may help.
+    # The first rank may notice before Slurm does. Then it reports that a retry may help.
     if outcome != {"dance": "may pass"}:
-        text, again = reason(outcome)
+        text, retryable = reason(outcome)
         assert "lost a node (n2) before it had a result for dance" in text
-        assert again
+        assert retryable
     assert workers(0) == []

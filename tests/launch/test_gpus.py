@@ -1,4 +1,4 @@
-"""Which devices runs may use: by CUDA's rules for its own variable, strictly for ours."""
+"""Which devices runs may use: CUDA's rules apply to CUDA_VISIBLE_DEVICES, stricter ones to WAN_GPUS_DEVICES."""
 
 import pytest
 
@@ -13,7 +13,7 @@ MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/0"
 
 @pytest.fixture(autouse=True)
 def two_gpus(monkeypatch):
-    monkeypatch.setattr(gpus, "_present", lambda: {"0": FIRST, "1": SECOND})
+    monkeypatch.setattr(gpus, "_present_gpus", lambda: {"0": FIRST, "1": SECOND})
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ def two_gpus(monkeypatch):
         (MIG, [MIG]),
     ],
 )
-def test_the_systems_list_follows_cudas_rules(monkeypatch, visible, expected):
+def test_visible_devices_follow_cudas_rules(monkeypatch, visible, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert Gpus()._cuda_devices() == expected
 
 
-def test_our_list_takes_short_uuids_and_refuses_the_unknown(monkeypatch):
+def test_chosen_devices_may_be_short_uuids_and_must_exist(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert Gpus(devices="GPU-8a,0")._cuda_devices() == [SECOND, FIRST]
     assert Gpus(devices=MIG)._cuda_devices() == [MIG]
@@ -42,7 +42,7 @@ def test_our_list_takes_short_uuids_and_refuses_the_unknown(monkeypatch):
             Gpus(devices=unknown)._cuda_devices()
 
 
-def test_a_part_of_a_gpu_can_be_leased(tmp_path):
+def test_a_mig_instance_can_be_leased(tmp_path):
     with leases.lease(tmp_path, [MIG], 1, "a test", print) as lease:
         assert lease.devices == [MIG]
         assert [file.parent for file in lease.files] == [tmp_path]

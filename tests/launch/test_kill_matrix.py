@@ -1,4 +1,4 @@
-"""Whatever is killed while a clip is made: nothing is left, the devices are free, and another run goes on from there.
+"""Any process is killed during a segment: no process is left, the devices are free, and another run resumes.
 
 Real runs with the real engine: `pytest -m heavy tests/launch/test_kill_matrix.py`.
 """
@@ -27,14 +27,14 @@ pytestmark = pytest.mark.heavy
 
 ROOT = Path(__file__).parents[2]
 GONE_SECONDS = 15
-"""What is promised, on any machine."""
-CLIPS = 4
+"""Longest time until everything is gone, on any machine."""
+SEGMENTS = 4
 SETTINGS = {"ops": {"generated_video": {"config": {"clip_len": 5, "sampling_steps": 12}}}}
 
 
 @pytest.fixture
 def project(tmp_path, make_job, tiny_snapshot, monkeypatch) -> Path:
-    """A data root with a job of four clips, an instance, and clips in their place."""
+    """A data root with a job of four segments, its clips in their place, and an instance."""
     make_job("dance", frames=17)
     home = tmp_path / "dagster_home"
     home.mkdir()
@@ -67,13 +67,13 @@ def step(folder: Path, asset: str = "generated_video") -> Iterator[subprocess.Po
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
-    """The step, torchrun, and the rank that makes the video."""
+    """The step, torchrun, and the rank that generates the video."""
     (agent,) = [child for child in process.children() if "torch.distributed.run" in " ".join(child.cmdline())]
     (rank,) = agent.children()
     return [process, agent, rank]
 
 
-def clips_finished(project: Path) -> int:
+def segments_finished(project: Path) -> int:
     try:
         return len(json.loads((project / "videos" / "dance" / ".work" / "state.json").read_text())["clips"])
     except FileNotFoundError:
@@ -83,13 +83,13 @@ def clips_finished(project: Path) -> int:
 def wait_until(what: Callable[[], object], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, "it did not come to that"
+        assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
 
 
 def is_free(project: Path) -> bool:
-    def refuse(news: str):
-        raise TimeoutError(news)
+    def refuse(message: str):
+        raise TimeoutError(message)
 
     try:
         with leases.lease(project / "leases", ["cpu-0"], 1, "test", refuse):
@@ -103,24 +103,24 @@ def nothing_left(processes: list[psutil.Process]) -> bool:
 
 
 def video(project: Path) -> tuple[bytes, int]:
-    """The finished video, and how many of its clips were taken over from an earlier try."""
+    """The finished video, and how many of its segments come from an earlier try."""
     folder = project / "videos" / "dance"
     result = json.loads((folder / "result.json").read_text())
-    assert result["clips"] == CLIPS
+    assert result["clips"] == SEGMENTS
     return (folder / "video.mp4").read_bytes(), result["resumed_clips"]
 
 
 @dataclass(frozen=True)
 class Unbroken:
-    """The video as a run makes it that nobody disturbs."""
+    """The video of an undisturbed run."""
 
     video: bytes
     seconds: float
-    """What such a run takes on this machine, from its start to its end."""
+    """Duration of such a run on this machine."""
 
     @property
     def patience(self) -> float:
-        """Seconds after which something that is a part of such a run will not come any more."""
+        """Seconds after which a part of such a run counts as missing."""
         return 3 * self.seconds
 
 
@@ -144,16 +144,16 @@ STEP, AGENT, RANK = range(3)
     [(signal.SIGTERM, STEP), (signal.SIGINT, STEP), (signal.SIGKILL, STEP)],
     ids=["cancel", "ctrl-c", "kill-step"],
 )
-def test_the_end_of_the_step(project, unbroken, number, whom):
+def test_killing_the_step(project, unbroken, number, whom):
     with step(project) as process:
-        wait_until(lambda: clips_finished(project) >= 1, unbroken.patience)
+        wait_until(lambda: segments_finished(project) >= 1, unbroken.patience)
         processes = tree(psutil.Process(process.pid))
         assert not is_free(project)
         processes[whom].send_signal(number)
         wait_until(lambda: nothing_left(processes), GONE_SECONDS)
         assert process.wait() != 0
     wait_until(lambda: is_free(project), GONE_SECONDS)
-    assert 1 <= clips_finished(project) < CLIPS
+    assert 1 <= segments_finished(project) < SEGMENTS
     with step(project) as process:
         assert process.wait() == 0, (project / "log").read_text()
     made, resumed = video(project)
@@ -161,10 +161,10 @@ def test_the_end_of_the_step(project, unbroken, number, whom):
 
 
 @pytest.mark.parametrize("whom", [AGENT, RANK], ids=["kill-agent", "kill-rank"])
-def test_the_end_of_what_the_step_launched(project, unbroken, whom):
-    """The step itself tries again, and goes on after the last finished clip."""
+def test_killing_what_the_step_launched(project, unbroken, whom):
+    """The step itself retries, and resumes after the last finished segment."""
     with step(project) as process:
-        wait_until(lambda: clips_finished(project) >= 1, unbroken.patience)
+        wait_until(lambda: segments_finished(project) >= 1, unbroken.patience)
         processes = tree(psutil.Process(process.pid))
         processes[whom].kill()
         wait_until(lambda: nothing_left(processes[AGENT:]), GONE_SECONDS)
@@ -176,13 +176,13 @@ def test_the_end_of_what_the_step_launched(project, unbroken, whom):
 
 
 def test_a_rank_that_hangs(project, unbroken, monkeypatch):
-    # A healthy worker is silent while it starts, for a part of this time.
+    # Longer than a healthy worker is silent while it starts.
     stall_seconds = round(unbroken.seconds)
     monkeypatch.setenv("WAN_TORCHRUN_STALL_TIMEOUT_SECONDS", str(stall_seconds))
     with step(project) as process:
-        wait_until(lambda: clips_finished(project) >= 1, unbroken.patience)
+        wait_until(lambda: segments_finished(project) >= 1, unbroken.patience)
         processes = tree(psutil.Process(process.pid))
-        # It cannot be asked for its stacks any more; tests/launch/test_torchrun.py has one that can.
+        # A suspended process cannot write its stacks. In tests/launch/test_torchrun.py one does.
         processes[RANK].suspend()
         wait_until(lambda: nothing_left(processes[AGENT:]), stall_seconds + GONE_SECONDS)
         assert process.wait() != 0
@@ -196,7 +196,7 @@ def test_a_rank_that_hangs(project, unbroken, monkeypatch):
 
 def test_a_rank_without_memory(project, unbroken):
     with step(project) as process:
-        wait_until(lambda: clips_finished(project) >= 1, unbroken.patience)
+        wait_until(lambda: segments_finished(project) >= 1, unbroken.patience)
         processes = tree(psutil.Process(process.pid))
         used = processes[RANK].memory_info().vms
         processes[RANK].rlimit(resource.RLIMIT_AS, (used, used))
@@ -222,28 +222,28 @@ TERMINATE = "mutation ($run: String!) { terminateRun(runId: $run) { __typename }
 
 @contextmanager
 def dagster_dev(folder: Path, patience: float) -> Iterator[Callable[..., dict]]:
-    """A real `dagster dev` that is up within `patience` seconds; asks its webserver."""
+    """A real `dagster dev` that is up within `patience` seconds. Yields a function that queries its webserver."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
     with (folder / "dev.log").open("w") as log:
         server = subprocess.Popen([*command, "-w", "workspace.yaml"], stdout=log, stderr=log, cwd=ROOT)
 
-    def ask(query: str, **variables: object) -> dict:
-        body = json.dumps({"query": query, "variables": variables}).encode()
+    def query(text: str, **variables: object) -> dict:
+        body = json.dumps({"query": text, "variables": variables}).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{port}/graphql", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["data"]
 
     def up() -> bool:
         try:
-            return bool(ask("{ version }"))
+            return bool(query("{ version }"))
         except OSError:
             return False
 
     try:
         wait_until(up, patience)
-        yield ask
+        yield query
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(patience)
@@ -251,7 +251,7 @@ def dagster_dev(folder: Path, patience: float) -> Iterator[Callable[..., dict]]:
 
 def test_cancel_in_the_ui(project, unbroken):
     with (
-        dagster_dev(project, unbroken.patience) as ask,
+        dagster_dev(project, unbroken.patience) as query,
         dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance,
     ):
         parameters = {
@@ -266,11 +266,11 @@ def test_cancel_in_the_ui(project, unbroken):
             "mode": "default",
             "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "dance"}]},
         }
-        run = ask(LAUNCH, parameters=parameters)["launchPipelineExecution"]["run"]["id"]
-        wait_until(lambda: clips_finished(project) >= 1, unbroken.patience)
+        run = query(LAUNCH, parameters=parameters)["launchPipelineExecution"]["run"]["id"]
+        wait_until(lambda: segments_finished(project) >= 1, unbroken.patience)
         working = [p for p in psutil.process_iter(["cmdline"]) if is_of(p, project)]
         assert working
-        ask(TERMINATE, run=run)
+        query(TERMINATE, run=run)
         wait_until(lambda: nothing_left(working), GONE_SECONDS)
         wait_until(lambda: instance.get_run_by_id(run).status == dg.DagsterRunStatus.CANCELED, unbroken.patience)
     wait_until(lambda: is_free(project), GONE_SECONDS)
@@ -281,7 +281,7 @@ def test_cancel_in_the_ui(project, unbroken):
 
 
 def is_of(process: psutil.Process, project: Path) -> bool:
-    """Whether it is a worker or its torchrun, launched for this project."""
+    """Whether a process is a worker or its torchrun, launched for this project."""
     try:
         words = " ".join(process.cmdline())
         return "wan_orchestration.worker" in words and process.environ().get("WAN_DATA_ROOT") == str(project)

@@ -14,7 +14,7 @@ DEFINITIONS = HERE / "stand_in_definitions.py"
 
 
 @pytest.mark.heavy
-def test_never_more_than_two_at_work(tmp_path, monkeypatch):
+def test_at_most_two_runs_work_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("STAND_IN_FOLDER", str(tmp_path))
     monkeypatch.setenv("STAND_IN_SLOTS", "2")
     monkeypatch.setenv("WAN_GPUS_LEASE_FOLDER", str(tmp_path / "leases"))
@@ -23,7 +23,7 @@ def test_never_more_than_two_at_work(tmp_path, monkeypatch):
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
     monkeypatch.setenv("DAGSTER_HOME", str(home))
-    # Its databases are made by the first that opens it, and not by several at once.
+    # Creates its databases: several runs that open it at once cannot.
     dg.DagsterInstance.from_config(str(home)).dispose()
     command = [sys.executable, "-m", "dagster", "asset", "materialize", "-f", str(DEFINITIONS), "--select", "launched"]
     runs = []

@@ -1,4 +1,4 @@
-"""Runs whose process is gone."""
+"""The run launcher notices runs whose process is gone."""
 
 import os
 import socket
@@ -9,7 +9,8 @@ import dagster as dg
 import pytest
 from dagster._core.events import EngineEventData
 
-from wan_orchestration.launch.run_launcher import HOST_TAG, LAUNCHED_HERE_TAG
+from wan_orchestration.launch.dagster_internals import GRPC_INFO_TAG
+from wan_orchestration.launch.run_launcher import HOST_TAG
 
 
 @pytest.fixture
@@ -30,22 +31,20 @@ def health(instance):
     return of
 
 
-def test_a_run_is_as_alive_as_its_process(health):
+def test_a_run_is_healthy_while_its_process_runs(health):
     ended = subprocess.Popen(["true"])
-    assert health(os.getpid(), **{LAUNCHED_HERE_TAG: "{}"}) == "RUNNING"
+    assert health(os.getpid(), **{GRPC_INFO_TAG: "{}"}) == "RUNNING"
     time.sleep(0.2)
-    assert health(ended.pid, **{LAUNCHED_HERE_TAG: "{}"}) == "FAILED", "a zombie"
+    assert health(ended.pid, **{GRPC_INFO_TAG: "{}"}) == "FAILED", "a zombie"
     ended.wait()
-    assert health(ended.pid, **{LAUNCHED_HERE_TAG: "{}"}) == "FAILED"
+    assert health(ended.pid, **{GRPC_INFO_TAG: "{}"}) == "FAILED"
     assert health(ended.pid, **{HOST_TAG: socket.gethostname()}) == "FAILED", "started in a shell of this machine"
     assert health(ended.pid, **{HOST_TAG: "elsewhere"}) == "RUNNING", "nothing is known of other machines' processes"
-    assert health(None, **{LAUNCHED_HERE_TAG: "{}"}) == "RUNNING", "not yet started"
+    assert health(None, **{GRPC_INFO_TAG: "{}"}) == "RUNNING", "not yet started"
 
 
-def test_a_process_id_that_was_given_to_another(instance):
-    run = instance.add_run(
-        dg.DagsterRun(job_name="x", status=dg.DagsterRunStatus.STARTED, tags={LAUNCHED_HERE_TAG: "{}"})
-    )
+def test_a_process_id_that_another_process_reuses(instance):
+    run = instance.add_run(dg.DagsterRun(job_name="x", status=dg.DagsterRunStatus.STARTED, tags={GRPC_INFO_TAG: "{}"}))
     instance.report_engine_event("Started process", run, EngineEventData.in_process(os.getpid()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("psutil.Process.create_time", lambda process: time.time() + 60)

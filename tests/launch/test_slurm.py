@@ -1,4 +1,4 @@
-"""The Slurm client with the real worker; the engine and Slurm are stand-ins. test_cluster has a real Slurm."""
+"""The Slurm client with the real worker; the engine and Slurm are stand-ins. test_cluster.py uses a real Slurm."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ from tasks import make_task
 from wan_orchestration.launch import slurm
 from wan_orchestration.launch.slurm import SlurmClient, failure
 from wan_orchestration.launch.slurm_folder import LaunchFolder
-from wan_orchestration.launch.slurm_queue import Job
+from wan_orchestration.launch.slurm_queue import SlurmJob
 from wan_orchestration.launch.tail import TailMessageReader
 from wan_orchestration.protocol.messages import Request, Result
 from wan_orchestration.settings.generate import GenerateSettings
@@ -42,13 +42,13 @@ def cluster(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(slurm, "WORKER", "stand_in_worker")
-    monkeypatch.setattr(slurm, "GONE_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(slurm, "CANCEL_POLL_SECONDS", 0.05)
     return home
 
 
 @pytest.fixture
 def work_folder(tmp_path) -> Path:
-    # A name that a shell would act on, were it not quoted.
+    # Unquoted, a shell would run a command in this name.
     return tmp_path / "a $(touch gone) 'folder'"
 
 
@@ -57,8 +57,8 @@ def client(work_folder) -> SlurmClient:
     return SlurmClient(nodes=2, gpus_per_node=0, work_folder=str(work_folder), poll_seconds=0.1, grace_seconds=5)
 
 
-def ask(folder: Path, *names: str, steps: int = 20) -> Request:
-    """A request for jobs that the stand-in engine treats as the first one's name says."""
+def make_request(folder: Path, *names: str, steps: int = 20) -> Request:
+    """A request for jobs; the stand-in engine behaves as the first one's name says."""
     clips = folder / "clips"
     clips.mkdir(exist_ok=True)
     if not (clips / "src_pose.mp4").exists():
@@ -77,7 +77,7 @@ def test_submits_and_reports(cluster, client, work_folder, tmp_path, monkeypatch
     client = client.model_copy(
         update={"partition": "gpu; rm -rf /", "time_limit": "2:00:00", "directives": ["--qos=high", "--mem=8G"]}
     )
-    outcome, log = launch(client, ask(tmp_path, "succeed", "second"))
+    outcome, log = launch(client, make_request(tmp_path, "succeed", "second"))
     assert outcome == {"succeed": "succeeded", "second": "succeeded"}
     assert any(line.startswith(("succeed: starting", "succeed: part 1 of 1, step ")) for line in log)
     assert "threads: 2" in log
@@ -97,9 +97,9 @@ def test_submits_and_reports(cluster, client, work_folder, tmp_path, monkeypatch
     assert not Path("gone").exists()
 
 
-def test_gpus_and_cores_are_asked_for(tmp_path):
+def test_gpus_and_cores_are_requested(tmp_path):
     client = SlurmClient(nodes=3, gpus_per_node=4, cpus_per_node=32, account="film")
-    folder = LaunchFolder(tmp_path, ask(tmp_path, "job"))
+    folder = LaunchFolder(tmp_path, make_request(tmp_path, "job"))
     arguments = client._arguments(folder, 3, 4)
     assert {"--nodes=3", "--gpus-per-node=4", "--cpus-per-task=32", "--account=film"} <= set(arguments)
     script = slurm.batch_script(folder, 3, 4, 32)
@@ -114,14 +114,14 @@ def test_gpus_and_cores_are_asked_for(tmp_path):
     [("crash", "Slurm job 1 failed, because n2 does not answer any more,"), ("mute", "Slurm job 1 ended")],
 )
 def test_a_worker_without_a_result_fails_in_words(cluster, client, work_folder, tmp_path, name, words):
-    text, again = reason(launch(client, ask(tmp_path, name))[0])
+    text, retryable = reason(launch(client, make_request(tmp_path, name))[0])
     assert text.startswith(f"{words} before it had a result for {name}. ")
-    assert again
+    assert retryable
     assert len(list(work_folder.glob("wan-*/slurm.log"))) == 1, "the log is kept"
 
 
 @pytest.mark.parametrize(
-    "state, words, again",
+    "state, words, retryable",
     [
         ("TIMEOUT", "was stopped at its time limit (30:00)", True),
         ("NODE_FAIL", "lost a node (n2)", True),
@@ -130,50 +130,50 @@ def test_a_worker_without_a_result_fails_in_words(cluster, client, work_folder, 
         ("OUT_OF_MEMORY", "used more main memory", False),
     ],
 )
-def test_each_ending_has_words(cluster, state, words, again):
-    job = Job("7", state, "None", "30:00", "n[1-2]")
-    text, may_help = reason(failure(job, ["dance"], Path("slurm.log")))
+def test_each_final_state_has_words(cluster, state, words, retryable):
+    job = SlurmJob("7", state, "None", "30:00", "n[1-2]")
+    text, may_retry = reason(failure(job, ["dance"], Path("slurm.log")))
     assert text.startswith(f"Slurm job 7 {words}")
     assert "before it had a result for dance" in text
-    assert may_help is again
+    assert may_retry is retryable
 
 
 def test_a_job_that_slurm_ends(cluster, client, tmp_path):
     (cluster / "ends").write_text("TIMEOUT")
-    text, again = reason(launch(client, ask(tmp_path, "stubborn"))[0])
+    text, retryable = reason(launch(client, make_request(tmp_path, "stubborn"))[0])
     assert text.startswith("Slurm job 1 was stopped at its time limit (1:00) before it had a result for stubborn")
-    assert again
+    assert retryable
 
 
 def test_a_job_that_hangs_is_cancelled(cluster, client, tmp_path):
     client = client.model_copy(update={"stall_timeout_seconds": 10})
-    text, again = reason(launch(client, ask(tmp_path, "stubborn"))[0])
+    text, retryable = reason(launch(client, make_request(tmp_path, "stubborn"))[0])
     assert text.startswith("stubborn made no progress for 1") and "so Slurm job 1 was cancelled" in text
-    assert not again
+    assert not retryable
     (job,) = jobs(cluster)
     assert job["state"] == "CANCELLED"
 
 
 def test_no_slurm_here(client, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    text, again = reason(launch(client, ask(tmp_path, "job"))[0])
+    text, retryable = reason(launch(client, make_request(tmp_path, "job"))[0])
     assert "Slurm's commands are not on the PATH" in text
-    assert not again
+    assert not retryable
 
 
 def test_a_rejected_submission(cluster, client, tmp_path):
     (cluster / "refuses").write_text("sbatch: error: invalid partition specified: gpu")
-    text, again = reason(launch(client, ask(tmp_path, "job"))[0])
+    text, retryable = reason(launch(client, make_request(tmp_path, "job"))[0])
     assert text == "Slurm does not take the job: sbatch: error: invalid partition specified: gpu"
-    assert not again
+    assert not retryable
 
 
 def test_a_controller_that_is_down(cluster, client, tmp_path):
     trouble = cluster / "unreachable"
     trouble.write_text("squeue: error: Unable to contact slurm controller (connect failure)")
-    text, again = reason(launch(client, ask(tmp_path, "succeed"))[0])
+    text, retryable = reason(launch(client, make_request(tmp_path, "succeed"))[0])
     assert "Slurm's controller does not answer" in text
-    assert again
+    assert retryable
     trouble.unlink()
 
     def outage():
@@ -186,10 +186,10 @@ def test_a_controller_that_is_down(cluster, client, tmp_path):
 
     thread = threading.Thread(target=outage)
     thread.start()
-    outcome, log = launch(client, ask(tmp_path, "succeed"))
+    outcome, log = launch(client, make_request(tmp_path, "succeed"))
     thread.join()
     assert outcome == {"succeed": "succeeded"}
-    assert any("goes on trying" in line for line in log)
+    assert any("retrying" in line for line in log)
 
 
 def test_cancelled_with_the_step(cluster, client, tmp_path):
@@ -201,35 +201,35 @@ def test_cancelled_with_the_step(cluster, client, tmp_path):
     thread = threading.Thread(target=cancel)
     thread.start()
     with pytest.raises(BaseException) as caught:
-        launch(client, ask(tmp_path, "stubborn"))
+        launch(client, make_request(tmp_path, "stubborn"))
     thread.join()
     assert type(caught.value).__name__ in ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
     assert [job["state"] for job in jobs(cluster)] == ["CANCELLED"]
 
 
 def test_the_next_run_takes_over(cluster, client, work_folder, tmp_path):
-    """A run that is killed leaves its Slurm job behind."""
-    request = ask(tmp_path, "succeed")
+    """A killed run leaves its Slurm job behind."""
+    request = make_request(tmp_path, "succeed")
     leave_behind(client, work_folder, request)
-    later = ask(tmp_path, "succeed")
+    later = make_request(tmp_path, "succeed")
     assert later != request
     outcome, log = launch(client, later)
     assert outcome == {"succeed": "succeeded"}
     assert len(jobs(cluster)) == 1
     assert any("Takes over the Slurm job 1" in line for line in log)
-    assert "threads: 2" in log, "what it reported while nobody watched"
+    assert "threads: 2" in log, "what it reported while no step watched"
 
 
-def test_another_video_in_the_same_place_ends_the_first(cluster, client, work_folder, tmp_path):
-    leave_behind(client, work_folder, ask(tmp_path, "succeed", steps=7))
-    outcome, _ = launch(client, ask(tmp_path, "succeed"))
+def test_another_video_in_the_same_place_cancels_the_first(cluster, client, work_folder, tmp_path):
+    leave_behind(client, work_folder, make_request(tmp_path, "succeed", steps=7))
+    outcome, _ = launch(client, make_request(tmp_path, "succeed"))
     assert outcome == {"succeed": "succeeded"}
     assert [job["state"] for job in jobs(cluster)] == ["CANCELLED", "COMPLETED"]
     assert not list(work_folder.glob("wan-*"))
 
 
-def test_videos_that_were_finished_unseen(cluster, client, work_folder, tmp_path):
-    request = ask(tmp_path, "succeed")
+def test_videos_that_were_finished_while_no_step_watched(cluster, client, work_folder, tmp_path):
+    request = make_request(tmp_path, "succeed")
     folder = LaunchFolder(work_folder, request)
     folder.write("")
     result = Result(job_id="succeed", status="succeeded", created_at=request.tasks[0].created_at)
@@ -254,32 +254,32 @@ def test_one_run_at_a_time(cluster, client, work_folder, tmp_path):
     work_folder.mkdir()
     with (work_folder / "generate-b.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        text, again = reason(launch(client, ask(tmp_path, "a", "b"))[0])
+        text, retryable = reason(launch(client, make_request(tmp_path, "a", "b"))[0])
     assert text.startswith("Another run is making b on the cluster right now")
-    assert not again
+    assert not retryable
     assert jobs(cluster) == []
 
 
-def test_messages_are_read_when_whole(tmp_path):
-    heard = []
+def test_only_whole_messages_are_read(tmp_path):
+    messages = []
 
     class Handler:
-        handle_message = staticmethod(heard.append)
+        handle_message = staticmethod(messages.append)
 
     reader = TailMessageReader(tmp_path / "messages")
     with reader.path.open("wb", buffering=0) as file, reader.read_messages(Handler()):
         lines = [json.dumps({"text": text}).encode() + b"\n" for text in ("ä" * 2_000_000, "b")]
         file.write(lines[0][:7])
         reader.read()
-        assert heard == []
+        assert messages == []
         file.write(lines[0][7:] + lines[1])
         reader.read()
         reader.read()
-    assert heard == [json.loads(line) for line in lines]
+    assert messages == [json.loads(line) for line in lines]
 
 
 def leave_behind(client: SlurmClient, work_folder: Path, request: Request) -> None:
-    """Submit a request's Slurm job as a run does that is killed right after."""
+    """Submit a request's Slurm job, like a run that is killed right after that."""
     folder = LaunchFolder(work_folder, request)
     folder.write(slurm.batch_script(folder, 2, 1, None))
     names = ("asset_keys", "code_version_by_asset_key", "provenance_by_asset_key", "partition_key", "job_name")

@@ -20,14 +20,14 @@ from wan_orchestration.protocol import leases
 HERE = Path(__file__).parent
 DEFINITIONS = HERE / "stand_in_definitions.py"
 DEADLINE = 15.0
-"""Seconds in which a job must be gone once its step is."""
+"""Seconds in which all processes must end after their step."""
 
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """Sets what the stand-in engine does, and where it leaves its process ids."""
+    """Selects what the stand-in engine does, and where it writes its process ids."""
 
-    # The definitions change it.
+    # The definitions change it; this restores it.
     monkeypatch.setattr(torchrun, "WORKER", torchrun.WORKER)
 
     def choose(name: str) -> Path:
@@ -44,7 +44,7 @@ def job(tmp_path, monkeypatch):
 
 
 def materialize(tmp_path: Path) -> tuple[dg.ExecuteInProcessResult, list[str]]:
-    """Runs the asset in this process; its result and the lines of its log."""
+    """Runs the asset in this process; returns its result and the lines of its log."""
     spec = importlib.util.spec_from_file_location("stand_in_definitions", DEFINITIONS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -95,7 +95,7 @@ def test_reports_progress_and_survives_much_output(job):
     assert result.success
     assert any(line.startswith(("succeed: starting", "succeed: part 1 of 1, step ")) for line in log)
     assert f"threads: {len(os.sched_getaffinity(0))}" in log
-    assert not list(folder.glob("wan-launch-*")), "the request's folder is left behind"
+    assert not list(folder.glob("wan-launch-*")), "the request's folder is still there"
 
 
 @pytest.mark.parametrize("name, code", [("crash", 1), ("mute", 0)])
@@ -121,7 +121,7 @@ def test_the_worker_dies_with_torchrun(job):
     assert "before it had a result for stubborn" in failure(result)
 
 
-def test_a_worker_that_hangs_says_where_and_is_ended(job, monkeypatch):
+def test_a_hung_worker_logs_its_stacks_and_is_killed(job, monkeypatch):
     monkeypatch.setenv("STAND_IN_STALL", "12")
     folder = job("stubborn")
     result, log = materialize(folder)
@@ -132,15 +132,15 @@ def test_a_worker_that_hangs_says_where_and_is_ended(job, monkeypatch):
 
 
 @pytest.mark.parametrize("jobs, lines", [("succeed-a succeed-b succeed-c", 2), ("succeed-a", 1)])
-def test_several_processes_share_out_the_jobs(job, monkeypatch, jobs, lines):
+def test_several_processes_divide_the_jobs(job, monkeypatch, jobs, lines):
     monkeypatch.setenv("STAND_IN_PROCESSES", "2")
     monkeypatch.setenv("STAND_IN_SLOTS", "2")
     result, log = materialize(job(jobs))
     assert result.success
-    (said,) = [line for line in log if line.startswith("Generates ")]
+    (line,) = [line for line in log if line.startswith("Generates ")]
     apart = "one video on each of 2 devices (3 videos, 2 devices)"
     together = "each video on 2 devices together (1 videos, 2 devices)"
-    assert said == f"Generates {apart if lines == 2 else together}."
+    assert line == f"Generates {apart if lines == 2 else together}."
     assert len({line for line in log if line.startswith("devices: ")}) == lines
 
 
@@ -167,17 +167,12 @@ def test_nothing_survives_the_step(job, tmp_path, name, number):
 
 
 def is_leased(tmp_path: Path) -> bool:
-    told = []
-    waiting = Exception("waits")
-
-    def tell(news: str):
-        told.append(news)
-        raise waiting
+    def on_wait(message: str):
+        raise TimeoutError(message)
 
     try:
-        with leases.lease(tmp_path / "leases", ["cpu-0"], 1, "test", tell):
+        with leases.lease(tmp_path / "leases", ["cpu-0"], 1, "test", on_wait):
             return False
-    except Exception as error:
-        assert error is waiting
-        assert "cpu-0 is held by run " in told[0]
+    except TimeoutError as error:
+        assert "cpu-0 is held by run " in str(error)
         return True

@@ -1,4 +1,4 @@
-"""Leases among real processes."""
+"""Real processes compete for leases."""
 
 import subprocess
 import sys
@@ -13,10 +13,9 @@ from pathlib import Path
 from wan_orchestration.protocol import leases
 
 folder, name, count, seconds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-with leases.lease(folder / "leases", ["a", "b"], count, name, lambda news: print(news, flush=True)) as lease:
+with leases.lease(folder / "leases", ["a", "b"], count, name, lambda message: print(message, flush=True)) as lease:
     for device in lease.devices:
-        mine = folder / f"at-work-{device}"
-        mine.mkdir()
+        (folder / f"at-work-{device}").mkdir()
     with (folder / "order").open("a") as order:
         order.write(name + "\\n")
     time.sleep(seconds)
@@ -33,13 +32,13 @@ def work(folder: Path, name: str, count: int, seconds: float) -> subprocess.Pope
 def test_eight_at_once_on_two_devices(tmp_path):
     workers = [work(tmp_path, f"job-{n}", 1, 0.3) for n in range(8)]
     outputs = [worker.communicate(timeout=60)[0] for worker in workers]
-    # A folder that is there already would have failed one of them: two on the same device.
+    # mkdir fails in a process that shares a device with another.
     assert [worker.returncode for worker in workers] == [0] * 8
     assert any("Waits for 1 of a, b:" in output for output in outputs)
     assert not list((tmp_path / "leases" / "queue").iterdir())
 
 
-def test_the_first_come_is_served_first_also_when_it_wants_more(tmp_path):
+def test_first_come_first_served_even_if_the_first_wants_more(tmp_path):
     workers = [work(tmp_path, "holder", 1, 3)]
     wait_for(tmp_path / "order")
     for name, count in [("both", 2), ("one", 1)]:
@@ -52,27 +51,24 @@ def test_the_first_come_is_served_first_also_when_it_wants_more(tmp_path):
     assert (tmp_path / "order").read_text().split() == ["holder", "both", "one"]
 
 
-def test_a_lease_lasts_as_long_as_anything_that_holds_it(tmp_path):
+def test_a_lease_lasts_until_its_last_holder_ends(tmp_path):
     code = "import sys, time; from pathlib import Path; from wan_orchestration.protocol.leases import hold\n"
     code += "hold([Path(sys.argv[1])]); print('holds', flush=True); time.sleep(600)"
     with leases.lease(tmp_path, ["a"], 1, "first", print) as lease:
         other = subprocess.Popen([sys.executable, "-c", code, str(lease.files[0])], stdout=subprocess.PIPE)
         assert other.stdout.readline() == b"holds\n"
-    told = []
-    waiting = work_here(tmp_path, told)
-    assert told == ["Waits for a: a is held by first"]
+    waiting = second_process(tmp_path)
+    assert waiting.stdout.readline().split(", since")[0] == "Waits for a: a is held by first"
     other.kill()
     other.wait()
     assert waiting.communicate(timeout=30)[0] == "got it\n"
 
 
-def work_here(folder: Path, told: list[str]) -> subprocess.Popen:
-    """A process that wants device a of a folder; its first word is put into `told`."""
+def second_process(folder: Path) -> subprocess.Popen:
+    """A process that waits for device a of a folder."""
     code = "import sys; from pathlib import Path; from wan_orchestration.protocol.leases import lease\n"
-    code += "with lease(Path(sys.argv[1]), ['a'], 1, 'second', lambda news: print(news, flush=True)): print('got it')"
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
-    told.append(process.stdout.readline().split(", since")[0])
-    return process
+    code += "with lease(Path(sys.argv[1]), ['a'], 1, 'second', lambda line: print(line, flush=True)): print('got it')"
+    return subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(file: Path):

@@ -1,6 +1,6 @@
 """The HTTP API and its page: `uvicorn wan_orchestration.api:app`.
 
-It keeps nothing of its own. A job's state is its Dagster run and its files; a submission is a run in Dagster's queue.
+The API stores nothing itself. A job's state is its Dagster run and its files; a submission is a run in Dagster's queue.
 """
 
 from wan_orchestration.api.app import create_app

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, page, errors, and who may call."""
+"""The ASGI application: routes, page, error responses and access control."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from wan_orchestration.api import problems, routes
 from wan_orchestration.api.access import Access
 from wan_orchestration.api.models import Submission, Upload
-from wan_orchestration.api.server import Server, api_settings
+from wan_orchestration.api.services import Services, api_settings
 from wan_orchestration.settings.service import ApiSettings
 
 PAGE = Path(__file__).parent / "page"
@@ -27,12 +27,12 @@ become a video of the character performing that motion."""
 
 
 def create_app(api: ApiSettings | None = None) -> FastAPI:
-    """The application; settings from `WAN_API_*` unless given."""
+    """The application. Settings come from `WAN_API_*` by default."""
     api = api or api_settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with Server.running(api) as app.state.server:
+        async with Services.running(api) as app.state.services:
             yield
 
     app = FastAPI(
@@ -40,7 +40,7 @@ def create_app(api: ApiSettings | None = None) -> FastAPI:
         version=version("wan-orchestration"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        # Their pages load scripts from elsewhere; the schema is at /openapi.json.
+        # FastAPI's documentation pages load scripts from other sites. The schema is at /openapi.json.
         docs_url=None,
         redoc_url=None,
     )
@@ -67,7 +67,7 @@ def create_app(api: ApiSettings | None = None) -> FastAPI:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, with the models of the bodies that the routes read themselves."""
+    """FastAPI's schema, plus the models of request bodies that the routes parse themselves."""
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     models = (Submission, Upload, routes.SignIn, problems.ProblemDetails)
     kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in models]

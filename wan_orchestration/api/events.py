@@ -1,4 +1,4 @@
-"""Follows a job by server-sent events."""
+"""Streams a job's changes as server-sent events."""
 
 import asyncio
 import json
@@ -11,24 +11,24 @@ from types import FrameType
 from starlette.concurrency import run_in_threadpool
 
 from wan_orchestration.api.jobs import Jobs
-from wan_orchestration.api.models import FINISHED, Job
+from wan_orchestration.api.models import FINISHED, JobInfo
 from wan_orchestration.api.problems import Problem
 
-LOOK_SECONDS = 1.0
-QUIET_SECONDS = 15.0
-"""After so long without an event a comment is sent, so that nothing on the way closes the connection."""
+POLL_SECONDS = 1.0
+KEEPALIVE_SECONDS = 15.0
+"""After so long without an event, a comment keeps proxies from closing the connection."""
 
 
-class Events:
-    """The streams of one server."""
+class EventStreams:
+    """The open event streams of this server."""
 
-    def __init__(self, jobs: Jobs, most: int) -> None:
-        self.jobs, self.most, self.open = jobs, most, 0
+    def __init__(self, jobs: Jobs, limit: int) -> None:
+        self.jobs, self.limit, self.open_streams = jobs, limit, 0
         self.closing = False
 
     @contextmanager
-    def ending_with_the_server(self) -> Iterator[None]:
-        """On the signals that end the server streams end too: it waits for its connections to be closed."""
+    def closed_on_shutdown(self) -> Iterator[None]:
+        """Ends all streams on SIGINT and SIGTERM, because the server waits for its connections before it ends."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -47,32 +47,32 @@ class Events:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    async def begin(self, key: str) -> AsyncIterator[str]:
-        """The lines of a stream. Problem 404: no such job; 429: too many streams."""
-        if self.open >= self.most:
-            raise Problem(429, f"{self.most} connections follow jobs already", headers={"Retry-After": "10"})
-        return self._follow(key, await run_in_threadpool(self.jobs.get, key))
+    async def open(self, key: str) -> AsyncIterator[str]:
+        """The lines of a new stream. Problem 404: no such job; 429: too many streams."""
+        if self.open_streams >= self.limit:
+            raise Problem(429, f"{self.limit} event streams are open already", headers={"Retry-After": "10"})
+        return self._stream(key, await run_in_threadpool(self.jobs.get, key))
 
-    async def _follow(self, key: str, job: Job) -> AsyncIterator[str]:
-        self.open += 1
+    async def _stream(self, key: str, job: JobInfo) -> AsyncIterator[str]:
+        self.open_streams += 1
         try:
-            shown, quiet = None, 0.0
+            sent, silence = None, 0.0
             yield "retry: 3000\n\n"
             while not self.closing:
-                if job != shown:
+                if job != sent:
                     yield f"event: job\ndata: {job.model_dump_json()}\n\n"
-                    shown, quiet = job, 0.0
-                elif quiet >= QUIET_SECONDS:
+                    sent, silence = job, 0.0
+                elif silence >= KEEPALIVE_SECONDS:
                     yield ": still here\n\n"
-                    quiet = 0.0
+                    silence = 0.0
                 if job.status in FINISHED:
                     return
-                await asyncio.sleep(LOOK_SECONDS)
-                quiet += LOOK_SECONDS
+                await asyncio.sleep(POLL_SECONDS)
+                silence += POLL_SECONDS
                 try:
                     job = await run_in_threadpool(self.jobs.get, key)
                 except Problem as problem:
                     yield f"event: gone\ndata: {json.dumps({'detail': problem.detail})}\n\n"
                     return
         finally:
-            self.open -= 1
+            self.open_streams -= 1

@@ -1,4 +1,4 @@
-"""Numbers for Prometheus, looked up in the instance when they are asked for."""
+"""Metrics for Prometheus, read from the Dagster instance at each scrape."""
 
 import shutil
 import subprocess
@@ -25,34 +25,34 @@ ENDS = {
 BUCKETS = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 
 GPU_FIELDS = {
-    "utilization.gpu": ("utilization_ratio", "Part of the time in which the GPU was at work.", 0.01),
-    "memory.used": ("memory_used_bytes", "Memory of the GPU in use.", 2.0**20),
-    "memory.total": ("memory_total_bytes", "Memory of the GPU.", 2.0**20),
+    "utilization.gpu": ("utilization_ratio", "Fraction of the time in which the GPU was busy.", 0.01),
+    "memory.used": ("memory_used_bytes", "GPU memory in use.", 2.0**20),
+    "memory.total": ("memory_total_bytes", "GPU memory.", 2.0**20),
 }
 GPU_SECONDS = 5
 PAGE = 500
 OVERLAP = timedelta(minutes=1)
-"""Looked at again each time, because runs are not written in the order of their times."""
+"""Each scrape reads this much before the last one again, because runs are not stored in the order of their times."""
 
 
-class Runs(Collector):
-    """Runs that make videos: those that wait and run now, and how long those that ended took."""
+class RunMetrics(Collector):
+    """Counts runs that make videos: waiting, running and ended ones, and the duration of successful ones."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
         self.lock = threading.Lock()
         self.counted: set[str] = set()
-        self.upto: datetime | None = None
+        self.counted_until: datetime | None = None
         self.ends = dict.fromkeys(ENDS.values(), 0)
         self.seconds: list[float] = []
         self.buckets = dict.fromkeys(BUCKETS, 0)
         self.sum, self.count = 0.0, 0
 
     def collect(self) -> Iterator[Metric]:
-        now = GaugeMetricFamily("wan_runs", "Runs that wait and that run.", labels=["status"])
+        unfinished = GaugeMetricFamily("wan_runs", "Runs that wait or run.", labels=["status"])
         for state, statuses in STATES.items():
-            now.add_metric([state], self.instance.get_runs_count(dg.RunsFilter(statuses=statuses)))
-        yield now
+            unfinished.add_metric([state], self.instance.get_runs_count(dg.RunsFilter(statuses=statuses)))
+        yield unfinished
         with self.lock:
             self._count()
             ended = CounterMetricFamily("wan_runs_ended", "Runs that have ended.", labels=["status"])
@@ -62,29 +62,29 @@ class Runs(Collector):
             cumulated = [(str(float(le)), float(number)) for le, number in self.buckets.items()]
             yield HistogramMetricFamily(
                 "wan_run_seconds",
-                "Wall time of runs that have succeeded.",
+                "Wall time of runs that succeeded.",
                 buckets=[*cumulated, ("+Inf", float(self.count))],
                 sum_value=self.sum,
             )
         yield from _gpus()
 
     def _count(self) -> None:
-        """Take in the runs that have ended since the last time; in a new process, all."""
+        """Count the runs that ended since the last scrape; in a new process, all."""
         cursor = None
-        filters = dg.RunsFilter(statuses=list(ENDS), updated_after=self.upto and self.upto - OVERLAP)
+        filters = dg.RunsFilter(statuses=list(ENDS), updated_after=self.counted_until and self.counted_until - OVERLAP)
         while records := self.instance.get_run_records(filters, limit=PAGE, cursor=cursor):
             for record in records:
                 run, cursor = record.dagster_run, record.dagster_run.run_id
-                self.upto = max(self.upto or record.update_timestamp, record.update_timestamp)
+                self.counted_until = max(self.counted_until or record.update_timestamp, record.update_timestamp)
                 if run.run_id in self.counted or not _makes_videos(run):
                     continue
                 self.counted.add(run.run_id)
                 self.ends[ENDS[run.status]] += 1
                 if run.is_success and record.start_time and record.end_time:
-                    took = record.end_time - record.start_time
-                    self.sum, self.count = self.sum + took, self.count + 1
+                    seconds = record.end_time - record.start_time
+                    self.sum, self.count = self.sum + seconds, self.count + 1
                     for bound in self.buckets:
-                        self.buckets[bound] += took <= bound
+                        self.buckets[bound] += seconds <= bound
             if len(records) < PAGE:
                 return
 
@@ -94,19 +94,19 @@ def _makes_videos(run: dg.DagsterRun) -> bool:
 
 
 def _gpus() -> Iterator[Metric]:
-    """What nvidia-smi says, where there is one."""
+    """Utilization and memory of each GPU, if there is an nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return
     query = ["nvidia-smi", f"--query-gpu=index,{','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=GPU_SECONDS, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=GPU_SECONDS, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return
-    rows = [[cell.strip() for cell in line.split(",")] for line in said.splitlines()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in output.splitlines()]
     for column, (name, text, unit) in enumerate(GPU_FIELDS.values(), 1):
         gauge = GaugeMetricFamily(f"wan_gpu_{name}", text, labels=["gpu"])
         for row in rows:
-            # "[N/A]" where a GPU does not say.
+            # A GPU may report "[N/A]".
             if row[column].replace(".", "", 1).isdecimal():
                 gauge.add_metric([row[0]], float(row[column]) * unit)
         yield gauge

@@ -1,4 +1,4 @@
-"""What clients send and get, as JSON."""
+"""The JSON models of the API: what clients send and get."""
 
 from collections.abc import Collection
 from datetime import datetime
@@ -15,15 +15,15 @@ FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 
 TEXT_LENGTH = 5000
 
-LOCAL = {"mode", "keypoints", "mask_file", "light_models"}
-"""Settings of preprocessing that name files of the server (and the mode, which stands beside them)."""
+NOT_FOR_CLIENTS = {"mode", "keypoints", "mask_file", "light_models"}
+"""Preprocessing settings that clients cannot set: files of the server, and the mode, which is a field of its own."""
 
 
-def optional(model: type[BaseModel], leave_out: Collection[str] = ()) -> type[BaseModel]:
-    """A settings model whose fields may all be left out, and whose text is of bounded length."""
+def optional(model: type[BaseModel], exclude: Collection[str] = ()) -> type[BaseModel]:
+    """A settings model in which all fields are optional and texts have a maximum length."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        if name not in leave_out:
+        if name not in exclude:
             bound = Field(max_length=TEXT_LENGTH if field.annotation in (str, str | None) else None)
             kind: Any = Annotated[field.annotation, *field.metadata, bound]
             default = field.get_default(call_default_factory=True)
@@ -37,20 +37,22 @@ class GenerateOptions(optional(GenerateSettings)):
     """How a video is generated."""
 
 
-class PreprocessOptions(optional(PreprocessSettings, LOCAL)):
+class PreprocessOptions(optional(PreprocessSettings, NOT_FOR_CLIENTS)):
     """How clips are made from a driving video and a picture."""
 
 
 class Settings(GenerateOptions):
-    """How a video is to be made; what is left out comes from the job's `job.yaml`, else from the server."""
+    """How to make a video. Fields that are left out come from the job's `job.yaml`, else from the server."""
 
     preprocess: PreprocessOptions | None = Field(
-        default=None, description="How clips are made, where they are not ready."
+        default=None, description="How clips are made, if the job has a driving video."
     )
     priority: int | None = Field(
         default=None, ge=-1000, le=1000, description="Jobs of higher priority run first. Default: 0."
     )
-    webhook_url: HttpUrl | None = Field(default=None, description="Is sent the job once it has ended; see docs/api.md.")
+    webhook_url: HttpUrl | None = Field(
+        default=None, description="The job is posted to it when it has ended; see docs/api.md."
+    )
 
     def generate_given(self) -> dict[str, Any]:
         return self.model_dump(include=set(GenerateOptions.model_fields), exclude_none=True)
@@ -60,7 +62,7 @@ class Settings(GenerateOptions):
 
 
 class Submission(Settings):
-    """A job folder of the server to make the video of."""
+    """A request to make the video of a job folder on the server."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -83,12 +85,12 @@ class Upload(Settings):
     name: str | None = Field(
         None,
         pattern=f"^{KEY.pattern}$",
-        description="Name of the new job folder; default: that of its files.",
+        description="Name of the new job folder. Default: made from the names of its files.",
     )
 
 
-class Progress(BaseModel):
-    """How far a running job is."""
+class JobProgress(BaseModel):
+    """The progress of a running job."""
 
     phase: str = Field(
         description="preparing (the run waits or starts), keypoints or clips (preprocessing), starting (the engine), "
@@ -96,15 +98,17 @@ class Progress(BaseModel):
         examples=["denoising"],
     )
     words: str = Field(description="What is being done.", examples=["part 2 of 3, step 5 of 20"])
-    fraction: float | None = Field(ge=0, le=1, description="Of the whole run, by time; unknown before it counts.")
-    clip: int | None = Field(default=None, description="From 1.")
-    clips: int | None = None
-    step: int | None = Field(default=None, description="Denoising steps done of this clip.")
+    fraction: float | None = Field(
+        ge=0, le=1, description="Fraction of the whole run that is done, by time; null while unknown."
+    )
+    clip: int | None = Field(default=None, description="Number of the current segment, from 1.")
+    clips: int | None = Field(default=None, description="Number of segments.")
+    step: int | None = Field(default=None, description="Finished denoising steps of this segment.")
     steps: int | None = None
-    frame: int | None = Field(default=None, description="Frames done, in preprocessing.")
+    frame: int | None = Field(default=None, description="Finished frames, in preprocessing.")
     frames: int | None = None
     seconds_per_step: float | None = None
-    eta_seconds: float | None = Field(default=None, description="Estimate of the seconds left.")
+    eta_seconds: float | None = Field(default=None, description="Estimate of the remaining seconds.")
     updated_at: datetime
 
 
@@ -116,12 +120,12 @@ class Video(BaseModel):
     width: int | None
     height: int | None
     clips: int | None
-    seconds: float = Field(description="Wall time of its making.")
+    seconds: float = Field(description="Wall time of generating it.")
     device: str | None
 
 
 class Links(BaseModel):
-    """Where more is to be had; those that are there are given."""
+    """Paths of the job's other resources; null for those that do not exist."""
 
     self: str
     events: str
@@ -130,32 +134,32 @@ class Links(BaseModel):
     poster: str | None = None
     preview: str | None = None
     reference: str | None = Field(default=None, description="The picture of the character.")
-    driving: str | None = Field(default=None, description="The driving video; of ready clips, the pose clip.")
+    driving: str | None = Field(default=None, description="The driving video; for ready clips, the pose clip.")
 
 
-class Job(BaseModel):
-    """A job, as its last run has it."""
+class JobInfo(BaseModel):
+    """A job in the state of its newest run."""
 
     job_id: str = Field(examples=["demo"])
     status: Status
-    cancelling: bool = Field(description="It is running, and has been told to stop.")
+    cancelling: bool = Field(description="It is running, and was told to stop.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    queue_position: int | None = Field(description="1 is next; while it is queued.")
+    queue_position: int | None = Field(description="1 is next; only while the job is queued.")
     priority: int
-    progress: Progress | None = Field(description="While it is running.")
-    error: str | None = Field(description="Why it has failed.")
-    settings: dict[str, JsonValue] = Field(description="Those of its job.yaml and of the request; not the defaults.")
+    progress: JobProgress | None = Field(description="Only while the job is running.")
+    error: str | None = Field(description="Why it failed.")
+    settings: dict[str, JsonValue] = Field(description="Settings in its job.yaml and in the request; not the defaults.")
     video: Video | None
-    run_id: str = Field(description="Of the last run, as in Dagster's UI.")
+    run_id: str = Field(description="Id of the newest run, as in Dagster's UI.")
     links: Links
 
 
 class JobList(BaseModel):
-    """Jobs, those with the newest runs first."""
+    """A page of jobs, the newest runs first."""
 
-    jobs: list[Job]
+    jobs: list[JobInfo]
     next: str | None = Field(description="Path of the next page; null after the last.")
 
 
@@ -164,7 +168,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether jobs can be taken in, and whether somebody works on them."""
+    """Whether the server can accept jobs, and whether a daemon runs them."""
 
     status: Literal["ready", "not ready"]
     checks: dict[str, str] = Field(

@@ -1,4 +1,4 @@
-"""Errors as problem details, RFC 9457."""
+"""Error responses as problem details (RFC 9457)."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from wan_orchestration.api.confine import without_paths
+from wan_orchestration.api.paths import without_paths
 from wan_orchestration.errors import BadInput
 
 MEDIA_TYPE = "application/problem+json"
@@ -22,17 +22,17 @@ class FieldProblem(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """An error, as RFC 9457 has it."""
+    """An error in the form of RFC 9457."""
 
-    type: str = Field(default="about:blank", description="Always about:blank: the status says what kind it is.")
+    type: str = Field(default="about:blank", description="Always about:blank: the status tells the kind of error.")
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
-    detail: str | None = Field(default=None, description="What was wrong here, and what to do about it.")
-    errors: list[FieldProblem] | None = Field(default=None, description="The fields at fault, where it is fields.")
+    detail: str | None = Field(default=None, description="What was wrong with this request, and what to do about it.")
+    errors: list[FieldProblem] | None = Field(default=None, description="The fields with errors, if there are any.")
 
 
 class Problem(HTTPException):
-    """Ends a request with problem details."""
+    """Raised by a route: the request is answered with problem details."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Problem(HTTPException):
         self.errors = errors
 
 
-def answer(problem: Problem) -> JSONResponse:
-    """The response that a problem is."""
+def to_response(problem: Problem) -> JSONResponse:
+    """The HTTP response for a problem."""
     details = ProblemDetails(
         title=HTTPStatus(problem.status_code).phrase,
         status=problem.status_code,
@@ -62,25 +62,25 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
-        return answer(
+        return to_response(
             error if isinstance(error, Problem) else Problem(error.status_code, error.detail, (), error.headers)
         )
 
     @app.exception_handler(BadInput)
     async def _(request: Request, error: BadInput) -> JSONResponse:
-        return answer(Problem(422, without_paths(str(error))))
+        return to_response(Problem(422, without_paths(str(error))))
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(Problem(422, "some parameters cannot be used", field_problems(error.errors())))
+        return to_response(Problem(422, "some parameters cannot be used", field_problems(error.errors())))
 
     @app.exception_handler(Exception)
     async def _(request: Request, error: Exception) -> JSONResponse:
-        return answer(Problem(500, "an error of the server; its own log says more"))
+        return to_response(Problem(500, "internal error; see the server's log"))
 
 
 def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
-    """pydantic's errors by field; the place of the field (path, query) is left out."""
+    """pydantic's errors by field, without the part of the request that held the field (body, path, query)."""
     return [
         FieldProblem(
             field=".".join(str(part) for part in error["loc"] if part not in ("body", "path", "query", "header")),
@@ -91,7 +91,7 @@ def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route for OpenAPI: problem details for these statuses."""
+    """Problem details for these statuses, as the `responses` of a route in OpenAPI."""
     schema = {"$ref": "#/components/schemas/ProblemDetails"}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}

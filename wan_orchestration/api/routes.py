@@ -14,42 +14,43 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from wan_orchestration.api import access, uploads
-from wan_orchestration.api.models import FINISHED, Health, Job, JobList, Readiness, Status, Submission
+from wan_orchestration.api.models import FINISHED, Health, JobInfo, JobList, Readiness, Status, Submission
 from wan_orchestration.api.problems import Problem, field_problems, responses
-from wan_orchestration.api.server import Server
+from wan_orchestration.api.services import Services
 from wan_orchestration.files import remove
 from wan_orchestration.jobs.folder import KEY
 
 M = TypeVar("M", bound=BaseModel)
 
 HEARTBEAT_SECONDS = 120
+"""A daemon without a heartbeat for so long counts as stopped."""
 STOP_SECONDS = 20
-"""How long purging waits for a job that was cancelled."""
+"""How long purging waits for a cancelled job to stop."""
 QUEUE_DAEMON = "QUEUED_RUN_COORDINATOR"
 
-JobId = Annotated[str, PathParameter(pattern=f"^{KEY.pattern}$", description="As submitting has answered it.")]
+JobId = Annotated[str, PathParameter(pattern=f"^{KEY.pattern}$", description="The job_id that submitting returned.")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         pattern=r"^[\x21-\x7e]{1,200}$",
-        description="Of the client's choice, for example a UUID. A request that is sent again with the same key "
-        "is answered like the first, and makes no second run.",
+        description="Chosen by the client, for example a UUID. A repeated request with the same key gets the answer "
+        "of the first and starts no second run.",
     ),
 ]
 
 RANGES: dict[int | str, dict[str, Any]] = {
-    206: {"description": "The part that was asked for"},
+    206: {"description": "The requested part"},
     304: {"description": "Unchanged"},
     400: {"description": "A Range that cannot be understood", "content": {"text/plain": {}}},
     416: {"description": "A Range beyond the end", "content": {"text/plain": {}}},
 }
 
 
-def server(request: Request) -> Server:
-    return request.app.state.server
+def _services(request: Request) -> Services:
+    return request.app.state.services
 
 
-Here = Annotated[Server, Depends(server)]
+Injected = Annotated[Services, Depends(_services)]
 
 jobs = APIRouter(prefix="/animate/jobs", tags=["jobs"], responses=responses(401, 403, 422))
 files = APIRouter(prefix="/animate/jobs", tags=["files"], responses=responses(401, 403, 404, 422))
@@ -62,8 +63,7 @@ def _schema(name: str) -> dict[str, str]:
 
 FORM = {
     "type": "object",
-    "description": "A picture and a driving video, or ready clips. Lists are given by repeating a field, "
-    "`preprocess` as JSON.",
+    "description": "A picture and a driving video, or ready clips. A list is a repeated field; `preprocess` is JSON.",
     "properties": {name: {"type": "string", "format": "binary"} for name in uploads.FILES},
     "allOf": [_schema("Upload")],
 }
@@ -84,63 +84,63 @@ FORM = {
     },
     responses=responses(400, 408, 409, 413, 415, 429),
 )
-async def submit(request: Request, here: Here, idempotency_key: IdempotencyKey = None) -> Job:
-    """Of a job folder of the server (JSON), or of files that are sent along (a form).
+async def submit(request: Request, services: Injected, idempotency_key: IdempotencyKey = None) -> JobInfo:
+    """Makes the video of a job folder on the server (JSON), or of files in the request (a form).
 
-    What cannot work is refused here. A job that has not ended yet is not started again: the same request is answered
-    with it, another one with 409.
+    Requests that cannot work are refused here. A job that has not ended is not started again: the same request gets
+    that job as the answer, a different one gets 409.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        form = await uploads.receive(request, here.env.jobs_root, here.api.max_upload_mb * 10**6)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
+        form = await uploads.receive(request, services.env.jobs_root, services.api.max_upload_mb * 10**6)
         try:
-            return await run_in_threadpool(here.submissions.upload, form, idempotency_key)
+            return await run_in_threadpool(services.submissions.upload, form, idempotency_key)
         finally:
-            # Nothing is there any more once it has become a job.
+            # Does nothing after the folder was renamed to a job folder.
             await run_in_threadpool(remove, form.folder)
-    if kind and kind != "application/json":
-        raise Problem(415, f"found {kind[:80]}, expected application/json or multipart/form-data")
-    submission = _parsed(Submission, await uploads.read(request, uploads.JSON_BYTES))
-    return await run_in_threadpool(here.submissions.folder, submission, idempotency_key)
+    if content_type and content_type != "application/json":
+        raise Problem(415, f"found {content_type[:80]}, expected application/json or multipart/form-data")
+    submission = _parse(Submission, await uploads.read(request, uploads.MAX_JSON_BYTES))
+    return await run_in_threadpool(services.submissions.folder, submission, idempotency_key)
 
 
 @jobs.get("", summary="List jobs")
 def list_jobs(
-    here: Here,
-    status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
+    services: Injected,
+    status: Annotated[Status | None, Query(description="Only jobs with this status.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    before: Annotated[int | None, Query(ge=1, lt=2**63, description="From `next` of the page before.")] = None,
+    before: Annotated[int | None, Query(ge=1, lt=2**63, description="Part of `next` of the previous page.")] = None,
 ) -> JobList:
-    """Those with the newest runs first, whoever has started them."""
-    return here.jobs.page(status, limit, before)
+    """Jobs with the newest runs first, whoever started them."""
+    return services.jobs.page(status, limit, before)
 
 
 @jobs.get("/{job_id}", summary="Look at a job", responses=responses(404))
-def look(here: Here, job_id: JobId) -> Job:
-    return here.jobs.get(job_id)
+def get_job(services: Injected, job_id: JobId) -> JobInfo:
+    return services.jobs.get(job_id)
 
 
 @jobs.delete(
     "/{job_id}",
     summary="Cancel a job, or remove it",
-    response_model=Job,
+    response_model=JobInfo,
     responses={**responses(404, 409), 204: {"description": "Removed"}},
 )
 async def cancel(
-    here: Here,
+    services: Injected,
     job_id: JobId,
     purge: Annotated[
-        bool, Query(description="Remove what it has made, and its inputs if they were uploaded; cancel it before.")
+        bool, Query(description="Cancel it, then remove its results, and its inputs if they were uploaded.")
     ] = False,
-) -> Job | Response:
-    """A job that has ended already stays as it is. A running one may need some seconds to stop."""
-    job, started = await run_in_threadpool(here.jobs.cancel, job_id), time.monotonic()
+) -> JobInfo | Response:
+    """A job that has ended stays as it is. A running job may need some seconds to stop."""
+    job, started = await run_in_threadpool(services.jobs.cancel, job_id), time.monotonic()
     if not purge:
         return job
     while job.status not in FINISHED and time.monotonic() - started < STOP_SECONDS:
         await asyncio.sleep(0.5)
-        job = await run_in_threadpool(here.jobs.get, job_id)
-    await run_in_threadpool(here.jobs.purge, job_id)
+        job = await run_in_threadpool(services.jobs.get, job_id)
+    await run_in_threadpool(services.jobs.purge, job_id)
     return Response(status_code=204)
 
 
@@ -153,9 +153,9 @@ async def cancel(
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "`job` events"},
     },
 )
-async def events(here: Here, job_id: JobId) -> StreamingResponse:
-    """Server-sent events: `job`, with the job as JSON, whenever it changes; the last one is its end."""
-    stream = await here.events.begin(job_id)
+async def events(services: Injected, job_id: JobId) -> StreamingResponse:
+    """Server-sent events: `job`, with the job as JSON, after each change. The last event is the job's end."""
+    stream = await services.events.open(job_id)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
@@ -165,9 +165,9 @@ async def events(here: Here, job_id: JobId) -> StreamingResponse:
     response_class=StreamingResponse,
     responses={**responses(404), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-def log(here: Here, job_id: JobId) -> StreamingResponse:
-    """The events of its last run, as Dagster has them, a line each."""
-    lines: Iterator[str] = here.jobs.log(job_id)
+def log(services: Injected, job_id: JobId) -> StreamingResponse:
+    """The events of its newest run in Dagster, one line each."""
+    lines: Iterator[str] = services.jobs.log(job_id)
     return StreamingResponse(lines, media_type="text/plain; charset=utf-8", headers={"cache-control": "no-store"})
 
 
@@ -207,26 +207,26 @@ def _binary(*types: str) -> dict[int | str, dict[str, Any]]:
 @files.head("/{job_id}/{output}", include_in_schema=False)
 @files.get(
     "/{job_id}/{output}",
-    summary="Fetch what was made",
+    summary="Fetch the result",
     response_class=FileResponse,
     responses={**responses(409), **_binary("video/mp4", "image/jpeg", "image/webp")},
 )
-def output(request: Request, here: Here, job_id: JobId, output: Name) -> Response:
-    """The video, a still of it, or a small animation; once the job has succeeded. Ranges may be asked for."""
-    path = here.jobs.output(job_id, OUTPUTS[output])
+def output(request: Request, services: Injected, job_id: JobId, output: Name) -> Response:
+    """The video, a still image of it, or a small animation, after the job has succeeded. Supports Range."""
+    path = services.jobs.output(job_id, OUTPUTS[output])
     return _file(request, path, f"{job_id}.mp4" if output == "media" else None)
 
 
 @files.head("/{job_id}/inputs/{name}", include_in_schema=False)
 @files.get(
     "/{job_id}/inputs/{name}",
-    summary="Fetch what it is made of",
+    summary="Fetch an input",
     response_class=FileResponse,
     responses=_binary(*sorted(set(TYPES.values()))),
 )
-def input_(request: Request, here: Here, job_id: JobId, name: Literal["reference", "driving"]) -> Response:
-    """The picture of the character, and the driving video; of ready clips, the pose clip."""
-    return _file(request, here.jobs.input(job_id, name), None)
+def input_(request: Request, services: Injected, job_id: JobId, name: Literal["reference", "driving"]) -> Response:
+    """The picture of the character, or the driving video; for ready clips, the pose clip."""
+    return _file(request, services.jobs.input(job_id, name), None)
 
 
 def _file(request: Request, path: Path, filename: str | None) -> Response:
@@ -244,29 +244,28 @@ def _file(request: Request, path: Path, filename: str | None) -> Response:
     return response
 
 
-@state.get("/healthz", summary="The server answers")
+@state.get("/healthz", summary="Check that the server answers")
 def health() -> Health:
     return Health()
 
 
 @state.get(
     "/readyz",
-    summary="Jobs can be taken in",
-    responses={**responses(401, 403), 503: {"model": Readiness, "description": "They cannot"}},
+    summary="Check that jobs can be accepted",
+    responses={**responses(401, 403), 503: {"model": Readiness, "description": "They cannot be accepted"}},
 )
-def ready(here: Here, response: Response) -> Readiness:
-    """Without a daemon jobs are taken in all the same, and wait for one."""
+def ready(services: Injected, response: Response) -> Readiness:
+    """Without a daemon, jobs are accepted too; they wait for one."""
     checks = {"instance": "ok", "jobs_folder": "ok", "daemon": "ok"}
     try:
-        beats = here.instance.get_daemon_heartbeats()
-        here.jobs.waiting()
-        beat = beats.get(QUEUE_DAEMON)
-        if beat is None or time.time() - beat.timestamp > HEARTBEAT_SECONDS:
+        heartbeat = services.instance.get_daemon_heartbeats().get(QUEUE_DAEMON)
+        services.jobs.count_queued()
+        if heartbeat is None or time.time() - heartbeat.timestamp > HEARTBEAT_SECONDS:
             checks["daemon"] = "no daemon: jobs wait until one runs; start dagster dev"
     except Exception as error:
         checks["instance"] = f"Dagster's instance cannot be used: {type(error).__name__}"
-    if not here.jobs_folder_usable():
-        checks["jobs_folder"] = "the jobs folder cannot be written to"
+    if not services.jobs_folder_is_writable():
+        checks["jobs_folder"] = "the jobs folder is not writable"
     usable = checks["instance"] == checks["jobs_folder"] == "ok"
     response.status_code = 200 if usable else 503
     return Readiness(status="ready" if usable else "not ready", checks=checks)
@@ -274,12 +273,12 @@ def ready(here: Here, response: Response) -> Readiness:
 
 @state.get(
     "/metrics",
-    summary="Numbers for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=Response,
     responses={**responses(401, 403), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-def metrics(here: Here) -> Response:
-    return Response(generate_latest(here.registry), media_type=CONTENT_TYPE_LATEST)
+def metrics(services: Injected) -> Response:
+    return Response(generate_latest(services.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class SignIn(BaseModel):
@@ -295,15 +294,15 @@ class SignIn(BaseModel):
     openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _schema("SignIn")}}}},
     responses=responses(401, 403, 413, 422),
 )
-async def sign_in(request: Request, here: Here) -> Response:
-    """Sets a cookie in place of the token, for the page; programs send the token."""
-    given = _parsed(SignIn, await uploads.read(request, 10_000))
-    if here.api.token is None or not access.token_fits(here.api, given.token):
+async def sign_in(request: Request, services: Injected) -> Response:
+    """Sets the page's session cookie. Programs send the token instead."""
+    body = _parse(SignIn, await uploads.read(request, 10_000))
+    if services.api.token is None or not access.is_token(services.api, body.token):
         raise Problem(401, "this is not the server's token")
     response = Response(status_code=204)
     response.set_cookie(
         access.COOKIE,
-        access.session(here.api.token.get_secret_value()),
+        access.session(services.api.token.get_secret_value()),
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https",
@@ -318,7 +317,7 @@ def sign_out() -> Response:
     return response
 
 
-def _parsed(model: type[M], body: bytes) -> M:
+def _parse(model: type[M], body: bytes) -> M:
     try:
         return model.model_validate_json(body or b"{}")
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Taking jobs in: from a request to a run in the queue, exactly one however often and from wherever it is sent."""
+"""Accepts jobs: turns a request into a run in the queue, exactly once even if the request is sent again."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from wan_orchestration.api import uploads
-from wan_orchestration.api.confine import check_inputs, check_lora, job_key
 from wan_orchestration.api.jobs import UPLOADED, Jobs
-from wan_orchestration.api.models import Job, Settings, Submission, Upload
+from wan_orchestration.api.models import JobInfo, Settings, Submission, Upload
+from wan_orchestration.api.paths import check_inputs, check_lora, job_key
 from wan_orchestration.api.problems import FieldProblem, Problem, field_problems
-from wan_orchestration.api.queue import Queue
+from wan_orchestration.api.queue import RunQueue
 from wan_orchestration.api.uploads import Form
 from wan_orchestration.api.webhooks import check_webhook, webhook_tags
 from wan_orchestration.defs.jobs.run_requests import PRIORITY, run_tags
@@ -25,90 +25,89 @@ from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import VIDEO_SUFFIXES
 from wan_orchestration.jobs.clips import check_clips
-from wan_orchestration.jobs.folder import Job as JobFolder
-from wan_orchestration.jobs.folder import key_from
+from wan_orchestration.jobs.folder import Job, key_from
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.service import ApiSettings
 from wan_orchestration.video.reader import open_input, probe
 from wan_orchestration.video.stills import read_image
 
 REQUEST = "wan/request"
-"""Tag of a run: a hash of what was asked for."""
+"""Run tag: a hash of the request."""
 
 NAMESPACE = uuid.UUID("5c0a6f1e-51f4-4d0e-9f42-6f0f0a0c9a1b")
-"""An Idempotency-Key decides the run's id, so that the database itself holds no two runs of one key."""
+"""The run's id is made from the Idempotency-Key, so the database itself rejects a second run for the same key."""
 
 DECODING = threading.Semaphore(2)
-"""How many uploads are looked into at once: a picture may need several hundred MB."""
+"""Limits how many submissions are decoded at once: one picture may need several hundred MB."""
 
 
 @dataclass
-class Order:
-    """One request for a video."""
+class NewRun:
+    """The run that a request asks for."""
 
-    ask: JobVersion
-    """The job, by which the `drop_folder` sensor knows that there has been a run for what its folder holds."""
+    job: JobVersion
+    """The job and its content. The `drop_folder` sensor starts no other run for the same content."""
     settings: Settings
     digest: str
     """Hash of the request."""
     config: dict[str, Any] = field(default_factory=dict)
-    """The run's config: settings that are not in the job's own `job.yaml`."""
+    """The run's config: settings that are not in `job.yaml`."""
     priority: int = 0
     idempotency_key: str | None = None
     upload: Path | None = None
-    """A new job folder that is to be brought to its place."""
+    """A new job folder, to be moved into the jobs folder."""
     numbered: bool = False
-    """Whether the job gets a number behind its name where there is one of that name already."""
+    """Whether a number is appended to the job's name if the name is taken."""
 
 
 class Submissions:
-    """Takes jobs in."""
+    """Accepts jobs."""
 
-    def __init__(self, jobs: Jobs, queue: Queue, env: Environment, api: ApiSettings) -> None:
+    def __init__(self, jobs: Jobs, queue: RunQueue, env: Environment, api: ApiSettings) -> None:
         self.jobs, self.queue, self.env, self.api = jobs, queue, env, api
 
-    def folder(self, submission: Submission, idempotency_key: str | None) -> Job:
+    def folder(self, submission: Submission, idempotency_key: str | None) -> JobInfo:
         """Make the video of a job folder. Problem, BadInput."""
         key = job_key(submission.src_root_path, self.env)
         self._check_settings(submission)
-        folder = JobFolder.open(self.env.jobs_root / key)
-        check_inputs(folder, self.env)
+        job = Job.open(self.env.jobs_root / key)
+        check_inputs(job, self.env)
         generate, preprocess = submission.generate_given(), submission.preprocess_given()
-        if preprocess and folder.kind == "clips":
+        if preprocess and job.kind == "clips":
             raise BadInput(f"preprocess: job {key} holds ready clips; such settings are for a driving video")
         if "mode" in generate:
             preprocess["mode"] = generate["mode"]
-        self._check_contents(folder, generate, preprocess)
-        given = {"generated_video": generate, "preprocessed_clips": preprocess}
-        ops = {op: {"config": config} for op, config in given.items() if config}
-        order = Order(
-            ask=JobVersion.of(folder),
+        self._check_contents(job, generate, preprocess)
+        configs = {"generated_video": generate, "preprocessed_clips": preprocess}
+        ops = {op: {"config": config} for op, config in configs.items() if config}
+        new_run = NewRun(
+            job=JobVersion.of(job),
             settings=submission,
             digest=_digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
             config={"ops": ops} if ops else {},
-            priority=folder.file.priority if submission.priority is None else submission.priority,
+            priority=job.file.priority if submission.priority is None else submission.priority,
             idempotency_key=idempotency_key,
         )
-        return self._submit(order)
+        return self._submit(new_run)
 
-    def upload(self, form: Form, idempotency_key: str | None) -> Job:
-        """Make a job folder of a form that was received, and its video. Problem, BadInput."""
+    def upload(self, form: Form, idempotency_key: str | None) -> JobInfo:
+        """Make a job folder from a received form, and its video. Problem, BadInput."""
         try:
             settings = Upload.model_validate(form.fields)
         except ValidationError as error:
             raise Problem(422, "some fields cannot be used", field_problems(error.errors())) from None
         self._check_settings(settings)
         names = [form.client_names.get(name, "") for name in ("reference", "src_ref", "driving", "src_pose")]
-        made_up = key_from(*names) or f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        default_name = key_from(*names) or f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
         try:
-            uploads.furnish(form, settings)
-            folder = JobFolder.open(form.folder, settings.name or made_up)
-            self._check_contents(folder, {}, {})
+            uploads.make_job_folder(form, settings)
+            job = Job.open(form.folder, settings.name or default_name)
+            self._check_contents(job, {}, {})
         except BadInput as error:
-            raise form.refusal(error) from None
+            raise form.to_problem(error) from None
         (form.folder / UPLOADED).touch()
-        order = Order(
-            ask=JobVersion.of(folder),
+        new_run = NewRun(
+            job=JobVersion.of(job),
             settings=settings,
             digest=_digest([form.digest, settings.model_dump(mode="json", exclude_none=True)]),
             priority=settings.priority or 0,
@@ -116,57 +115,57 @@ class Submissions:
             upload=form.folder,
             numbered=settings.name is None,
         )
-        return self._submit(order)
+        return self._submit(new_run)
 
-    def _submit(self, order: Order) -> Job:
-        run_id = str(uuid.uuid5(NAMESPACE, order.idempotency_key) if order.idempotency_key else uuid.uuid4())
-        with self.queue.turn():
-            key = self._known(order, run_id)
+    def _submit(self, new_run: NewRun) -> JobInfo:
+        run_id = str(uuid.uuid5(NAMESPACE, new_run.idempotency_key) if new_run.idempotency_key else uuid.uuid4())
+        with self.queue.locked():
+            key = self._find_existing(new_run, run_id)
             if key is None:
-                if self.jobs.waiting() >= self.api.max_queued:
+                if self.jobs.count_queued() >= self.api.max_queued:
                     raise Problem(429, f"{self.api.max_queued} jobs are waiting already", headers={"Retry-After": "60"})
-                if order.numbered:
-                    order.ask = replace(order.ask, key=self._free(order.ask.key))
-                key = order.ask.key
-                self._start(order, run_id)
+                if new_run.numbered:
+                    new_run.job = replace(new_run.job, key=self._free_key(new_run.job.key))
+                key = new_run.job.key
+                self._start(new_run, run_id)
         return self.jobs.get(key)
 
-    def _free(self, key: str) -> str:
-        """The key, or the first of `key-2`, `key-3`, ... that no job has or has had."""
+    def _free_key(self, key: str) -> str:
+        """The key, or the first of `key-2`, `key-3`, ... that no job uses or has used."""
         numbered = (f"{key}-{number}" for number in count(2))
         return next(name for name in chain([key], numbered) if not self.jobs.is_taken(name))
 
-    def _known(self, order: Order, run_id: str) -> str | None:
-        """The job as which this request was taken in before. Problem: it is at odds with one that was."""
-        key = order.ask.key
-        if order.idempotency_key:
+    def _find_existing(self, new_run: NewRun, run_id: str) -> str | None:
+        """The job that the same request started before. Problem: another request used the same key, or the same job."""
+        key = new_run.job.key
+        if new_run.idempotency_key:
             run = self.queue.instance.get_run_by_id(run_id)
-            if run and run.tags.get(REQUEST) != order.digest:
+            if run and run.tags.get(REQUEST) != new_run.digest:
                 raise Problem(422, "this Idempotency-Key came with another request before; use a new one")
             if run:
                 return run.tags["dagster/partition"]
         record = self.jobs.record(key)
-        if record is None or order.upload:
+        if record is None or new_run.upload:
             return None
         if record.dagster_run.is_finished and not record.dagster_run.is_complete_and_waiting_to_retry:
             return None
-        known = record.dagster_run.tags.get(REQUEST)
-        # A run that a sensor or a person has started goes by the job's own settings.
-        plain = not order.config and not order.settings.webhook_url
-        if known != order.digest and not (known is None and plain):
-            raise Problem(409, f"job {key} has not ended yet, and was asked for with other settings; cancel it first")
+        digest = record.dagster_run.tags.get(REQUEST)
+        # Runs without a digest were started by a sensor or a person, with the job's own settings.
+        has_own_settings = not new_run.config and not new_run.settings.webhook_url
+        if digest != new_run.digest and not (digest is None and has_own_settings):
+            raise Problem(409, f"job {key} has not ended yet, and was started with other settings; cancel it first")
         return key
 
-    def _start(self, order: Order, run_id: str) -> None:
-        key = order.ask.key
-        tags = {**run_tags([order.ask]), PRIORITY: str(order.priority), REQUEST: order.digest}
-        if order.settings.webhook_url:
-            tags |= webhook_tags(str(order.settings.webhook_url))
-        self.queue.create(key, run_id, order.config, tags)
+    def _start(self, new_run: NewRun, run_id: str) -> None:
+        key = new_run.job.key
+        tags = {**run_tags([new_run.job]), PRIORITY: str(new_run.priority), REQUEST: new_run.digest}
+        if new_run.settings.webhook_url:
+            tags |= webhook_tags(str(new_run.settings.webhook_url))
+        self.queue.create(key, run_id, new_run.config, tags)
         try:
-            # Only now, so that the sensor that watches the folders never meets one without a run.
-            if order.upload:
-                self._place(order.upload, key)
+            # After the run is created: the sensor that watches the folders must not find this one without a run.
+            if new_run.upload:
+                self._place(new_run.upload, key)
         except BaseException:
             self.queue.instance.delete_run(run_id)
             raise
@@ -175,7 +174,7 @@ class Submissions:
     def _place(self, folder: Path, key: str) -> None:
         target = self.env.jobs_root / key
         if target.exists():
-            detail = f"there is a job of the name {key} already"
+            detail = f"a job named {key} exists already"
             raise Problem(409, detail, [FieldProblem(field="name", detail=detail)])
         folder.rename(target)
 
@@ -185,8 +184,8 @@ class Submissions:
         if settings.webhook_url:
             check_webhook(settings.webhook_url, self.api)
 
-    def _check_contents(self, job: JobFolder, generate: dict[str, Any], preprocess: dict[str, Any]) -> None:
-        """Look at a job as its run will, so that what cannot work is said at once. BadInput."""
+    def _check_contents(self, job: Job, generate: dict[str, Any], preprocess: dict[str, Any]) -> None:
+        """Check a job as its run will, so that the client learns of errors at once. BadInput."""
         settings = job.generate_settings(**generate)
         job.preprocess_settings(**preprocess)
         with DECODING:
@@ -206,7 +205,7 @@ class Submissions:
                 )
 
     def _check_size(self, path: Path) -> None:
-        """By what the file says of itself, before a frame is decoded."""
+        """Check the frame size in the file's header, before any frame is decoded. BadInput."""
         with open_input(path) as container:
             for stream in container.streams.video:
                 if stream.width * stream.height > self.api.max_video_pixels:
@@ -216,5 +215,5 @@ class Submissions:
                     )
 
 
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

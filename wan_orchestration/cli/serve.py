@@ -12,10 +12,10 @@ from typing import NoReturn
 
 import uvicorn
 
-from wan_orchestration.api.server import api_settings
+from wan_orchestration.api.services import api_settings
 from wan_orchestration.cli.flags import Parser
 from wan_orchestration.errors import BadInput
-from wan_orchestration.launch.processes import started
+from wan_orchestration.launch.processes import managed_process
 from wan_orchestration.settings.environment import DagsterHome
 
 STOP_SECONDS = 10
@@ -80,5 +80,5 @@ def dagster(port: int) -> Iterator[None]:
         raise BadInput("workspace.yaml: no such file; start this in the project's root folder")
     environment = {**os.environ, "DAGSTER_HOME": str(DagsterHome().home.absolute())}
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
-    with started(command, environment, STOP_SECONDS):
+    with managed_process(command, environment, STOP_SECONDS):
         yield

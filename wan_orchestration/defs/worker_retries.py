@@ -74,7 +74,7 @@ def preprocess(context: dg.AssetExecutionContext, launcher: Launcher, request: P
 def _retries(context: dg.AssetExecutionContext, error: WorkerDied, crashes: Counter[str]) -> bool:
     """Counts the crash; whether the job is launched again."""
     crashes[error.job] += 1
-    retries = error.again and crashes[error.job] <= RETRIES
+    retries = error.retryable and crashes[error.job] <= RETRIES
     if retries:
         context.log.warning(f"{error} A retry resumes after what is finished.")
     return retries

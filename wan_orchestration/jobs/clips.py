@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.files import check_file, replacing
+from wan_orchestration.files import check_file, replacing, sha256
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.video.info import Sound, VideoInfo
 
@@ -56,8 +56,7 @@ class Clips:
         """SHA-256 over the names and contents of the files, so that equal clips made again leave a video up to date."""
         digest = hashlib.sha256()
         for name in sorted(clip_names(self.mode).values()):
-            with (self.folder / name).open("rb") as content:
-                digest.update(f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{name}\0{sha256(self.folder / name)}\n".encode())
         return digest.hexdigest()
 
     def at(self, folder: Path) -> "Clips":

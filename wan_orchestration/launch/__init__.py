@@ -1,1 +1,1 @@
-"""Starts the engine in processes of its own, and sees to it that they end."""
+"""Starts the worker in processes of its own, on this machine or on a Slurm cluster, and ends them."""

@@ -1,4 +1,4 @@
-"""What assets ask for: the worker run somewhere, and what it had to say."""
+"""The interface through which assets run the worker, whether on this machine or on a cluster."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
@@ -11,32 +11,32 @@ WORKER = "wan_orchestration.worker"
 
 
 class WorkerDied(RuntimeError):
-    """The worker ended, or was ended, without an outcome for every job.
+    """The worker ended, or was killed, before every job had an outcome.
 
     Args:
-        text: why, in words.
-        job: the one that was at work.
-        again: whether another try may help; it goes on after the last finished clip.
+        text: the reason, for the user.
+        job: the job that the worker was working on.
+        retryable: whether a retry may help; it resumes after the last finished segment.
     """
 
-    def __init__(self, text: str, job: str, again: bool = True) -> None:
+    def __init__(self, text: str, job: str, retryable: bool = True) -> None:
         super().__init__(text)
         self.job = job
-        self.again = again
+        self.retryable = retryable
 
 
 class Launcher(dg.ConfigurableResource, ABC):
-    """Runs `wan_orchestration.worker` in processes of its own. Whatever ends the step ends them too."""
+    """Runs `wan_orchestration.worker` in processes of its own. They end with the step, however the step ends."""
 
     @abstractmethod
     def generate(self, context: dg.AssetExecutionContext, request: Request) -> Generator[Result]:
-        """Run a request's tasks in one launch, and give each result as it comes, also those of tasks that failed.
+        """Run a request's tasks in one launch. Yields each result when it arrives, those of failed tasks included.
 
-        Close the iterator (`contextlib.closing`) to end the launch early. Progress goes to the Dagster log.
+        Close the iterator (`contextlib.closing`) to end the launch early. Progress is written to the Dagster log.
 
         Raises:
             WorkerDied: the worker ended without a result for every task, or hung.
-            dg.Failure: it could not be launched.
+            dg.Failure: the worker could not be launched.
         """
 
     @abstractmethod
@@ -45,5 +45,5 @@ class Launcher(dg.ConfigurableResource, ABC):
 
         Raises:
             WorkerDied: the worker ended without an outcome, or hung.
-            dg.Failure: it could not be launched.
+            dg.Failure: the worker could not be launched.
         """

@@ -1,4 +1,4 @@
-"""How the worker's messages reach the step: Dagster Pipes, by files, so that it also works from another machine."""
+"""Receives the worker's messages in the step, by Dagster Pipes. They travel in files, also from other machines."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ from wan_orchestration.protocol.messages import (
 )
 from wan_orchestration.settings.environment import environment
 
-PROGRESS_SECONDS, SAME_SECONDS = 4.0, 30.0
-"""Between two lines of progress in the log, at least: of another step or phase, and of the same."""
+CHANGED_LOG_SECONDS, SAME_LOG_SECONDS = 4.0, 30.0
+"""Least time between two lines of progress in the log: where the words changed, and where they are the same."""
 
 Outcome = Result | PreprocessOutcome
 
@@ -32,18 +32,18 @@ Message = TypeAdapter(
 
 
 @contextmanager
-def session(
+def pipes_session(
     context: dg.AssetExecutionContext,
     request: Request | PreprocessRequest,
     injector: dg.PipesContextInjector | None = None,
     reader: dg.PipesMessageReader | None = None,
 ) -> Iterator[dg.PipesSession]:
-    """A Pipes session for one launch; by temporary files of this machine unless told otherwise.
+    """A Pipes session for one launch. Injector and reader use temporary files of this machine by default.
 
-    `dg.open_pipes_session` is not used: it demands one output of the step, where a run over several jobs notes each
-    job's materialization as it comes.
+    `dg.open_pipes_session` does not serve here: it expects one output of the step, but a run over several jobs reports
+    each job's materialization as soon as its video is finished.
     """
-    facts = PipesContextData(
+    data = PipesContextData(
         asset_keys=None,
         code_version_by_asset_key=None,
         provenance_by_asset_key=None,
@@ -57,70 +57,73 @@ def session(
     )
     handler = dg.PipesMessageHandler(context, reader or dg.PipesTempFileMessageReader())
     injector = injector or dg.PipesTempFileContextInjector()
-    with injector.inject_context(facts) as place_of_context, handler.handle_messages() as place_of_messages:
-        yield dg.PipesSession(facts, handler, place_of_context, place_of_messages, context)
+    with injector.inject_context(data) as context_params, handler.handle_messages() as message_params:
+        yield dg.PipesSession(data, handler, context_params, message_params, context)
 
 
 def jobs_of(request: Request | PreprocessRequest) -> list[str]:
-    """Keys of the jobs that a request is about."""
+    """Keys of a request's jobs."""
     return [request.job_id] if isinstance(request, PreprocessRequest) else [task.job_id for task in request.tasks]
 
 
-class Listener:
-    """Takes in what rank 0 reports: progress is logged, at most a line every few seconds, each clip is an event."""
+class LaunchMonitor:
+    """Follows one launch by the messages of its rank 0: logs progress, reports each segment as an event."""
 
     def __init__(self, context: dg.AssetExecutionContext, request: Request | PreprocessRequest) -> None:
         self.context = context
-        self.heard_at = time.monotonic()
-        """When the worker last reported anything but time that passes."""
-        self.at: str | None = None
-        """Job of the last message that was not an outcome: the one at work."""
+        self.active_at = time.monotonic()
+        """When the worker last reported something new; an estimate of the time left does not count."""
         self.pending = dict.fromkeys(jobs_of(request))
         """Jobs without an outcome so far, in order."""
-        self._heard = 0
-        self._last: tuple[object, ...] = ()
-        self._logged, self._said = float("-inf"), ""
+        self._reported_job: str | None = None
+        """Job of the newest message, None where that was an outcome."""
+        self._processed = 0
+        self._last_progress: tuple[object, ...] = ()
+        self._logged_at, self._logged_words = float("-inf"), ""
 
     @property
-    def culprit(self) -> str:
-        """The job to blame when the worker dies."""
-        return self.at or next(iter(self.pending))
+    def current_job(self) -> str:
+        """The job that the worker is working on; a crash is blamed on it."""
+        return self._reported_job or next(iter(self.pending))
 
-    def hear(self, messages: Sequence[Any]) -> list[Outcome]:
-        """Take in all messages so far; returns the outcomes among those that are new since the last call."""
+    def process(self, messages: Sequence[Any]) -> list[Outcome]:
+        """Process all messages so far; returns the outcomes that are new since the last call."""
         outcomes: list[Outcome] = []
         latest: Progress | PreprocessProgress | None = None
-        for message in map(Message.validate_python, messages[self._heard :]):
-            if not self._repeats(message):
-                self.heard_at = time.monotonic()
+        for message in map(Message.validate_python, messages[self._processed :]):
+            if not self._is_repeated(message):
+                self.active_at = time.monotonic()
             if isinstance(message, Outcome):
                 outcomes.append(message)
                 self.pending.pop(message.job_id, None)
-                self.at = None
+                self._reported_job = None
             elif isinstance(message, FinishedClip):
                 self.context.log_event(_observation(self.context.asset_key, message))
             else:
                 latest = message
-                self.at = message.job_id
-        self._heard = len(messages)
+                self._reported_job = message.job_id
+        self._processed = len(messages)
         if latest:
             progress.write(environment().progress_root, self.context.run.run_id, latest)
-        wait = SAME_SECONDS if latest and latest.words == self._said else PROGRESS_SECONDS
-        if latest and time.monotonic() - self._logged >= wait:
-            self.context.log.info(str(latest))
-            self._logged, self._said = time.monotonic(), latest.words
+            self._log(latest)
         return outcomes
 
-    def _repeats(self, message: Any) -> bool:
-        """Whether this is the progress of before, which is sent again while a phase or a step goes on."""
-        last = self._last
-        self._last = ()
+    def _log(self, latest: Progress | PreprocessProgress) -> None:
+        wait = SAME_LOG_SECONDS if latest.words == self._logged_words else CHANGED_LOG_SECONDS
+        if time.monotonic() - self._logged_at >= wait:
+            self.context.log.info(str(latest))
+            self._logged_at, self._logged_words = time.monotonic(), latest.words
+
+    def _is_repeated(self, message: Any) -> bool:
+        """Whether the worker sent the same progress before, as it does during a long phase or denoising step."""
+        last = self._last_progress
+        self._last_progress = ()
         if isinstance(message, Progress):
-            self._last = message.job_id, message.phase, message.clip, message.step
-        return bool(last) and self._last == last
+            self._last_progress = message.job_id, message.phase, message.clip, message.step
+        return bool(last) and self._last_progress == last
 
 
-def _observation(asset: dg.AssetKey, clip: FinishedClip) -> dg.AssetObservation:
-    """A finished clip as an event of the run and of the asset, whose numbers Dagster plots."""
-    facts = clip.model_dump(include={"clip", "clips", "frames", "seconds", "seconds_per_step"})
-    return dg.AssetObservation(asset, str(clip), partition=clip.job_id, metadata=facts)
+def _observation(asset: dg.AssetKey, segment: FinishedClip) -> dg.AssetObservation:
+    """A finished segment as an event of the run and of the asset; Dagster plots its numbers."""
+    metadata = segment.model_dump(include={"clip", "clips", "frames", "seconds", "seconds_per_step"})
+    return dg.AssetObservation(asset, str(segment), partition=segment.job_id, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Process trees that end: politely within a grace period, then by force."""
+"""Starts process trees and ends them: SIGTERM first, SIGKILL after a grace period."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ import psutil
 
 
 @contextmanager
-def started(
+def managed_process(
     command: Sequence[str], environment: dict[str, str], grace: float, descriptors: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen]:
-    """A process in a session of its own. On leaving nothing is left of it, nor of its descendants.
+    """A process in a session of its own. On exit, it and all its descendants are ended.
 
-    `descriptors` stay open in it, under their own numbers.
+    `descriptors` stay open in the process, under their own numbers.
     """
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=tuple(descriptors)
@@ -35,7 +35,7 @@ def stop(process: subprocess.Popen, grace: float) -> None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(grace)
     finally:
-        # Also where a second interrupt cuts the grace period short. Some may have been started since.
+        # Runs also if a second interrupt cuts the grace period short. Descendants may have started in the meantime.
         for member in tree.union(*(descendants(member.pid) for member in tree)):
             with suppress(psutil.NoSuchProcess):
                 member.kill()
@@ -43,7 +43,7 @@ def stop(process: subprocess.Popen, grace: float) -> None:
 
 
 def descendants(pid: int) -> set[psutil.Process]:
-    """A process and all that it started, directly or not."""
+    """A process and all that it started, directly or through others."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return {process, *process.children(recursive=True)}

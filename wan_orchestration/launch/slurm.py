@@ -1,8 +1,8 @@
-"""Runs the engine's worker on a Slurm cluster: one `sbatch`, and in it one torchrun on each node.
+"""Runs the worker on a Slurm cluster: one `sbatch`, and in it one torchrun on each node.
 
-A step that is cancelled or fails cancels its Slurm job and waits until that is gone. A step that is killed leaves the
-job running: the next step that asks for the same takes over from it, with all that it has reported so far, and one
-that asks for something else in the same place ends it first.
+A step that is cancelled or fails cancels its Slurm job and waits until the job is gone. A step that is killed leaves
+the job running. The next step with the same request takes the job over, with all that it has reported so far. The next
+step with another request for the same outputs cancels the job first.
 """
 
 import os
@@ -19,18 +19,18 @@ from pydantic import Field, field_validator
 
 from wan_orchestration.launch import slurm_queue
 from wan_orchestration.launch.launcher import WORKER, Launcher, WorkerDied
-from wan_orchestration.launch.pipes import Listener, Outcome, jobs_of, session
+from wan_orchestration.launch.pipes import LaunchMonitor, Outcome, jobs_of, pipes_session
 from wan_orchestration.launch.slurm_folder import LaunchFolder, discard
-from wan_orchestration.launch.slurm_queue import Job, Refused, Unreachable
+from wan_orchestration.launch.slurm_queue import SlurmJob, SlurmRejected, SlurmUnreachable
 from wan_orchestration.launch.tail import Tail, TailMessageReader
 from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
 from wan_orchestration.settings.environment import environment
 
-GONE_POLL_SECONDS = 0.5
+CANCEL_POLL_SECONDS = 0.5
 
-ENDINGS = {
+STATE_WORDS = {
     "TIMEOUT": "was stopped at its time limit ({limit})",
-    "NODE_FAIL": "lost a node ({lost})",
+    "NODE_FAIL": "lost a node ({unresponsive})",
     "BOOT_FAIL": "got a node that did not boot ({nodes})",
     "PREEMPTED": "had to make room for another job",
     "DEADLINE": "had not ended at its deadline",
@@ -38,48 +38,50 @@ ENDINGS = {
     "CANCELLED": "was cancelled by somebody else (scancel)",
     "OUT_OF_MEMORY": "used more main memory than Slurm had given it",
 }
-"""How a job ended, in words."""
+"""How a job ended, by its final state."""
 ADVICE = {
-    "TIMEOUT": "Another try goes on after the last finished clip; a longer time_limit needs none.",
+    "TIMEOUT": "A retry resumes after the last finished segment; with a longer time_limit no retry is needed.",
     "OUT_OF_MEMORY": 'Ask for more in the directives, for instance "--mem=200G".',
 }
-WAITING = {"PENDING", "CONFIGURING"}
-"""States in which nothing can be heard yet."""
-FINAL = {"CANCELLED", "DEADLINE"}
-"""Endings after which another Slurm job is not wanted."""
+WAITING_STATES = {"PENDING", "CONFIGURING"}
+"""States in which the worker does not run yet."""
+DELIBERATE_STATES = {"CANCELLED", "DEADLINE"}
+"""Final states that somebody wanted, so no other Slurm job is submitted."""
 
 
 class SlurmClient(Launcher):
     """Launches `torchrun` on nodes of a Slurm cluster, one Slurm job for all tasks of a request."""
 
-    nodes: int = Field(default=1, ge=1, description="Machines that work on one video together.")
+    nodes: int = Field(default=1, ge=1, description="Nodes that work on one video together.")
     gpus_per_node: int = Field(
-        default=1, ge=0, description="GPUs on each node, one process for each; 0: one process a node, on its CPUs."
+        default=1, ge=0, description="GPUs on each node, with a process for each; 0: one process a node, on its CPUs."
     )
     cpus_per_node: int | None = Field(
-        default=None, ge=1, description="CPU cores on each node; default: what the cluster gives, often a single one."
+        default=None, ge=1, description="CPU cores on each node; default: the cluster's, often a single one."
     )
     partition: str | None = Field(default=None, description="Partition to submit to; default: the cluster's.")
     account: str | None = Field(default=None, description="Account that is charged; default: the user's.")
     time_limit: str | None = Field(
-        default=None, description="Limit as sbatch takes it: MINUTES, HH:MM:SS or DAYS-HH; default: the partition's."
+        default=None, description="Time limit in sbatch's form: MINUTES, HH:MM:SS or DAYS-HH; default: the partition's."
     )
     directives: list[str] = Field(
         default=[],
-        description='More options of sbatch, for instance "--qos=high" or "--gpus-per-node=h100:4"; they win over '
+        description='More options of sbatch, for instance "--qos=high" or "--gpus-per-node=h100:4"; they override '
         "the fields above.",
     )
     work_folder: str | None = Field(
         default=None,
-        description="Folder for scripts, messages and logs on a file system that this machine and the nodes share; "
-        "default: DATA_ROOT/slurm.",
+        description="Folder for scripts, messages and logs, on a file system that this machine and the nodes "
+        "share; default: DATA_ROOT/slurm.",
     )
-    poll_seconds: float = Field(default=5.0, gt=0, description="How often to look at the Slurm job and its messages.")
+    poll_seconds: float = Field(
+        default=5.0, gt=0, description="Seconds between checks of the Slurm job and its messages."
+    )
     stall_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="A running Slurm job that begins no step and no phase for so long hangs, and is cancelled. "
-        "Loading the weights and decoding a clip are a phase each.",
+        description="A running Slurm job that begins no denoising step and no phase for so long hangs, and is "
+        "cancelled. Loading the weights and decoding a segment are a phase each.",
     )
     grace_seconds: float = Field(
         default=90.0, ge=0, description="How long to wait until a cancelled Slurm job is gone from its nodes."
@@ -107,81 +109,108 @@ class SlurmClient(Launcher):
         root = Path(self.work_folder).expanduser() if self.work_folder else environment().data_root / "slurm"
         folder = LaunchFolder(root.absolute(), request)
         try:
-            with folder.claimed(), self._ended(context, folder.name):
-                for other in folder.others():
-                    context.log.info(f"Ends the launch {other}, which was to make another video in the same place.")
-                    self._end(context, other)
+            with folder.locked(), self._cancelled_on_exit(context, folder.name):
+                for other in folder.conflicting_launches():
+                    context.log.info(f"Cancels the launch {other}, which makes another video in the same place.")
+                    self._cancel(context, other)
                     discard(folder.root / other)
                 yield from self._follow(context, folder, nodes, gpus)
                 discard(folder.path)
-        except Unreachable as error:
+        except SlurmUnreachable as error:
             raise WorkerDied(f"Slurm's controller does not answer: {error}", jobs_of(request)[0]) from error
-        except Refused as error:
+        except SlurmRejected as error:
             raise dg.Failure(f"Slurm does not take the job: {error}", allow_retries=False) from error
 
     def _follow(
         self, context: dg.AssetExecutionContext, folder: LaunchFolder, nodes: int, gpus: int
     ) -> Iterator[Outcome]:
-        """Submit the launch's Slurm job or find it again, and give its outcomes until it ends."""
-        job = slurm_queue.find(folder.name)
-        if job and job.state == "COMPLETING":
-            # Over, but for a node that is slow to say so.
-            self._end(context, folder.name)
-            job = None
-        unseen = job is None and folder.has_all_videos()
-        if job is None and not unseen:
+        """Submit the launch's Slurm job, or find the job of an earlier run, and yield its outcomes until it ends."""
+        job = self._find_running(context, folder)
+        finished = job is None and folder.has_all_videos()
+        if job is None and not finished:
             folder.write(batch_script(folder, nodes, max(1, gpus), self.cpus_per_node))
         reader, log = TailMessageReader(folder.messages), Tail(folder.log)
-        with session(context, folder.request, dg.PipesEnvContextInjector(), reader) as pipes:
-            if unseen:
+        with pipes_session(context, folder.request, dg.PipesEnvContextInjector(), reader) as session:
+            if finished:
                 context.log.info("The Slurm job of an earlier run has ended, and all its videos are in their places.")
                 states = iter([None])
-            elif job:
-                context.log.info(f"Takes over the Slurm job {job.id} of an earlier run, {folder.name}.")
-                states = self._states(context, job.id)
             else:
-                variables = {**_environment(), **pipes.get_bootstrap_env_vars()}
-                job_id = slurm_queue.submit(folder.script, self._arguments(folder, nodes, gpus), variables)
-                context.log.info(f"Submitted Slurm job {job_id}, {folder.name}; its log is {folder.log}")
-                states = self._states(context, job_id)
-            listener = Listener(context, folder.request)
+                if job:
+                    context.log.info(f"Takes over the Slurm job {job.id} of an earlier run, {folder.name}.")
+                job_id = job.id if job else self._submit(context, folder, session, nodes, gpus)
+                states = self._poll(context, job_id)
+            monitor = LaunchMonitor(context, folder.request)
             for job in states:
                 reader.read()
-                _print(log)
-                yield from listener.hear(pipes.get_custom_messages())
-                if job and job.state in WAITING:
-                    listener.heard_at = time.monotonic()
-                silent = time.monotonic() - listener.heard_at
-                if listener.pending and silent > self.stall_timeout_seconds:
-                    raise WorkerDied(
-                        f"{listener.culprit} made no progress for {silent:.0f} s (stall_timeout_seconds), so Slurm job "
-                        f"{job and job.id} was cancelled. What its processes printed last is in {folder.log}.",
-                        listener.culprit,
-                        again=False,
-                    )
-                if not listener.pending and silent > self.grace_seconds:
-                    context.log.warning("All results are there, but the Slurm job does not end; it is cancelled.")
+                _copy_to_stderr(log)
+                yield from monitor.process(session.get_custom_messages())
+                if job and job.state in WAITING_STATES:
+                    monitor.active_at = time.monotonic()
+                if self._is_stuck(context, folder, monitor, job):
                     break
-        if listener.pending:
-            raise failure(job, [listener.culprit, *listener.pending], folder.log)
+        if monitor.pending:
+            raise failure(job, [monitor.current_job, *monitor.pending], folder.log)
 
-    def _states(self, context: dg.AssetExecutionContext, job_id: str) -> Iterator[Job | None]:
-        """A Slurm job's states as long as it lives, then the last one; None where Slurm has forgotten the job."""
-        job: Job | None = None
-        told = ""
+    def _find_running(self, context: dg.AssetExecutionContext, folder: LaunchFolder) -> SlurmJob | None:
+        """The Slurm job that an earlier run with the same request left behind, if it still works."""
+        job = slurm_queue.find(folder.name)
+        if job and job.state == "COMPLETING":
+            # The job has ended, but a node has not confirmed that yet.
+            self._cancel(context, folder.name)
+            return None
+        return job
+
+    def _submit(
+        self,
+        context: dg.AssetExecutionContext,
+        folder: LaunchFolder,
+        session: dg.PipesSession,
+        nodes: int,
+        gpus: int,
+    ) -> str:
+        variables = {**_environment(), **session.get_bootstrap_env_vars()}
+        job_id = slurm_queue.submit(folder.script, self._arguments(folder, nodes, gpus), variables)
+        context.log.info(f"Submitted Slurm job {job_id}, {folder.name}; its log is {folder.log}")
+        return job_id
+
+    def _is_stuck(
+        self, context: dg.AssetExecutionContext, folder: LaunchFolder, monitor: LaunchMonitor, job: SlurmJob | None
+    ) -> bool:
+        """Whether a Slurm job with all results does not end.
+
+        Raises:
+            WorkerDied: results are missing, and the worker has reported nothing for too long.
+        """
+        silence = time.monotonic() - monitor.active_at
+        if monitor.pending and silence > self.stall_timeout_seconds:
+            raise WorkerDied(
+                f"{monitor.current_job} made no progress for {silence:.0f} s (stall_timeout_seconds), so Slurm job "
+                f"{job and job.id} was cancelled. The last output of its processes is in {folder.log}.",
+                monitor.current_job,
+                retryable=False,
+            )
+        if not monitor.pending and silence > self.grace_seconds:
+            context.log.warning("All results are there, but the Slurm job does not end; it is cancelled.")
+            return True
+        return False
+
+    def _poll(self, context: dg.AssetExecutionContext, job_id: str) -> Iterator[SlurmJob | None]:
+        """A Slurm job's states until it ends, the final one included; None if Slurm does not know the job any more."""
+        job: SlurmJob | None = None
+        logged = ""
         while True:
             try:
-                job = slurm_queue.look(job_id)
-                news = str(job) if job else f"Slurm has forgotten job {job_id}."
+                job = slurm_queue.get(job_id)
+                line = str(job) if job else f"Slurm does not know job {job_id} any more."
                 answered = True
-            except Unreachable as error:
-                news = f"Slurm's controller does not answer ({error}); goes on trying."
+            except SlurmUnreachable as error:
+                line = f"Slurm's controller does not answer ({error}); retrying."
                 answered = False
-            if news != told:
-                (context.log.info if answered else context.log.warning)(news)
-                told = news
+            if line != logged:
+                (context.log.info if answered else context.log.warning)(line)
+                logged = line
             yield job
-            if answered and (job is None or job.over):
+            if answered and (job is None or job.ended):
                 return
             time.sleep(self.poll_seconds)
 
@@ -200,45 +229,48 @@ class SlurmClient(Launcher):
             "account": self.account,
             "time": self.time_limit,
         }
-        # Slurm would start the job of a lost node again by itself, unseen; Dagster's retries are seen.
+        # Without it, Slurm restarts the job of a lost node by itself. Dagster's retries are visible in the UI.
         return ["--no-requeue", *(f"--{name}={value}" for name, value in given.items() if value), *self.directives]
 
     @contextmanager
-    def _ended(self, context: dg.AssetExecutionContext, name: str) -> Iterator[None]:
-        """On leaving, however that comes about, no Slurm job of this name is left."""
+    def _cancelled_on_exit(self, context: dg.AssetExecutionContext, name: str) -> Iterator[None]:
+        """Cancels Slurm jobs of this name on exit, also after an error."""
         try:
             yield
         finally:
-            self._end(context, name)
+            self._cancel(context, name)
 
-    def _end(self, context: dg.AssetExecutionContext, name: str) -> None:
+    def _cancel(self, context: dg.AssetExecutionContext, name: str) -> None:
+        """Cancel Slurm jobs of this name and wait until they are gone. Only warns if that fails."""
         try:
             if slurm_queue.find(name):
                 slurm_queue.cancel(name)
-            limit = time.monotonic() + self.grace_seconds
+            deadline = time.monotonic() + self.grace_seconds
             while job := slurm_queue.find(name):
-                if time.monotonic() > limit:
+                if time.monotonic() > deadline:
                     context.log.warning(f"{job}; it was cancelled {self.grace_seconds:.0f} s ago and is not gone yet.")
                     return
-                time.sleep(GONE_POLL_SECONDS)
-        except (Unreachable, Refused) as error:
-            context.log.warning(f"The Slurm job could not be cancelled ({error}); `scancel --name={name}` does that.")
+                time.sleep(CANCEL_POLL_SECONDS)
+        except (SlurmUnreachable, SlurmRejected) as error:
+            context.log.warning(
+                f"The Slurm job could not be cancelled ({error}); `scancel --name={name}` cancels it by hand."
+            )
 
 
 def batch_script(folder: LaunchFolder, nodes: int, processes: int, cpus: int | None) -> str:
-    """One torchrun on each node; they meet on the first, where the batch script runs."""
+    """Starts one torchrun on each node. They meet on the first node, where the batch script runs."""
     srun = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    # srun does not take this over from sbatch.
+    # srun does not inherit this from sbatch.
     srun += [f"--cpus-per-task={cpus}"] if cpus else []
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={processes}"]
     worker = ["-m", WORKER, str(folder.path / "request.json")]
     return f"""\
 #!/bin/bash
 export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
-# torchrun would give each of several processes one thread.
+# torchrun gives each of several processes one thread unless this is set.
 threads=$((SLURM_CPUS_ON_NODE / {processes}))
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}}
-# Below the ports that the kernel gives away, and another one for each job.
+# Below the kernel's range of ephemeral ports, and different for each job.
 endpoint=$(hostname):$((15000 + SLURM_JOB_ID % 15000))
 exec {shlex.join(srun)} {shlex.join(torchrun)} \\
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$endpoint" \\
@@ -246,41 +278,44 @@ exec {shlex.join(srun)} {shlex.join(torchrun)} \\
 """
 
 
-def failure(job: Job | None, missing: Sequence[str], log: Path) -> Exception:
-    """Why a Slurm job that is over left jobs without an outcome: `dg.Failure` where no other is to be submitted.
+def failure(job: SlurmJob | None, missing: Sequence[str], log: Path) -> Exception:
+    """The error for a Slurm job that ended and left jobs without an outcome: `dg.Failure` if a retry is not wanted.
 
-    The first that is missing was at work.
+    The worker was working on the first of the missing jobs.
     """
+    unresponsive = _unresponsive_nodes(job) if job else ""
     if job is None:
         how = "is unknown to Slurm by now and ended"
-    elif job.state in ENDINGS:
-        how = ENDINGS[job.state].format(limit=job.time_limit, lost=_lost(job) or job.nodes, nodes=job.nodes)
+    elif job.state in STATE_WORDS:
+        words = STATE_WORDS[job.state]
+        how = words.format(limit=job.time_limit, unresponsive=unresponsive or job.nodes, nodes=job.nodes)
+    elif unresponsive:
+        how = f"{job.state.lower()}, because {unresponsive} does not answer any more,"
     else:
-        lost = _lost(job)
-        how = f"{job.state.lower()}, because {lost} does not answer any more," if lost else job.state.lower()
+        how = job.state.lower()
     text = (
         f"{f'Slurm job {job.id}' if job else 'The Slurm job'} {how} before it had a result for "
-        f"{', '.join(dict.fromkeys(missing))}. What its processes printed last is in this step's stderr and in {log}."
+        f"{', '.join(dict.fromkeys(missing))}. The last output of its processes is in this step's stderr and in {log}."
     )
     if job and job.state in ADVICE:
         text = f"{text} {ADVICE[job.state]}"
-    if job and job.state in FINAL:
+    if job and job.state in DELIBERATE_STATES:
         return dg.Failure(text, allow_retries=False)
-    return WorkerDied(text, missing[0], again=job is None or job.state != "OUT_OF_MEMORY")
+    return WorkerDied(text, missing[0], retryable=job is None or job.state != "OUT_OF_MEMORY")
 
 
-def _lost(job: Job) -> str:
-    with suppress(Unreachable, Refused):
-        return ", ".join(slurm_queue.lost(job.nodes)) if job.nodes else ""
+def _unresponsive_nodes(job: SlurmJob) -> str:
+    with suppress(SlurmUnreachable, SlurmRejected):
+        return ", ".join(slurm_queue.unresponsive_nodes(job.nodes)) if job.nodes else ""
     return ""
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what describes the Slurm job that it may be part of."""
+    """This process's environment without the variables of a Slurm job that it may be part of."""
     return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
 
 
-def _print(log: Tail) -> None:
-    for piece in log.pieces():
-        sys.stderr.write(piece.decode(errors="replace"))
+def _copy_to_stderr(log: Tail) -> None:
+    for chunk in log.chunks():
+        sys.stderr.write(chunk.decode(errors="replace"))
     sys.stderr.flush()

@@ -1,11 +1,11 @@
 """The folder of a launch on the file system that Dagster and a cluster share.
 
-WORK_FOLDER/wan-<job>-<identity>/    the name is also the Slurm job's, by which it is found again
-    request.json     what is asked for
+WORK_FOLDER/wan-<job>-<hash>/        the Slurm job has the same name, so a later run finds it
+    request.json     the request
     job.sh           the batch script
-    messages.jsonl   what rank 0 reports, in Dagster Pipes' form
-    slurm.log        what the processes print
-WORK_FOLDER/<kind>-<job>.lock        held by the step that watches
+    messages.jsonl   rank 0's messages, in Dagster Pipes' form
+    slurm.log        the output of the processes
+WORK_FOLDER/<kind>-<job>.lock        locked by the step that watches the launch
 """
 
 import fcntl
@@ -23,16 +23,16 @@ from wan_orchestration.launch.pipes import jobs_of
 from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result
 
 CUSTOM = "report_custom_message"
-"""Dagster Pipes' name for the kind of message that results come in."""
+"""Dagster Pipes' name for the kind of message that holds results."""
 
 
 class LaunchFolder:
-    """Where a request and what comes of it are kept, whichever run asks for it."""
+    """The files of one request's launch. Every run that asks for the same finds the same folder."""
 
     def __init__(self, root: Path, request: Request | PreprocessRequest) -> None:
         self.root = root
         self.request = request
-        self.path = root / f"wan-{jobs_of(request)[0]}-{identity(request)[:12]}"
+        self.path = root / f"wan-{jobs_of(request)[0]}-{request_hash(request)[:12]}"
         self.script = self.path / "job.sh"
         self.messages = self.path / "messages.jsonl"
         self.log = self.path / "slurm.log"
@@ -42,8 +42,8 @@ class LaunchFolder:
         return self.path.name
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Keep other runs away from these jobs for as long as this one watches.
+    def locked(self) -> Iterator[None]:
+        """Keep other runs away from the request's jobs while this run watches them.
 
         Raises:
             dg.Failure: another run watches one of them.
@@ -61,8 +61,8 @@ class LaunchFolder:
                     ) from None
             yield
 
-    def others(self) -> Iterator[str]:
-        """Names of launches that write to the same places, but were asked for something else."""
+    def conflicting_launches(self) -> Iterator[str]:
+        """Names of launches with a different request that write to the same outputs."""
         for file in self.root.glob("wan-*/request.json"):
             with suppress(ValidationError):
                 other = AnyRequest.validate_json(file.read_bytes())
@@ -71,7 +71,7 @@ class LaunchFolder:
                     yield file.parent.name
 
     def write(self, script: str) -> None:
-        """Make the folder anew for a Slurm job that is about to be submitted."""
+        """Create the folder for a Slurm job to be submitted; an older folder is replaced."""
         with replacing(self.path) as part:
             part.mkdir()
             (part / self.script.name).write_text(script)
@@ -80,33 +80,33 @@ class LaunchFolder:
             (part / "request.json").write_text(self.request.model_dump_json())
 
     def has_all_videos(self) -> bool:
-        """Whether the videos are in their places just as the messages say: the Slurm job ended while nobody watched."""
+        """Whether all videos are there, just as the messages say: the Slurm job ended while no step watched it."""
         if isinstance(self.request, PreprocessRequest):
             return False
         with suppress(OSError, ValueError):
             messages = [json.loads(line) for line in self.messages.read_bytes().splitlines()]
             reported = [message["params"]["payload"] for message in messages if message["method"] == CUSTOM]
-            return all(_saved(task.output).model_dump(mode="json") in reported for task in self.request.tasks)
+            return all(_saved_result(task.output).model_dump(mode="json") in reported for task in self.request.tasks)
         return False
 
 
-def _saved(output: Path) -> Result:
+def _saved_result(output: Path) -> Result:
     return Result.model_validate_json((output / "result.json").read_bytes())
 
 
-def identity(request: Request | PreprocessRequest) -> str:
-    """A hash of what is asked for, whenever that was. Input files count by size and time of change."""
+def request_hash(request: Request | PreprocessRequest) -> str:
+    """A hash of the request without its time. Input files count by size and modification time."""
     if isinstance(request, PreprocessRequest):
         inputs = [request.driving, request.reference]
-        asked = request.model_dump(mode="json")
+        content = request.model_dump(mode="json")
     else:
         inputs = [file for task in request.tasks for file in sorted(task.clips.folder.iterdir())]
-        asked = request.model_dump(mode="json", exclude={"tasks": {"__all__": {"created_at"}}})
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in inputs]
-    return hashlib.sha256(json.dumps([asked, states], sort_keys=True).encode()).hexdigest()
+        content = request.model_dump(mode="json", exclude={"tasks": {"__all__": {"created_at"}}})
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in inputs]
+    return hashlib.sha256(json.dumps([content, stats], sort_keys=True).encode()).hexdigest()
 
 
 def discard(path: Path) -> None:
-    """Remove a launch's folder. Processes that die late may still be writing to it."""
+    """Remove a launch's folder, or as much of it as possible: a dying process may still be writing to it."""
     with suppress(OSError):
         remove(path)

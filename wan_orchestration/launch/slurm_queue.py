@@ -1,4 +1,4 @@
-"""Slurm's queue by its commands: submit a job, look at it, cancel it."""
+"""Slurm's queue through its commands: submit a job, look it up, cancel it."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import dagster as dg
 COMMAND_SECONDS = 120
 """Slurm's commands try for about half a minute to reach a controller that is down."""
 
-OVER = {
+FINAL_STATES = {
     "BOOT_FAIL",
     "CANCELLED",
     "COMPLETED",
@@ -24,7 +24,7 @@ OVER = {
 }
 """States that a job does not leave; https://slurm.schedmd.com/squeue.html#lbAG"""
 
-PASSING = (
+TRANSIENT_ERRORS = (
     "Unable to contact slurm controller",
     "Socket timed out",
     "temporarily unable to accept job",
@@ -32,77 +32,80 @@ PASSING = (
     "Transport endpoint is not connected",
     "Communication connection failure",
 )
-"""What Slurm's commands say where trying again later can help."""
+"""Messages of Slurm's commands after which a retry can help."""
 
 
-class Unreachable(RuntimeError):
+class SlurmUnreachable(RuntimeError):
     """The controller does not answer, or is too busy."""
 
 
-class Refused(RuntimeError):
-    """Slurm will not do what it was asked; the text is its own."""
+class SlurmRejected(RuntimeError):
+    """Slurm refuses a command; the text is Slurm's own."""
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job as squeue shows it."""
 
     id: str
     state: str
     reason: str
-    """Why it waits, or how it ended; "None" where Slurm knows none."""
+    """Why it waits, or how it ended; "None" if Slurm knows no reason."""
     time_limit: str
     nodes: str
     """Slurm's short form, n[1-2]; empty until the job has its nodes."""
 
     @property
-    def over(self) -> bool:
-        return self.state in OVER
+    def ended(self) -> bool:
+        return self.state in FINAL_STATES
 
     def __str__(self) -> str:
-        where = f" on {self.nodes}" if self.nodes else ""
-        why = f", {self.reason}" if self.reason != "None" else ""
-        return f"Slurm job {self.id}: {self.state.lower()}{where}{why}"
+        nodes = f" on {self.nodes}" if self.nodes else ""
+        reason = f", {self.reason}" if self.reason != "None" else ""
+        return f"Slurm job {self.id}: {self.state.lower()}{nodes}{reason}"
 
 
 def submit(script: Path, options: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Submit a batch script; returns the job's id. Refused, Unreachable."""
-    # --parsable: the id alone, or id;cluster where there are several clusters.
+    """Submit a batch script; returns the job's id. Raises SlurmRejected, SlurmUnreachable."""
+    # --parsable prints only the id, or id;cluster if there are several clusters.
     return _run(["sbatch", "--parsable", *options, str(script)], environment).strip().split(";")[0]
 
 
-def find(name: str) -> Job | None:
-    """This user's job of this name that has not ended, if there is one. Unreachable."""
+def find(name: str) -> SlurmJob | None:
+    """This user's job of this name that has not ended, None if there is none. Raises SlurmUnreachable."""
     jobs = _squeue("--me", f"--name={name}")
     return jobs[0] if jobs else None
 
 
-def look(job_id: str) -> Job | None:
-    """A job, also for some minutes after its end; None once Slurm has forgotten it. Unreachable."""
+def get(job_id: str) -> SlurmJob | None:
+    """A job, which Slurm remembers for some minutes after its end; None after that. Raises SlurmUnreachable."""
     try:
         jobs = _squeue("--states=all", f"--jobs={job_id}")
-    except Refused as error:
+    except SlurmRejected as error:
         if "Invalid job id" in str(error):
             return None
-        raise Unreachable(str(error)) from error
+        raise SlurmUnreachable(str(error)) from error
     return jobs[0] if jobs else None
 
 
 def cancel(name: str) -> None:
-    """Have Slurm end this user's jobs of this name: SIGTERM, and SIGKILL after its KillWait. Unreachable."""
+    """Cancel this user's jobs of this name. Slurm sends SIGTERM, and SIGKILL after its KillWait.
+
+    Raises SlurmUnreachable.
+    """
     _run(["scancel", "--me", f"--name={name}"])
 
 
-def lost(nodes: str) -> list[str]:
+def unresponsive_nodes(nodes: str) -> list[str]:
     """Those of a job's nodes that are down or do not answer."""
-    shown = _run(["sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T"])
-    states = dict(line.split() for line in shown.splitlines())
+    output = _run(["sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T"])
+    states = dict(line.split() for line in output.splitlines())
     return sorted(node for node, state in states.items() if state.startswith("down") or state.endswith("*"))
 
 
-def _squeue(*options: str) -> list[Job]:
-    shown = _run(["squeue", "--noheader", "--format=%i|%T|%r|%l|%N", *options])
-    return [Job(*line.split("|", 4)) for line in shown.splitlines()]
+def _squeue(*options: str) -> list[SlurmJob]:
+    output = _run(["squeue", "--noheader", "--format=%i|%T|%r|%l|%N", *options])
+    return [SlurmJob(*line.split("|", 4)) for line in output.splitlines()]
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
@@ -118,8 +121,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -
             allow_retries=False,
         ) from None
     except subprocess.TimeoutExpired:
-        raise Unreachable(f"{command[0]} gave no answer within {COMMAND_SECONDS} s") from None
+        raise SlurmUnreachable(f"{command[0]} gave no answer within {COMMAND_SECONDS} s") from None
     if done.returncode:
-        words = done.stderr.strip() or f"{command[0]} ended with exit code {done.returncode}"
-        raise (Unreachable if any(text in words for text in PASSING) else Refused)(words)
+        message = done.stderr.strip() or f"{command[0]} ended with exit code {done.returncode}"
+        raise (SlurmUnreachable if any(text in message for text in TRANSIENT_ERRORS) else SlurmRejected)(message)
     return done.stdout

@@ -1,4 +1,4 @@
-"""Files that another machine appends to, read as they grow."""
+"""Reads files that another machine appends to, while they grow."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 from dagster_pipes import PipesDefaultMessageWriter, PipesOpenedData
 
-PIECE_BYTES = 2**20
+CHUNK_BYTES = 2**20
 
 
 class Tail:
@@ -18,26 +18,26 @@ class Tail:
         self.path = path
         self._offset = 0
 
-    def pieces(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes]:
         """What was appended since the last call."""
-        # Opened anew each time, because NFS shows what others have written only to those who open the file after that.
+        # Opens the file each time: on NFS, what other machines write is visible only to later opens.
         with self.path.open("rb") as file:
             file.seek(self._offset)
-            while piece := file.read(PIECE_BYTES):
-                self._offset += len(piece)
-                yield piece
+            while chunk := file.read(CHUNK_BYTES):
+                self._offset += len(chunk)
+                yield chunk
 
 
 class TailMessageReader(dg.PipesMessageReader):
-    """Pipes messages from a file that may hold some already, and that stays when the session ends.
+    """Reads Pipes messages from a file that may already hold some and that outlives the session.
 
-    Dagster's own reader empties the file first, and takes half a line for a whole one. This one reads when told to.
+    Dagster's own reader empties the file first, and mistakes half a line for a whole one. This one reads on demand.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._tail = Tail(path)
-        self._begun = b""
+        self._partial_line = b""
         self._handler: dg.PipesMessageHandler | None = None
 
     @contextmanager
@@ -46,10 +46,10 @@ class TailMessageReader(dg.PipesMessageReader):
         yield {PipesDefaultMessageWriter.FILE_PATH_KEY: str(self.path)}
 
     def read(self) -> None:
-        """Hand on the messages that are whole."""
+        """Pass complete new messages to the handler."""
         assert self._handler is not None
-        for piece in self._tail.pieces():
-            *lines, self._begun = (self._begun + piece).split(b"\n")
+        for chunk in self._tail.chunks():
+            *lines, self._partial_line = (self._partial_line + chunk).split(b"\n")
             for line in lines:
                 self._handler.handle_message(json.loads(line))
 

@@ -1,12 +1,13 @@
-"""Runs the engine's worker on this machine from a Dagster step, through Dagster Pipes.
+"""Runs the worker on this machine from a Dagster step, under torchrun and through Dagster Pipes.
 
-Dagster's own Pipes client signals its direct child only and never kills it. Here the whole tree ends with the step:
+Dagster's own Pipes client signals its direct child only and never kills it. Here the whole process tree ends with the
+step:
 
-- cancelled or failed: SIGTERM to torchrun, which passes it on; after a grace period whatever is left is killed;
-- the step itself killed: torchrun dies with its parent (`setpriv --pdeathsig`), the ranks with torchrun (see `worker`);
-- hung: it prints its stacks, then it is killed.
+- The step is cancelled or fails: torchrun gets SIGTERM and passes it on; after a grace period, what is left is killed.
+- The step is killed: torchrun dies with its parent (`setpriv --pdeathsig`), and the ranks die with torchrun (`worker`).
+- The worker hangs: its processes write their stacks to the log, then they are killed.
 
-The processes write to the step's own stdout and stderr, so that no pipe can fill up and block them.
+The processes write to the step's own stdout and stderr, so no pipe can fill up and block them.
 """
 
 import os
@@ -23,15 +24,15 @@ from typing import Literal, cast
 import dagster as dg
 from pydantic import Field
 
-from wan_orchestration.launch.gpus import Gpus, Share
+from wan_orchestration.launch.gpus import Allocation, Gpus
 from wan_orchestration.launch.launcher import WORKER, Launcher, WorkerDied
-from wan_orchestration.launch.pipes import Listener, Outcome, session
-from wan_orchestration.launch.processes import started
+from wan_orchestration.launch.pipes import LaunchMonitor, Outcome, pipes_session
+from wan_orchestration.launch.processes import managed_process
 from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
 
 POLL_SECONDS = 0.5
 STACK_SECONDS = 2.0
-"""How long hung processes get to write down where they hang."""
+"""How long hung processes get to write their stacks."""
 
 
 class TorchrunClient(Launcher):
@@ -41,9 +42,9 @@ class TorchrunClient(Launcher):
     processes: int = Field(default=1, ge=1, description="Processes (ranks) of a launch, each on a GPU of its own.")
     parallelism: Literal["auto", "sequence", "jobs"] = Field(
         default="auto",
-        description="What several processes do. sequence: work on one video together; jobs: each on a video of its "
-        "own, which needs the whole model on each GPU and wastes nothing on communication; auto: jobs where there are "
-        "at least as many videos as processes.",
+        description="What several processes do. sequence: they work on one video together; jobs: each works on a video "
+        "of its own, which needs the whole model on each GPU but no communication; auto: jobs if there are at least as "
+        "many videos as processes, else sequence.",
     )
     grace_seconds: float = Field(
         default=10.0, ge=0, description="How long a cancelled launch may take to stop by itself before it is killed."
@@ -51,67 +52,68 @@ class TorchrunClient(Launcher):
     stall_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="A launch that begins no step and no phase for so long hangs: its stacks are logged, then it is "
-        "killed. Loading the weights and decoding a clip are a phase each.",
+        description="A launch that begins no denoising step and no phase for so long hangs: its stacks are logged, "
+        "then it is killed. Loading the weights and decoding a segment are a phase each.",
     )
     environment: dict[str, str] = Field(
-        default={}, description="More variables for the processes, such as NCCL_DEBUG or PYTORCH_CUDA_ALLOC_CONF."
+        default={},
+        description="More environment variables for the processes, such as NCCL_DEBUG or PYTORCH_CUDA_ALLOC_CONF.",
     )
 
     def generate(self, context: dg.AssetExecutionContext, request: Request) -> Generator[Result]:
-        with self.gpus.leased(context, self.processes, _jobs(request)) as share, ExitStack() as stack:
-            requests = self._share_out(context, request)
+        with self.gpus.leased(context, self.processes, _job_names(request)) as allocation, ExitStack() as stack:
+            requests = self._split(context, request)
             launches = [
-                stack.enter_context(_Launch(self, context, part, share.part(index, len(requests))))
+                stack.enter_context(_Launch(self, context, part, allocation.part(index, len(requests))))
                 for index, part in enumerate(requests)
             ]
             yield from cast(Iterator[Result], _outcomes(launches))
 
     def preprocess(self, context: dg.AssetExecutionContext, request: PreprocessRequest) -> PreprocessOutcome:
         with (
-            self.gpus.leased(context, 1, request.job_id) as share,
-            _Launch(self, context, request, share) as launch,
+            self.gpus.leased(context, 1, request.job_id) as allocation,
+            _Launch(self, context, request, allocation) as launch,
         ):
             (outcome,) = _outcomes([launch])
             return cast(PreprocessOutcome, outcome)
 
-    def _share_out(self, context: dg.AssetExecutionContext, request: Request) -> list[Request]:
-        """A request for each launch."""
+    def _split(self, context: dg.AssetExecutionContext, request: Request) -> list[Request]:
+        """One request for each launch."""
         count, tasks = self.processes, request.tasks
-        apart = self.parallelism == "jobs" or (self.parallelism == "auto" and len(tasks) >= count)
+        separate = self.parallelism == "jobs" or (self.parallelism == "auto" and len(tasks) >= count)
         if count > 1:
-            how = f"one video on each of {count} devices" if apart else f"each video on {count} devices together"
+            how = f"one video on each of {count} devices" if separate else f"each video on {count} devices together"
             why = f"{len(tasks)} videos, {count} devices" if self.parallelism == "auto" else "as configured"
             context.log.info(f"Generates {how} ({why}).")
-        if not apart:
+        if not separate:
             return [request]
         return [request.model_copy(update={"tasks": tasks[n::count]}) for n in range(min(count, len(tasks)))]
 
 
 class _Launch:
-    """One torchrun (for clips: one process), what it was asked for, and what it has said so far."""
+    """One torchrun (for preprocessing: one process), its request, and its messages so far."""
 
     def __init__(
         self,
         client: TorchrunClient,
         context: dg.AssetExecutionContext,
         request: Request | PreprocessRequest,
-        share: Share,
+        allocation: Allocation,
     ) -> None:
         self.client, self.context, self.request = client, context, request
-        self.listener = Listener(context, request)
-        self.over = False
+        self.monitor = LaunchMonitor(context, request)
+        self.ended = False
         self._stack = ExitStack()
         with ExitStack() as stack:
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wan-launch-")))
-            self._session = stack.enter_context(session(context, request))
+            self._session = stack.enter_context(pipes_session(context, request))
             (self._folder / "request.json").write_text(request.model_dump_json())
             self._process = stack.enter_context(
-                started(
-                    self._command(len(share.lease.devices)),
-                    self._variables(share),
+                managed_process(
+                    self._command(len(allocation.lease.devices)),
+                    self._variables(allocation),
                     client.grace_seconds,
-                    share.lease.descriptors,
+                    allocation.lease.descriptors,
                 )
             )
             self._stack = stack.pop_all()
@@ -122,46 +124,46 @@ class _Launch:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def hear(self) -> Iterator[Outcome]:
-        """Outcomes since the last call; `over` tells whether more can come.
+    def poll(self) -> Iterator[Outcome]:
+        """Outcomes since the last call. Sets `ended` once no more can come.
 
         Raises:
-            WorkerDied: it hung and was ended, or it ended without an outcome for every job.
+            WorkerDied: the worker hung and was killed, or it ended without an outcome for every job.
         """
         if self._process.poll() is None:
-            yield from self.listener.hear(self._session.get_custom_messages())
-            silent = time.monotonic() - self.listener.heard_at
-            if silent > self.client.stall_timeout_seconds:
-                self.over = True
-                raise self._hung(silent)
+            yield from self.monitor.process(self._session.get_custom_messages())
+            silence = time.monotonic() - self.monitor.active_at
+            if silence > self.client.stall_timeout_seconds:
+                self.ended = True
+                raise self._kill_hung(silence)
             return
-        self.over = True
-        # The session reads what is left of the messages as it closes.
+        self.ended = True
+        # Closing the session reads the remaining messages.
         self._stack.close()
-        yield from self.listener.hear(self._session.get_custom_messages())
-        ending = _ending(self._process.returncode)
-        if self.listener.pending:
+        yield from self.monitor.process(self._session.get_custom_messages())
+        ending = _exit_words(self._process.returncode)
+        if self.monitor.pending:
             raise WorkerDied(
-                f"The worker ended with {ending} before it had a result for {', '.join(self.listener.pending)}; "
+                f"The worker ended with {ending} before it had a result for {', '.join(self.monitor.pending)}; "
                 "its last lines are in this step's stderr.",
-                self.listener.culprit,
+                self.monitor.current_job,
             )
         if self._process.returncode:
             self.context.log.warning(f"The worker had all results, but ended with {ending}.")
 
-    def _hung(self, seconds: float) -> WorkerDied:
-        """Have every process write down where it hangs, then end them all."""
+    def _kill_hung(self, silence: float) -> WorkerDied:
+        """Log the stacks of all processes, end them, and return the error to raise."""
         self.context.log.error("\n".join(["The worker hangs here:", *self._stacks()]))
         self._stack.close()
         return WorkerDied(
-            f"The worker hung: {self.listener.culprit} made no progress for {seconds:.0f} s (stall_timeout_seconds); "
-            "where it hung is in this run's log.",
-            self.listener.culprit,
-            again=False,
+            f"The worker hung: {self.monitor.current_job} made no progress for {silence:.0f} s "
+            "(stall_timeout_seconds); the stacks of its processes are in this run's log.",
+            self.monitor.current_job,
+            retryable=False,
         )
 
     def _stacks(self) -> Iterator[str]:
-        # Each process that can be asked has a file for the answer, named after its rank and process id.
+        # Each process has a file for its stacks, named after its rank and process id. SIGUSR1 makes it write them.
         files = sorted(self._folder.glob("stacks-*-*.txt"))
         for file in files:
             with suppress(ProcessLookupError):
@@ -182,40 +184,40 @@ class _Launch:
             return [setpriv, "--pdeathsig", "KILL", "--", *command]
         return command
 
-    def _variables(self, share: Share) -> dict[str, str]:
-        # torchrun would give each of several processes one thread; on a CPU that leaves the other cores idle.
-        threads = max(1, share.threads // len(share.lease.devices))
+    def _variables(self, allocation: Allocation) -> dict[str, str]:
+        # torchrun gives each of several processes one thread unless this is set; on a CPU, cores would stay idle.
+        threads = max(1, allocation.threads // len(allocation.lease.devices))
         return {
             "OMP_NUM_THREADS": str(threads),
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",
             **self.client.environment,
-            **share.variables,
+            **allocation.variables,
             **self._session.get_bootstrap_env_vars(),
         }
 
 
 def _outcomes(launches: Sequence[_Launch]) -> Iterator[Outcome]:
-    """What several launches have to say, until the last has ended. The first that died is raised in the end."""
-    died: WorkerDied | None = None
-    while working := [launch for launch in launches if not launch.over]:
-        for launch in working:
+    """Outcomes of several launches until all have ended; the first WorkerDied among them is raised after that."""
+    first_error: WorkerDied | None = None
+    while running := [launch for launch in launches if not launch.ended]:
+        for launch in running:
             try:
-                yield from launch.hear()
+                yield from launch.poll()
             except WorkerDied as error:
-                died = died or error
+                first_error = first_error or error
         time.sleep(POLL_SECONDS)
-    if died:
-        raise died
+    if first_error:
+        raise first_error
 
 
-def _ending(code: int) -> str:
+def _exit_words(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     return f"signal {signal.Signals(-code).name}"
 
 
-def _jobs(request: Request) -> str:
+def _job_names(request: Request) -> str:
     first, *others = [task.job_id for task in request.tasks]
     return f"{first} and {len(others)} more" if others else first

@@ -1,1 +1,1 @@
-"""What passes between a step and its worker: requests and results, progress, leases of devices."""
+"""What a step and its worker exchange: requests and results, progress, leases of devices."""

@@ -1,10 +1,10 @@
-"""Devices of this machine, lent to one job at a time by file locks, which the kernel takes back whatever ends.
+"""Leases devices of this machine to one job at a time, by file locks. The kernel releases them however a process ends.
 
-FOLDER/<device>      locked, shared among its processes, by the job that has the device; says who that is
-FOLDER/queue/<time>  one for each that waits, locked by it; the first come is served first
-FOLDER/door          locked while the two above are looked at and changed
+FOLDER/<device>      locked by the job that has the device, as a lock shared among its processes; names the job
+FOLDER/queue/<time>  a ticket for each job that waits, locked by it; the oldest comes first
+FOLDER/door          the mutex for the two above
 
-Everything that uses a device has to use the same folder.
+Everything that uses a device must use the same folder.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,55 +21,43 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Lease:
-    """Devices that are this job's until the last of its processes that holds them ends."""
+    """Devices that belong to this job until the last of its processes that hold them ends."""
 
     devices: list[str]
     files: list[Path]
-    """For `hold`, in the same order."""
+    """Lock files for `hold`, in the same order."""
     descriptors: list[int]
-    """Open locks, for processes that inherit them."""
+    """The open locks, for processes that inherit them."""
 
 
 @contextmanager
 def lease(
-    folder: Path, devices: Sequence[str], count: int, holder: str, tell: Callable[[str], None]
+    folder: Path, devices: Sequence[str], count: int, holder: str, on_wait: Callable[[str], None]
 ) -> Iterator[Lease]:
-    """Wait until `count` of the devices are free and nobody else waits longer for any of them, and take those.
+    """Wait until `count` of the devices are free and no older ticket wants one of them, then lease them.
 
     Args:
-        folder: of the locks; made if need be.
-        devices: names of the devices that would do.
-        holder: who asks, in words that others are shown.
-        tell: hears what is waited for, whenever that changes.
+        folder: folder of the locks, created if missing.
+        devices: names of the devices to choose from.
+        holder: a name for this job, shown to others that wait.
+        on_wait: called with a message whenever the reason for waiting changes.
     """
-    for part in (folder, folder / "queue"):
-        part.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        ticket = stack.enter_context(_ticket(folder, devices, holder))
-        told = ""
-        while True:
-            with _locked(folder / "door"):
-                reason = _ahead(folder, ticket, devices)
-                files = _free(folder, devices, count, stack) if reason is None else {}
-                if len(files) == count:
-                    for descriptor in files.values():
-                        os.ftruncate(descriptor, 0)
-                        os.pwrite(descriptor, f"{holder}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
-                    ticket.unlink()
-                    break
-                news = reason or _holders(folder, devices)
-            if news != told:
-                tell(f"Waits for {_among(count, devices)}: {news}")
-                told = news
-            time.sleep(POLL_SECONDS)
-        yield Lease(list(files), [_file(folder, device) for device in files], list(files.values()))
+    (folder / "queue").mkdir(parents=True, exist_ok=True)
+    with _ticket(folder, devices, holder) as ticket:
+        descriptors = _wait(folder, ticket, devices, count, holder, on_wait)
+        try:
+            files = [_file(folder, device) for device in descriptors]
+            yield Lease(list(descriptors), files, list(descriptors.values()))
+        finally:
+            for descriptor in descriptors.values():
+                os.close(descriptor)
 
 
 def hold(files: Sequence[Path]) -> None:
-    """Have this process hold a lease for as long as it lives, beside those that hold it already.
+    """Make this process a further holder of a lease, until the process ends.
 
     Raises:
-        BlockingIOError: the lease has ended, and the device is somebody else's by now.
+        BlockingIOError: the lease has ended, and another job has the device by now.
     """
     for file in files:
         fcntl.flock(os.open(file, os.O_RDWR), fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -78,7 +66,7 @@ def hold(files: Sequence[Path]) -> None:
 @contextmanager
 def _ticket(folder: Path, devices: Sequence[str], holder: str) -> Iterator[Path]:
     path = folder / "queue" / f"{time.time_ns():020d}-{os.getpid()}"
-    # Under the door's lock, so that nobody finds it before it is locked, and takes it for a dead one's.
+    # Others remove tickets that are not locked. With the mutex, nobody sees this one before it is locked.
     with _locked(folder / "door"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -91,37 +79,61 @@ def _ticket(folder: Path, devices: Sequence[str], holder: str) -> Iterator[Path]
         os.close(descriptor)
 
 
+def _wait(
+    folder: Path, ticket: Path, devices: Sequence[str], count: int, holder: str, on_wait: Callable[[str], None]
+) -> dict[str, int]:
+    """Wait for the devices and lock them. Returns open descriptors by device, which the caller closes."""
+    reported = ""
+    while True:
+        with _locked(folder / "door"):
+            reason = _ahead(folder, ticket, devices)
+            if reason is None and (descriptors := _lock_free(folder, devices, count, holder)):
+                ticket.unlink()
+                return descriptors
+            reason = reason or _holders(folder, devices)
+        if reason != reported:
+            on_wait(f"Waits for {_choice(count, devices)}: {reason}")
+            reported = reason
+        time.sleep(POLL_SECONDS)
+
+
 def _ahead(folder: Path, ticket: Path, devices: Sequence[str]) -> str | None:
-    """Who waits longer for one of the same devices; tickets of the dead are removed."""
+    """The oldest ticket before this one that wants one of the same devices. Removes tickets of dead processes."""
     for other in sorted((folder / "queue").iterdir()):
         if other.name >= ticket.name:
             return None
-        try:
-            with _locked(other, wait=False):
-                other.unlink()
-        except BlockingIOError:
-            wanted = json.loads(other.read_text())
-            if not set(devices).isdisjoint(wanted["devices"]):
-                return f"{wanted['holder']} comes first"
+        descriptor = _try_lock(other)
+        if descriptor is not None:
+            other.unlink()
+            os.close(descriptor)
+            continue
+        content = json.loads(other.read_text())
+        if not set(devices).isdisjoint(content["devices"]):
+            return f"{content['holder']} comes first"
     return None
 
 
-def _free(folder: Path, devices: Sequence[str], count: int, stack: ExitStack) -> dict[str, int]:
-    """Lock `count` devices that nobody holds; all or none. Descriptors by device, closed by the stack."""
-    with ExitStack() as taken:
-        files: dict[str, int] = {}
+def _lock_free(folder: Path, devices: Sequence[str], count: int, holder: str) -> dict[str, int]:
+    """Lock `count` free devices for this holder. Returns open descriptors by device; empty if too few are free."""
+    with ExitStack() as stack:
+        descriptors: dict[str, int] = {}
         for device in devices:
-            with suppress(BlockingIOError):
-                files[device] = taken.enter_context(_locked(_file(folder, device), wait=False))
-                if len(files) == count:
-                    break
-        if len(files) < count:
+            descriptor = _try_lock(_file(folder, device))
+            if descriptor is not None:
+                stack.callback(os.close, descriptor)
+                descriptors[device] = descriptor
+            if len(descriptors) == count:
+                break
+        else:
             return {}
-        for descriptor in files.values():
-            # Shared from here on, so that the job's other processes can hold it too. Nobody gets in between: the door.
+        for descriptor in descriptors.values():
+            # A shared lock, so that the job's other processes can hold it too. The mutex keeps other jobs away while
+            # the kind of lock changes.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-        stack.push(taken.pop_all())
-        return files
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{holder}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+        stack.pop_all()  # keeps the descriptors open, and with them the locks
+        return descriptors
 
 
 def _holders(folder: Path, devices: Sequence[str]) -> str:
@@ -129,20 +141,31 @@ def _holders(folder: Path, devices: Sequence[str]) -> str:
 
 
 def _file(folder: Path, device: str) -> Path:
-    """A part of a GPU may be named MIG-GPU-<uuid>/<instance>/<instance>."""
+    """The lock file of a device. The name of a MIG instance may hold slashes: MIG-GPU-<uuid>/<instance>/<instance>."""
     return folder / device.replace("/", "_")
 
 
-def _among(count: int, devices: Sequence[str]) -> str:
+def _choice(count: int, devices: Sequence[str]) -> str:
     return devices[0] if len(devices) == 1 else f"{count} of {', '.join(devices)}"
 
 
 @contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[int]:
-    """The file's descriptor, locked against everybody else. BlockingIOError where that would take waiting."""
+def _locked(path: Path) -> Iterator[None]:
+    """Waits for an exclusive lock of a file, and holds it for the block."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(path: Path) -> int | None:
+    """The descriptor of a file, locked exclusively; None if another process has locked it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor

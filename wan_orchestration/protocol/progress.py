@@ -1,4 +1,4 @@
-"""How far a job's run is: a small file for each job, `DATA_ROOT/progress/<job>.json`, for those outside of it."""
+"""The progress of each job's run, in a small file `DATA_ROOT/progress/<job>.json` that other processes can read."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,60 +11,62 @@ from wan_orchestration.files import remove, replacing
 from wan_orchestration.protocol.messages import PreprocessProgress, Progress
 
 PREPROCESSING = {"keypoints": (0.0, 0.13), "clips": (0.15, 0.18)}
-"""The shares that its passes are taken to have of a run that also generates."""
-STARTING, GENERATING, ENDING = 0.19, 0.2, 0.98
-"""What is done of such a run when the engine is started and when it begins; of any run when the video is there."""
+"""Start and end of each pass of preprocessing, as fractions of a run that also generates."""
+STARTING, GENERATING = 0.19, 0.2
+"""Fraction of such a run that is done when the engine starts to load, and when it begins to generate."""
+ENDING = 0.98
+"""Fraction of any run that is done when the video is made; checks follow."""
 SLOW_SECONDS = 10.0
-"""Half of what lies before the next number is passed in so long, where nothing can be counted."""
+"""Where nothing can be counted, the fraction moves half the way to the next known value in this time."""
 
 
 class RunProgress(BaseModel):
-    """What a run has reported last of a job."""
+    """A run's newest message about a job."""
 
     run_id: str
     at: datetime
     progress: Annotated[Progress | PreprocessProgress, Field(discriminator="kind")]
     preprocesses: bool = False
-    """Whether this run has made the job's clips too."""
+    """Whether this run made the job's clips too."""
 
     @property
     def fraction(self) -> float | None:
-        """How much of the whole run is done; None where that is not known yet."""
+        """How much of the whole run is done; None while that is unknown."""
         now, begin = self.progress, GENERATING if self.preprocesses else 0.0
         if isinstance(now, PreprocessProgress):
             first, last = PREPROCESSING.get(now.phase, (0.0, 0.0))
             if now.done < now.total:
                 return first + (last - first) * now.done / now.total
-            return self._slowly(last, STARTING if now.phase == "clips" else PREPROCESSING["clips"][0])
+            return self._drift(last, STARTING if now.phase == "clips" else PREPROCESSING["clips"][0])
         if now.fraction is None:
-            return self._slowly(STARTING, GENERATING) if self.preprocesses else None
+            return self._drift(STARTING, GENERATING) if self.preprocesses else None
         done = begin + (ENDING - begin) * now.fraction
-        return self._slowly(done, 1.0) if now.fraction == 1 else done
+        return self._drift(done, 1.0) if now.fraction == 1 else done
 
-    def _slowly(self, at: float, towards: float) -> float:
-        """Between two numbers, by the time since the last message."""
+    def _drift(self, start: float, end: float) -> float:
+        """A value between two fractions that grows with the time since the message."""
         age = max((datetime.now(UTC) - self.at).total_seconds(), 0.0)
-        return at + (towards - at) * age / (age + SLOW_SECONDS)
+        return start + (end - start) * age / (age + SLOW_SECONDS)
 
 
 def write(folder: Path, run_id: str, progress: Progress | PreprocessProgress) -> None:
-    """Note how far a job is; `folder` is DATA_ROOT/progress. Where that cannot be written to, nothing is noted."""
+    """Write a job's progress; `folder` is DATA_ROOT/progress. Does nothing if the folder cannot be written to."""
     last = read(folder, progress.job_id, run_id)
     preprocesses = isinstance(progress, PreprocessProgress) or (last is not None and last.preprocesses)
-    note = RunProgress(run_id=run_id, at=datetime.now(UTC), progress=progress, preprocesses=preprocesses)
+    record = RunProgress(run_id=run_id, at=datetime.now(UTC), progress=progress, preprocesses=preprocesses)
     with suppress(OSError), replacing(folder / f"{progress.job_id}.json") as part:
-        part.write_text(note.model_dump_json())
+        part.write_text(record.model_dump_json())
 
 
 def read(folder: Path, job_id: str, run_id: str) -> RunProgress | None:
-    """What this run has reported last of the job; None before it has."""
+    """This run's newest message about the job; None before the first."""
     try:
-        note = RunProgress.model_validate_json((folder / f"{job_id}.json").read_bytes())
+        record = RunProgress.model_validate_json((folder / f"{job_id}.json").read_bytes())
     except (OSError, ValidationError):
         return None
-    return note if note.run_id == run_id else None
+    return record if record.run_id == run_id else None
 
 
-def forget(folder: Path, job_id: str) -> None:
-    """Once there is nothing more to come."""
+def delete(folder: Path, job_id: str) -> None:
+    """Delete a job's progress, if there is any."""
     remove(folder / f"{job_id}.json")

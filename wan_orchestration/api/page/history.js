@@ -1,9 +1,9 @@
 // The list of jobs, the newest first.
 
-import { JOBS, ask } from "./server.js";
-import { badge } from "./job.js";
+import { showBadge } from "./dom.js";
+import { JOBS, request } from "./http.js";
 
-const LOOK_MILLISECONDS = 5000;
+const REFRESH_MILLISECONDS = 5000;
 
 export class History {
   constructor(section) {
@@ -13,30 +13,30 @@ export class History {
     this.filter = section.querySelector("#filter");
     this.entry = document.querySelector("#entry");
     this.next = null;
-    this.looks = null;
+    this.shown = null;
     this.filter.addEventListener("change", () => this.load());
     this.older.addEventListener("click", () => this.load(this.next));
-    setInterval(() => this.refresh(), LOOK_MILLISECONDS);
+    setInterval(() => this.refresh(), REFRESH_MILLISECONDS);
   }
 
-  first() {
+  firstPage() {
     return `${JOBS}?limit=20${this.filter.value && `&status=${this.filter.value}`}`;
   }
 
   async load(page) {
-    const { jobs, next } = await ask(page ?? this.first());
-    const looks = JSON.stringify(jobs);
-    if (!page && looks === this.looks) return;
+    const { jobs, next } = await request(page ?? this.firstPage());
+    const shown = JSON.stringify(jobs);
+    if (!page && shown === this.shown) return;
     if (!page) this.list.replaceChildren();
-    this.looks = page ? null : looks;
+    this.shown = page ? null : shown;
     jobs.forEach((job) => this.list.append(this.row(job)));
     this.next = next;
     this.older.hidden = !next;
     this.none.hidden = this.list.childElementCount > 0;
-    this.mark();
+    this.markOpenJob();
   }
 
-  // The first page anew, unless someone has asked for more than that, or does not look.
+  // Loads the first page again, unless the page is in the background or older jobs are shown.
   async refresh() {
     if (document.hidden || this.list.childElementCount > 20) return;
     const focused = document.activeElement?.closest("#jobs a")?.hash;
@@ -49,21 +49,21 @@ export class History {
   }
 
   update(job) {
-    this.looks = null;
+    this.shown = null;
     const old = this.list.querySelector(`[data-job="${CSS.escape(job.job_id)}"]`);
     if (old) old.replaceWith(this.row(job));
     else this.list.prepend(this.row(job));
     this.none.hidden = true;
-    this.mark();
+    this.markOpenJob();
   }
 
   remove(jobId) {
-    this.looks = null;
+    this.shown = null;
     this.list.querySelector(`[data-job="${CSS.escape(jobId)}"]`)?.remove();
     this.none.hidden = this.list.childElementCount > 0;
   }
 
-  mark() {
+  markOpenJob() {
     for (const link of this.list.querySelectorAll("a")) {
       if (link.hash === location.hash) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
@@ -75,7 +75,7 @@ export class History {
     row.dataset.job = job.job_id;
     row.querySelector("a").href = `#${job.job_id}`;
     row.querySelector(".name").textContent = job.job_id;
-    badge(row.querySelector(".badge"), job);
+    showBadge(row.querySelector(".badge"), job);
     const time = row.querySelector("time");
     time.dateTime = job.created_at;
     time.textContent = new Date(job.created_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });

@@ -1,26 +1,26 @@
-// One job: followed live, then played.
+// One job: follows it while it runs, then plays its video.
 
-import { ask, finished } from "./server.js";
-import { say } from "./order.js";
+import { showBadge, showText } from "./dom.js";
+import { finished, request } from "./http.js";
 
 export class JobView {
-  constructor(section, changed, gone) {
+  constructor(section, onChanged, onRemoved) {
     this.section = section;
-    this.changed = changed;
-    this.gone = gone;
-    this.part = (selector) => section.querySelector(selector);
-    this.part(".cancel").addEventListener("click", () => this.act("DELETE", this.job.links.self));
-    this.part(".purge").addEventListener("click", () => this.purge());
-    this.part(".together").addEventListener("click", () => this.playTogether());
-    this.part(".log").addEventListener("toggle", () => this.showLog());
+    this.onChanged = onChanged;
+    this.onRemoved = onRemoved;
+    this.find = (selector) => section.querySelector(selector);
+    this.find(".cancel").addEventListener("click", () => this.send("DELETE", this.job.links.self));
+    this.find(".purge").addEventListener("click", () => this.purge());
+    this.find(".together").addEventListener("click", () => this.playTogether());
+    this.find(".log").addEventListener("toggle", () => this.showLog());
   }
 
-  // Shows a job and follows it to its end.
+  // Shows a job and follows it until it ends.
   open(job) {
     this.close();
     this.job = null;
-    this.part(".log").open = false;
-    this.part(".stage").replaceChildren();
+    this.find(".log").open = false;
+    this.find(".stage").replaceChildren();
     this.show(job);
     this.section.hidden = false;
     if (finished(job)) return;
@@ -28,12 +28,12 @@ export class JobView {
     this.events.addEventListener("job", ({ data }) => {
       const newer = JSON.parse(data);
       this.show(newer);
-      this.changed(newer);
+      this.onChanged(newer);
       if (finished(newer)) this.close();
     });
     this.events.addEventListener("gone", () => {
       this.close();
-      this.gone(job.job_id);
+      this.onRemoved(job.job_id);
     });
   }
 
@@ -49,39 +49,39 @@ export class JobView {
   }
 
   show(job) {
-    const news = !this.job || this.job.status !== job.status;
+    const statusChanged = !this.job || this.job.status !== job.status;
     this.job = job;
-    this.part("h2").textContent = job.job_id;
-    badge(this.part(".badge"), job);
-    this.part(".words").textContent = words(job);
-    const bar = this.part(".bar");
+    this.find("h2").textContent = job.job_id;
+    showBadge(this.find(".badge"), job);
+    this.find(".words").textContent = statusText(job);
+    const bar = this.find(".bar");
     bar.hidden = finished(job);
     const fraction = job.progress?.fraction;
     if (fraction == null) bar.removeAttribute("value");
     else bar.value = fraction;
-    say(this.part(".error"), job.error ?? "");
-    this.part(".cancel").hidden = finished(job);
-    this.part(".cancel").disabled = job.cancelling;
-    this.part(".purge").hidden = !finished(job);
-    const download = this.part(".download");
+    showText(this.find(".error"), job.error ?? "");
+    this.find(".cancel").hidden = finished(job);
+    this.find(".cancel").disabled = job.cancelling;
+    this.find(".purge").hidden = !finished(job);
+    const download = this.find(".download");
     download.hidden = !job.links.media;
     if (job.links.media) download.href = job.links.media;
     else download.removeAttribute("href");
-    if (news) this.stage(job);
-    if (news && this.part(".log").open) this.showLog();
+    if (statusChanged) this.showMedia(job);
+    if (statusChanged && this.find(".log").open) this.showLog();
   }
 
-  stage(job) {
+  showMedia(job) {
     const { reference, driving, media, poster } = job.links;
     const figures = [];
     if (reference) figures.push(figure("img", reference, "Character", { alt: "The picture of the character" }));
     if (driving) figures.push(figure("video", driving, "Driving video", { muted: true, loop: true }));
     if (media) figures.push(figure("video", versioned(media, job), "Result", { poster: versioned(poster ?? "", job), loop: false }));
-    this.part(".stage").replaceChildren(...figures);
-    this.part(".together").hidden = !(driving && media);
+    this.find(".stage").replaceChildren(...figures);
+    this.find(".together").hidden = !(driving && media);
   }
 
-  // Result and driving video from the start, side by side.
+  // Plays the result and the driving video from the start, side by side.
   playTogether() {
     for (const video of this.section.querySelectorAll("video")) {
       video.currentTime = 0;
@@ -89,39 +89,34 @@ export class JobView {
     }
   }
 
-  async act(method, path) {
+  async send(method, path) {
     try {
-      const job = await ask(path, { method });
+      const job = await request(path, { method });
       if (job) {
         this.show(job);
-        this.changed(job);
+        this.onChanged(job);
       }
     } catch (problem) {
-      say(this.part(".error"), problem.message);
+      showText(this.find(".error"), problem.message);
     }
   }
 
   async purge() {
     const { job_id, links } = this.job;
-    if (!confirm(`Delete ${job_id}, its video and what was uploaded for it?`)) return;
+    if (!confirm(`Delete ${job_id}, its video and its uploaded files?`)) return;
     try {
-      await ask(`${links.self}?purge=true`, { method: "DELETE" });
-      this.gone(job_id);
+      await request(`${links.self}?purge=true`, { method: "DELETE" });
+      this.onRemoved(job_id);
     } catch (problem) {
-      say(this.part(".error"), problem.message);
+      showText(this.find(".error"), problem.message);
     }
   }
 
   async showLog() {
-    if (!this.part(".log").open) return;
+    if (!this.find(".log").open) return;
     const response = await fetch(this.job.links.log);
-    this.part("pre").textContent = await response.text();
+    this.find("pre").textContent = await response.text();
   }
-}
-
-export function badge(element, job) {
-  element.className = `badge ${job.status}`;
-  element.textContent = job.cancelling ? "stopping" : job.status;
 }
 
 function figure(kind, source, caption, properties) {
@@ -141,10 +136,10 @@ function figure(kind, source, caption, properties) {
   return element;
 }
 
-// A job that was run again has another video under the same address.
+// After another run, the same address has another video.
 const versioned = (path, job) => path && `${path}?run=${job.run_id}`;
 
-function words(job) {
+function statusText(job) {
   const { progress, video } = job;
   if (job.status === "queued") return job.queue_position > 1 ? `number ${job.queue_position} in the queue` : "next to run";
   if (progress) return progress.words + (progress.eta_seconds == null ? "" : `, about ${duration(progress.eta_seconds)} left`);

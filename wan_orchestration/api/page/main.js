@@ -1,82 +1,83 @@
-// Puts the page together: the form, the job that the address names, the list.
+// Connects the parts of the page: the form, the job in the address, the list of jobs.
 
-import { JOBS, SignedOut, ask } from "./server.js";
-import { orders, say } from "./order.js";
+import { showText } from "./dom.js";
+import { setUpForm } from "./form.js";
 import { History } from "./history.js";
+import { JOBS, SignedOut, request } from "./http.js";
 import { JobView } from "./job.js";
 
-const part = (selector) => document.querySelector(selector);
-const history = new History(part("#history"));
-const view = new JobView(part("#job"), (job) => history.update(job), gone);
+const find = (selector) => document.querySelector(selector);
+const history = new History(find("#history"));
+const view = new JobView(find("#job"), (job) => history.update(job), removed);
 
-orders(part("#order"), (job) => {
+setUpForm(find("#new-video"), (job) => {
   history.update(job);
-  go(job.job_id);
+  showJob(job.job_id);
 });
 
-function go(jobId) {
-  if (location.hash === `#${jobId}`) openNamed();
+function showJob(jobId) {
+  if (location.hash === `#${jobId}`) openFromAddress();
   else location.hash = jobId;
 }
 
-function gone(jobId) {
+function removed(jobId) {
   history.remove(jobId);
   view.hide();
   window.history.replaceState(null, "", location.pathname);
 }
 
-async function openNamed() {
+async function openFromAddress() {
   const jobId = location.hash.slice(1);
   history.mark();
   if (!jobId) return view.hide();
   try {
-    view.open(await ask(`${JOBS}/${encodeURIComponent(jobId)}`));
-    part("#job-title").focus({ preventScroll: true });
-    part("#job").scrollIntoView({ block: "nearest" });
+    view.open(await request(`${JOBS}/${encodeURIComponent(jobId)}`));
+    find("#job-title").focus({ preventScroll: true });
+    find("#job").scrollIntoView({ block: "nearest" });
   } catch (problem) {
     if (problem instanceof SignedOut) return signIn();
-    gone(jobId);
+    removed(jobId);
   }
 }
 
 function signIn() {
   for (const card of document.querySelectorAll("main > .card")) card.hidden = card.id !== "sign-in";
-  part("#sign-out").hidden = true;
-  part("#token").focus();
+  find("#sign-out").hidden = true;
+  find("#token").focus();
 }
 
-part("#sign-in").addEventListener("submit", async (event) => {
+find("#sign-in").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const error = part("#sign-in .error");
-  const body = JSON.stringify({ token: part("#token").value });
+  const error = find("#sign-in .error");
+  const body = JSON.stringify({ token: find("#token").value });
   try {
-    await ask("/session", { method: "POST", headers: { "Content-Type": "application/json" }, body });
-    part("#token").value = "";
-    say(error, "");
+    await request("/session", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    find("#token").value = "";
+    showText(error, "");
     sessionStorage.setItem("signed-in", "yes");
     for (const card of document.querySelectorAll("main > .card")) card.hidden = ["sign-in", "job"].includes(card.id);
     start();
   } catch (problem) {
-    say(error, problem.message);
+    showText(error, problem.message);
   }
 });
 
-part("#sign-out").addEventListener("click", async () => {
-  await ask("/session", { method: "DELETE" });
+find("#sign-out").addEventListener("click", async () => {
+  await request("/session", { method: "DELETE" });
   sessionStorage.removeItem("signed-in");
   signIn();
 });
 
 async function start() {
-  part("#sign-out").hidden = !sessionStorage.getItem("signed-in");
+  find("#sign-out").hidden = !sessionStorage.getItem("signed-in");
   try {
     await history.load();
-    await openNamed();
+    await openFromAddress();
   } catch (problem) {
     if (problem instanceof SignedOut) signIn();
-    else say(part("#order .error"), problem.message);
+    else showText(find("#new-video .error"), problem.message);
   }
 }
 
-window.addEventListener("hashchange", openNamed);
+window.addEventListener("hashchange", openFromAddress);
 start();

@@ -1,4 +1,4 @@
-"""Nothing is read or written outside of the data folder, whatever is asked for."""
+"""No request reads or writes files outside the data folder."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from api_server import JOBS
 
-from wan_orchestration.api.confine import without_paths
+from wan_orchestration.api.paths import without_paths
 
 PATHS = [
     "..",
@@ -75,9 +75,9 @@ URLS = [
     "/animate/jobs/good/inputs/..%2f..%2fsecret",
     "/animate/jobs/good/src_pose.mp4",
     "/animate/jobs/good/job.yaml",
-    "/page/../server.py",
-    "/page/%2e%2e/server.py",
-    "/page/..%2fserver.py",
+    "/page/../services.py",
+    "/page/%2e%2e/services.py",
+    "/page/..%2fservices.py",
     "/page//etc/passwd",
 ]
 
@@ -101,7 +101,7 @@ def traps(project, add_job, clips):
 
 @pytest.fixture
 def unchanged(project, instance):
-    """Files outside of Dagster's instance, and the jobs that it knows, are as before."""
+    """Checks that files outside Dagster's instance, and the jobs in it, do not change."""
 
     def state() -> tuple:
         files = [(path, path.lstat().st_mtime_ns) for path in project.rglob("*") if path.is_file()]
@@ -120,28 +120,28 @@ def check(answer, *statuses: int) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_only_job_folders_can_be_named(api, unchanged, project, path):
+def test_only_job_folders_are_accepted(api, unchanged, project, path):
     check(api.post(JOBS, json={"src_root_path": path.replace("secret", str(project / "secret"))}), 422)
     check(api.post(JOBS, json={"src_root_path": path}), 422)
 
 
 @pytest.mark.parametrize("body", BODIES)
-def test_bodies_that_ask_for_more(api, unchanged, body):
+def test_bodies_with_forbidden_content(api, unchanged, body):
     check(api.post(JOBS, content=body, headers={"content-type": "application/json"}), 422)
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_urls_lead_nowhere_else(api, unchanged, url):
+def test_urls_reach_no_other_files(api, unchanged, url):
     check(api.get(url), 404, 422)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_uploads_are_job_names(api, unchanged, raw, name):
+def test_upload_names_must_be_job_names(api, unchanged, raw, name):
     files = {part: ("x", content) for part, content in raw.items()}
     check(api.post(JOBS, data={"name": name}, files=files), 422)
 
 
-def test_what_is_too_large_is_refused(api, unchanged, raw):
+def test_too_large_bodies_are_refused(api, unchanged, raw):
     json_type = {"content-type": "application/json"}
     check(api.post(JOBS, content=b" " * (2**20 + 1), headers=json_type), 413)
     check(api.post(JOBS, content=iter([b" " * 2**20, b"{}"]), headers=json_type), 413)
@@ -166,9 +166,9 @@ def test_a_job_folder_can_be_named_in_three_ways(api, project):
         assert again.status_code == 202 and again.json()["run_id"] == first.json()["run_id"], path
 
 
-def test_paths_of_the_server_are_cut(project):
-    said = (
+def test_paths_of_the_server_are_shortened(project):
+    text = (
         f"{project}/data/jobs/a/src.mp4: see ({Path.home()}/x/y.py), 'https://a.b/c/d' and/or 3 px/s, /usr/lib/x.so:3"
     )
-    assert without_paths(said) == "data/jobs/a/src.mp4: see (…/y.py), 'https://a.b/c/d' and/or 3 px/s, …/x.so:3"
+    assert without_paths(text) == "data/jobs/a/src.mp4: see (…/y.py), 'https://a.b/c/d' and/or 3 px/s, …/x.so:3"
     assert without_paths(f"{project}/data/models/m, {project}/dagster_home/x") == "data/models/m, dagster_home/x"

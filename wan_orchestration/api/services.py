@@ -1,4 +1,4 @@
-"""What the routes work with: one Dagster instance, one data folder."""
+"""The objects that the routes share: the Dagster instance, the jobs of a data folder, submissions, metrics."""
 
 import os
 from collections.abc import AsyncIterator
@@ -10,12 +10,12 @@ import dagster as dg
 from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.concurrency import run_in_threadpool
 
-from wan_orchestration.api.events import Events
+from wan_orchestration.api.events import EventStreams
 from wan_orchestration.api.jobs import Jobs
-from wan_orchestration.api.metrics import Runs
-from wan_orchestration.api.queue import Queue
+from wan_orchestration.api.metrics import RunMetrics
+from wan_orchestration.api.queue import RunQueue
 from wan_orchestration.api.submissions import Submissions
-from wan_orchestration.api.uploads import sweep
+from wan_orchestration.api.uploads import remove_abandoned
 from wan_orchestration.api.webhooks import Webhooks
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.settings.environment import DagsterHome, Environment, environment
@@ -23,34 +23,34 @@ from wan_orchestration.settings.service import ApiSettings
 
 
 @dataclass
-class Server:
+class Services:
     instance: dg.DagsterInstance
     env: Environment
     api: ApiSettings
     jobs: Jobs
     submissions: Submissions
-    events: Events
+    events: EventStreams
     registry: CollectorRegistry
 
     @classmethod
     @asynccontextmanager
     async def running(cls, api: ApiSettings) -> AsyncIterator[Self]:
-        """Opens the instance of DAGSTER_HOME, and finishes what a server that was killed has begun. BadInput."""
+        """Opens the instance in DAGSTER_HOME, and completes what a killed server left half done. BadInput."""
         env, home = environment(), DagsterHome().home.absolute()
         if not (home / "dagster.yaml").is_file():
             raise BadInput(
                 f"{home / 'dagster.yaml'}: no such file; start this in the project's root folder, or set DAGSTER_HOME"
             )
         with dg.DagsterInstance.from_config(str(home)) as instance:
-            jobs, queue, registry = Jobs(instance, env), Queue(instance, env), CollectorRegistry()
-            registry.register(Runs(instance))
+            jobs, queue, registry = Jobs(instance, env), RunQueue(instance, env), CollectorRegistry()
+            registry.register(RunMetrics(instance))
             ProcessCollector(registry=registry)
             env.jobs_root.mkdir(parents=True, exist_ok=True)
             await run_in_threadpool(queue.recover)
-            await run_in_threadpool(sweep, env.jobs_root)
-            webhooks, events = Webhooks(jobs, env, api), Events(jobs, api.max_streams)
+            await run_in_threadpool(remove_abandoned, env.jobs_root)
+            webhooks, events = Webhooks(jobs, env, api), EventStreams(jobs, api.max_streams)
             async with webhooks.sending():
-                with events.ending_with_the_server():
+                with events.closed_on_shutdown():
                     yield cls(
                         instance=instance,
                         env=env,
@@ -61,10 +61,10 @@ class Server:
                         registry=registry,
                     )
 
-    def jobs_folder_usable(self) -> bool:
+    def jobs_folder_is_writable(self) -> bool:
         return os.access(self.env.jobs_root, os.W_OK | os.X_OK)
 
 
 def api_settings() -> ApiSettings:
-    """From `WAN_API_*`. BadInput."""
+    """Settings from `WAN_API_*`. BadInput."""
     return validate(ApiSettings, {})

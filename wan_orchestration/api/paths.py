@@ -1,4 +1,4 @@
-"""What clients may name, and what they get to see, of this machine's files."""
+"""Checks the paths that clients send, and shortens the server's paths in the texts that clients get."""
 
 import os
 import re
@@ -9,50 +9,50 @@ from wan_orchestration.jobs.folder import Job, check_key
 from wan_orchestration.settings.environment import DagsterHome, Environment, environment
 
 ABSOLUTE = re.compile(r"(?<![\w.:/~-])~?/(?:[^\s/'\"`:;,()\[\]<>|]+/)+(?P<name>[^\s/'\"`:;,()\[\]<>|]*)")
-"""Absolute paths of two components or more, but not the path of a URL."""
+"""Absolute paths of two or more components; does not match the path of a URL."""
 
 
 def job_key(src_root_path: str, env: Environment) -> str:
-    """The job that a `src_root_path` names: `data/jobs/<job>`, from the working directory or absolute, or `<job>`.
+    """Key of the job in a `src_root_path`: `data/jobs/<job>`, also as an absolute path, or `<job>`.
 
-    BadInput: anything else, and a folder that is a link.
+    BadInput: any other path, and a folder that is a link.
     """
-    refused = BadInput(
+    error = BadInput(
         f"src_root_path: {src_root_path[:200]!r} is not a job folder; expected data/jobs/<job>, "
-        "the folder lying directly in the jobs folder"
+        "a folder directly in the jobs folder"
     )
     if not src_root_path or "\0" in src_root_path or "\\" in src_root_path:
-        raise refused
+        raise error
     parts = Path(src_root_path).parts
     if ".." in parts:
-        raise refused
+        raise error
     root = env.jobs_root
     if len(parts) == 1:
         key = parts[0]
     elif parts[:-1] == ("data", "jobs") or Path.cwd().joinpath(*parts[:-1]) == root:
         key = parts[-1]
     else:
-        raise refused
+        raise error
     if not re.fullmatch(r"[\x20-\x7e]+", key):
-        raise refused
+        raise error
     check_key(key)
     if (root / key).is_symlink():
-        raise BadInput(f"src_root_path: data/jobs/{key} is a link; expected a folder of its own")
+        raise BadInput(f"src_root_path: data/jobs/{key} is a link; expected a folder")
     return key
 
 
 def check_inputs(job: Job, env: Environment) -> None:
-    """BadInput where an input of the job is a link that leads out of the data folder."""
+    """BadInput: an input of the job is a link to a file outside the data folder."""
     for path in job.inputs.values():
         if not (_inside(path, job.folder) or _inside(path, env.data_root)):
             raise BadInput(
-                f"data/jobs/{job.key}/{path.name}: a link that leads out of the data folder; "
+                f"data/jobs/{job.key}/{path.name}: a link to a file outside the data folder; "
                 "copy the file, or start the job on the server: wan-animate run"
             )
 
 
 def check_lora(value: str, env: Environment) -> None:
-    """BadInput unless FILE or FILE:STRENGTH lies below the models folder."""
+    """BadInput: a LoRA, FILE or FILE:STRENGTH, is not in the models folder."""
     assert env.models_root is not None
     for path in {value, value.rpartition(":")[0] or value}:
         if "\0" in path or path.startswith("~") or not _inside(Path.cwd() / path, env.models_root):
@@ -64,7 +64,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def without_paths(text: str) -> str:
-    """Text in which the server's folders have short names, and other absolute paths are cut to their last part."""
+    """The text with short names for the server's folders; of other absolute paths, only the last part is kept."""
     env = environment()
     names = [
         (env.jobs_root, "data/jobs"),

@@ -1,6 +1,7 @@
 // The form for a new video.
 
-import { send } from "./server.js";
+import { showText } from "./dom.js";
+import { upload } from "./http.js";
 
 const QUALITY = {
   draft: { preset: "draft", preprocess: { resolution_area: 480 * 832 } },
@@ -8,34 +9,34 @@ const QUALITY = {
   standard: {},
 };
 
-export function orders(form, taken) {
+export function setUpForm(form, onSubmitted) {
   const error = form.querySelector(".error");
   const button = form.querySelector("#submit");
   const sending = form.querySelector("#sending");
   const drops = [...form.querySelectorAll(".drop")];
   const files = () => Object.fromEntries(drops.map((drop) => [drop.dataset.name, drop.querySelector("input").files[0]]));
-  drops.forEach(dropZone);
-  form.addEventListener("change", () => say(error, ""));
+  drops.forEach(setUpDropZone);
+  form.addEventListener("change", () => showText(error, ""));
 
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const { reference, driving } = files();
     if (!reference || !driving) {
-      say(error, `Choose ${!reference ? "a picture of the character" : "a video of a person moving"} first.`);
+      showText(error, `Choose ${!reference ? "a picture of the character" : "a video of a person moving"} first.`);
       form.querySelector(!reference ? "#reference" : "#driving").focus();
       return;
     }
-    say(error, "");
+    showText(error, "");
     button.disabled = true;
     sending.hidden = false;
     sending.value = 0;
     try {
-      const job = await send(fields(form, reference, driving), (part) => (sending.value = part));
-      drops.forEach(empty);
+      const job = await upload(formData(form, reference, driving), (fraction) => (sending.value = fraction));
+      drops.forEach(clear);
       form.elements.name.value = "";
-      taken(job);
+      onSubmitted(job);
     } catch (problem) {
-      say(error, problem.message);
+      showText(error, problem.message);
     } finally {
       button.disabled = false;
       sending.hidden = true;
@@ -43,7 +44,7 @@ export function orders(form, taken) {
   });
 }
 
-function fields(form, reference, driving) {
+function formData(form, reference, driving) {
   const settings = structuredClone(QUALITY[form.elements.quality.value]);
   for (const name of ["name", "seed", "sampling_steps", "clip_len", "prompt"]) {
     const value = form.elements[name].value.trim();
@@ -59,11 +60,11 @@ function fields(form, reference, driving) {
   return data;
 }
 
-function dropZone(drop) {
+function setUpDropZone(drop) {
   const input = drop.querySelector("input");
-  const words = drop.querySelector("label span");
-  drop.dataset.words = words.textContent;
-  input.addEventListener("change", () => show(drop));
+  const hint = drop.querySelector("label span");
+  drop.dataset.hint = hint.textContent;
+  input.addEventListener("change", () => showFile(drop));
   for (const kind of ["dragenter", "dragover"]) {
     drop.addEventListener(kind, (event) => {
       event.preventDefault();
@@ -79,19 +80,19 @@ function dropZone(drop) {
   });
 }
 
-function show(drop) {
+function showFile(drop) {
   const file = drop.querySelector("input").files[0];
   const old = drop.querySelector("img, video");
   if (old) URL.revokeObjectURL(old.src);
   old?.remove();
   drop.classList.toggle("full", Boolean(file));
-  drop.querySelector("label span").textContent = file ? `${file.name}, ${size(file.size)}` : drop.dataset.words;
+  drop.querySelector("label span").textContent = file ? `${file.name}, ${size(file.size)}` : drop.dataset.hint;
   if (!file) return;
   const preview = document.createElement(drop.dataset.name === "driving" ? "video" : "img");
   preview.src = URL.createObjectURL(file);
   if (preview.tagName === "VIDEO") Object.assign(preview, { muted: true, loop: true, autoplay: true, playsInline: true });
-  else preview.alt = "The picture that was chosen";
-  // Not every browser shows what the server can read.
+  else preview.alt = "The chosen picture";
+  // Browsers cannot show every format that the server accepts.
   preview.addEventListener("error", () => {
     URL.revokeObjectURL(preview.src);
     preview.remove();
@@ -99,14 +100,9 @@ function show(drop) {
   drop.prepend(preview);
 }
 
-function empty(drop) {
+function clear(drop) {
   drop.querySelector("input").value = "";
-  show(drop);
+  showFile(drop);
 }
 
 const size = (bytes) => (bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
-
-export function say(element, words) {
-  element.textContent = words;
-  element.hidden = !words;
-}

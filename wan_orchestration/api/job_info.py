@@ -1,0 +1,182 @@
+"""Describes a job for clients: status, progress, settings, links, from its newest run and its files."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from pydantic import ValidationError
+
+from wan_orchestration.api import run_log
+from wan_orchestration.api.models import FINISHED, JobInfo, JobProgress, Links, Status, Video
+from wan_orchestration.errors import BadInput
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.protocol import progress
+from wan_orchestration.protocol.messages import PreprocessProgress, Result
+from wan_orchestration.protocol.progress import RunProgress
+from wan_orchestration.settings.environment import Environment
+
+VIDEO = dg.AssetKey("generated_video")
+
+PATH = "/animate/jobs"
+
+QUEUED = [dg.DagsterRunStatus.QUEUED]
+
+MAX_QUEUED = 2000
+"""Queued runs that are read to find a run's position."""
+
+STATUSES: dict[dg.DagsterRunStatus, Status] = {
+    dg.DagsterRunStatus.NOT_STARTED: "queued",
+    dg.DagsterRunStatus.QUEUED: "queued",
+    dg.DagsterRunStatus.MANAGED: "queued",
+    dg.DagsterRunStatus.STARTING: "running",
+    dg.DagsterRunStatus.STARTED: "running",
+    dg.DagsterRunStatus.CANCELING: "running",
+    dg.DagsterRunStatus.SUCCESS: "succeeded",
+    dg.DagsterRunStatus.FAILURE: "failed",
+    dg.DagsterRunStatus.CANCELED: "cancelled",
+}
+
+
+def job_status(instance: dg.DagsterInstance, key: str, record: dg.RunRecord) -> Status:
+    """The status of one job of a run."""
+    run = record.dagster_run
+    if run.is_complete_and_waiting_to_retry:
+        return "queued"
+    status = STATUSES[run.status]
+    # In a run of several jobs, those with a video have succeeded, even if the run fails later.
+    if run.tags.get("dagster/partition") != key and status in ("running", "failed", "cancelled"):
+        videos = instance.fetch_materializations(dg.AssetRecordsFilter(VIDEO, [key]), limit=1).records
+        if videos and videos[0].run_id == run.run_id:
+            return "succeeded"
+    return status
+
+
+def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: dg.RunRecord) -> JobInfo:
+    """A job in the state of its newest run, which is `record`."""
+    run, status = record.dagster_run, job_status(instance, key, record)
+    # Retries are runs of their own; the job was created with the first of them.
+    first = run.root_run_id and instance.get_run_record_by_id(run.root_run_id)
+    folder = open_folder(env, key)
+    return JobInfo(
+        job_id=key,
+        status=status,
+        cancelling=run.status is dg.DagsterRunStatus.CANCELING,
+        created_at=(first or record).create_timestamp.replace(tzinfo=UTC),
+        started_at=_time(record.start_time) if status != "queued" else None,
+        finished_at=_time(record.end_time) if status in FINISHED else None,
+        queue_position=_queue_position(instance, record) if status == "queued" else None,
+        priority=_priority(run),
+        progress=_progress(env, key, record) if status == "running" else None,
+        error=run_log.failure_reason(instance, key, run.run_id) if status == "failed" else None,
+        settings=_settings(folder, run),
+        video=_video(env, key) if status == "succeeded" else None,
+        run_id=run.run_id,
+        links=_links(env.videos_root / key, key, status, inputs_for_clients(folder)),
+    )
+
+
+def open_folder(env: Environment, key: str) -> Job | None:
+    """The job's folder; None if it cannot be used any more."""
+    try:
+        return Job.open(env.jobs_root / key)
+    except BadInput:
+        return None
+
+
+def inputs_for_clients(folder: Job | None) -> dict[str, Path]:
+    """The inputs that clients may see, as `driving` and `reference`; not symbolic links to files elsewhere."""
+    names = {"driving": "driving", "reference": "reference", "src_pose": "driving", "src_ref": "reference"}
+    inputs = folder.inputs.items() if folder else ()
+    return {names[name]: path for name, path in inputs if name in names and not path.is_symlink()}
+
+
+def _links(outputs: Path, key: str, status: Status, inputs: dict[str, Path]) -> Links:
+    job = f"{PATH}/{key}"
+
+    def output(file: str, name: str) -> str | None:
+        return f"{job}/{name}" if status == "succeeded" and (outputs / file).is_file() else None
+
+    return Links(
+        self=job,
+        events=f"{job}/events",
+        log=f"{job}/log",
+        media=output("video.mp4", "media"),
+        poster=output("poster.jpg", "poster"),
+        preview=output("preview.webp", "preview"),
+        reference=f"{job}/inputs/reference" if "reference" in inputs else None,
+        driving=f"{job}/inputs/driving" if "driving" in inputs else None,
+    )
+
+
+def _queue_position(instance: dg.DagsterInstance, record: dg.RunRecord) -> int:
+    """1 plus the number of queued runs that are more urgent, or as urgent and older."""
+    rank = (_priority(record.dagster_run), -record.storage_id)
+    queued = instance.get_run_records(dg.RunsFilter(statuses=QUEUED), limit=MAX_QUEUED)
+    return 1 + sum((_priority(other.dagster_run), -other.storage_id) > rank for other in queued)
+
+
+def _priority(run: dg.DagsterRun) -> int:
+    try:
+        return int(run.tags.get("dagster/priority", "0"))
+    except ValueError:
+        return 0
+
+
+def _progress(env: Environment, key: str, record: dg.RunRecord) -> JobProgress:
+    newest = progress.read(env.progress_root, key, record.dagster_run.run_id)
+    if newest is None:
+        updated_at = _time(record.start_time) or datetime.now(UTC)
+        return JobProgress(phase="preparing", words="preparing", fraction=None, updated_at=updated_at)
+    return _job_progress(newest)
+
+
+def _job_progress(newest: RunProgress) -> JobProgress:
+    message = newest.progress
+    common = {
+        "phase": message.phase,
+        "words": message.words,
+        "fraction": newest.fraction,
+        "updated_at": newest.at,
+    }
+    if isinstance(message, PreprocessProgress):
+        return JobProgress(**common, frame=message.done, frames=message.total)
+    return JobProgress(
+        **common,
+        clip=message.clip or None,
+        clips=message.clips or None,
+        step=message.step if message.clip else None,
+        steps=message.steps or None,
+        seconds_per_step=message.seconds_per_step,
+        eta_seconds=message.eta_seconds,
+    )
+
+
+def _settings(folder: Job | None, run: dg.DagsterRun) -> dict[str, Any]:
+    """The job's settings without the defaults: those of the request, over those of its `job.yaml`."""
+    ops: Any = run.run_config.get("ops", {})
+    generate, preprocess = (ops.get(op, {}).get("config", {}) for op in ("generated_video", "preprocessed_clips"))
+    if folder:
+        mode = {"mode": folder.file.mode} if folder.file.mode else {}
+        generate, preprocess = mode | folder.file.generate | generate, folder.file.preprocess | preprocess
+    return generate | ({"preprocess": preprocess} if preprocess else {})
+
+
+def _video(env: Environment, key: str) -> Video | None:
+    try:
+        result = Result.model_validate_json((env.videos_root / key / "result.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+    return Video(
+        frames=result.frames,
+        fps=result.fps,
+        width=result.width,
+        height=result.height,
+        clips=result.clips,
+        seconds=result.seconds.total,
+        device=result.device,
+    )
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

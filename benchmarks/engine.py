@@ -267,14 +267,14 @@ def utilisation(work: dict, row: dict, device) -> dict:
     """TFLOP/s of the steps, and their share of what a matrix product reaches on this card right after them."""
     import torch
 
-    from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
-    from wan_orchestration.animate.memory.placement import ClipShape
+    from wan_orchestration.animate.memory.placement import SegmentShape
+    from wan_orchestration.animate.speed import forward_flops, measured_tflops
     from wan_orchestration.cli.plan import snapshot_sizes
     from wan_orchestration.video.reader import probe
 
     info = probe(Path(work["job"]) / "src_pose.mp4")
     sizes = snapshot_sizes(Path(work["snapshot"]) if work["model"] == "snapshot" else None)
-    flops = forward_flops(sizes, ClipShape(info.height, info.width, work["clip_len"])) * row["steps"]
+    flops = forward_flops(sizes, SegmentShape(info.height, info.width, work["clip_len"])) * row["steps"]
     tflops, peak = flops / row["denoise"] / 1e12, measured_tflops(device, torch.bfloat16)
     return {"tflops": tflops, "share_of_peak": tflops / peak}
 

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from wan_orchestration.animate import models
+from wan_orchestration.animate.diffusers_internals import kept_in_float32
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.transformer.model import AnimateTransformer
-from wan_orchestration.animate.transformer.sharding import kept_in_float32
 from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.cli.plan import TEXT_PARAMETERS, snapshot_sizes
 from wan_orchestration.generate import segments as clips

@@ -17,7 +17,7 @@ import torch
 from gpu_parts.machine import nvidia_smi
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import Listener, make_task, psnr, run_tasks, snapshot
-from wan_orchestration.animate.memory.placement import ClipShape
+from wan_orchestration.animate.memory.placement import SegmentShape
 from wan_orchestration.protocol import leases
 from wan_orchestration.protocol.messages import Request, Result
 
@@ -30,7 +30,7 @@ TILED_DB = 30.0
 """Bands do not see each other; with random weights that shows more than with trained ones."""
 DTYPES = {"cuda": ("float32", "bfloat16"), "cpu": ("float32",)}
 """Many a CPU does not compute in bfloat16, or slowly."""
-SMALL, TALL = ClipShape(64, 96, 5), ClipShape(384, 64, 5)
+SMALL, TALL = SegmentShape(64, 96, 5), SegmentShape(384, 64, 5)
 
 
 def parity(work: Work, record: Record) -> None:
@@ -140,7 +140,7 @@ def compiled(work: Work, record: Record, fields: dict[str, Any]) -> None:
 
 
 def frames_of(
-    work: Work, name: str, fields: dict[str, Any], clip: ClipShape = SMALL, frames: int = 9
+    work: Work, name: str, fields: dict[str, Any], clip: SegmentShape = SMALL, frames: int = 9
 ) -> tuple[np.ndarray, Result]:
     """The exact frames of a small job, (3, T, H, W)."""
     task = make_task(work, name, clip, frames, save=True, sampling_steps=2, **fields)

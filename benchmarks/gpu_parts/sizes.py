@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from gpu_parts.record import Work
-from wan_orchestration.animate.memory.placement import ClipShape
+from wan_orchestration.animate.memory.placement import SegmentShape
 from wan_orchestration.animate.memory.sizes import Sizes
 from wan_orchestration.protocol.messages import FinishedClip, Progress, Request, Result, Task
 from wan_orchestration.settings.generate import GenerateSettings
 
-REAL = {"480p": ClipShape(480, 832, 77), "720p": ClipShape(720, 1280, 77)}
-TINY = {"480p": ClipShape(64, 96, 9), "720p": ClipShape(96, 128, 9)}
+REAL = {"480p": SegmentShape(480, 832, 77), "720p": SegmentShape(720, 1280, 77)}
+TINY = {"480p": SegmentShape(64, 96, 9), "720p": SegmentShape(96, 128, 9)}
 
 
-def shape(work: Work, size: str) -> ClipShape:
+def shape(work: Work, size: str) -> SegmentShape:
     return (TINY if work.tiny else REAL)[size]
 
 
@@ -147,7 +147,7 @@ def run_tasks(work: Work, tasks: list[Task], listener: Listener, small: bool = F
     return run(Request(snapshot=snapshot(work), tasks=tasks), listener)
 
 
-def make_task(work: Work, name: str, clip: ClipShape, frames: int, save: bool = False, **fields: Any) -> Task:
+def make_task(work: Work, name: str, clip: SegmentShape, frames: int, save: bool = False, **fields: Any) -> Task:
     """A job whose clips are drawn for it."""
     from long_video import draw_job
 

@@ -10,9 +10,9 @@ import torch
 from gpu_parts.machine import has
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import allow_tf32, engine_sizes, free, models, peak, precision, psnr, shape, timed
-from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
 from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, DENOISE_MAPS
 from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.animate.speed import forward_flops, measured_tflops
 from wan_orchestration.animate.transformer.attention import EXACT, KERNELS, choose_backend
 from wan_orchestration.animate.transformer.model import Branch
 

@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from wan_orchestration.animate import animator, lora
+from wan_orchestration.animate.diffusers_internals import kept_in_float32
 from wan_orchestration.animate.memory import offload
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.schedule import make_solver
 from wan_orchestration.animate.transformer.model import AnimateTransformer
-from wan_orchestration.animate.transformer.sharding import kept_in_float32
 from wan_orchestration.animate.vae.model import AnimateVae
 
 NARROW = 5120

@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.animator import Animator, SegmentInput
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.transformer import blocks
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights.snapshot import open_snapshot
 
 random = np.random.default_rng(0)
-CLIP = ClipInput(
+CLIP = SegmentInput(
     pose=random.integers(0, 256, (5, 32, 48, 3), np.uint8), face=random.integers(0, 256, (5, 512, 512, 3), np.uint8)
 )
 REFERENCE = random.integers(0, 256, (40, 40, 3), np.uint8)

@@ -170,7 +170,7 @@ def test_what_has_no_place_is_named_once(tiny, model, tmp_path):
     text = fused(model, tmp_path / "style.safetensors", tensors)
     assert text == (
         "LoRA style.safetensors: left out 5 of its 10 tensors: "
-        f"diffusion_model.blocks.*.diff_m (3; its shape is (1, 6, 8), that of the transformer's weight (1, 6, {dim})), "
+        f"diffusion_model.blocks.*.diff_m (3; its shape is (1, 6, 8), but the transformer's weight has (1, 6, {dim})), "
         "lora_te_layers_0_q.lora_down.weight (1; there is no such weight), "
         "lora_te_layers_0_q.lora_up.weight (1; there is no such weight)"
     )
@@ -185,7 +185,7 @@ def test_what_has_no_place_is_named_once(tiny, model, tmp_path):
             r"1 of its 1 modules.*q\.lora_A.*\(128, 4\) x \(4, 256\).*\(128, 128\); the file was made for another",
         ),
         ({"x.lora_A.weight": (4, 8), "x.lora_B.weight": (8, 4)}, "1 of its 1 modules.*there is no such weight"),
-        ({"q.weight": (128, 128)}, r"q\.weight.*it is no part of a LoRA"),
+        ({"q.weight": (128, 128)}, r"q\.weight.*it is not part of a LoRA"),
         ({"q.lora_A.weight": (4, 128)}, "one of its two LoRA matrices"),
         ({"q.lora_A.weight": (4, 128), "q.lora_B.weight": (128, 4), "q.dora_scale": (1, 128)}, "belongs to DoRA"),
         ({"q.hada_w1_a": (4, 128)}, "belongs to LoHa"),

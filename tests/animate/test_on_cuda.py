@@ -7,7 +7,7 @@ from fake_cuda import CUDA, FakeModels, Watch, fake_cuda
 from safetensors.torch import save_file
 from torch._dynamo.utils import counters
 
-from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.animator import Animator, SegmentInput
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.transformer import compilation as compiled
 from wan_orchestration.settings.generate import GenerateSettings
@@ -33,11 +33,11 @@ def animate(models, size, loras=(), **settings):
     """Make two clips; returns the animator."""
     values = {"clip_len": 5, "attention": "native", "compile": "off", "sampling_steps": 1, **settings}
     settings = GenerateSettings(**values)
-    animator, guide = Animator(models, settings, REFERENCE, *size, loras, clips=2), None
+    animator, guide = Animator(models, settings, REFERENCE, *size, loras, segments=2), None
     pictures, faces = (np.zeros((settings.clip_len, *one, 3), np.uint8) for one in (size, (512, 512)))
     more = (pictures, pictures) if settings.mode == "replace" else ()
     for _ in range(2):
-        conditions = animator.condition(ClipInput(pictures, faces, *more), guide)
+        conditions = animator.condition(SegmentInput(pictures, faces, *more), guide)
         video = animator.animate(conditions, lambda done: None)
         assert (video.device, video.dtype, video.shape) == (CUDA, torch.float32, (3, settings.clip_len, *size))
         guide = video[:, -settings.refert_num :].cpu()

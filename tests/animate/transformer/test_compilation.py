@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wan_orchestration.animate.transformer import compilation as compiled
-from wan_orchestration.animate.transformer.compilation import Compilation, pays
+from wan_orchestration.animate.transformer.compilation import Compilation, compiling_pays
 from wan_orchestration.stopwatch import Stopwatch
 
 CUDA = torch.device("cuda", 0)
@@ -67,11 +67,11 @@ def test_long_jobs_pay_for_compiling_and_short_ones_do_not(monkeypatch, tmp_path
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(compiled, "_run_here", set())
     small, large = (tokens * 5120 * 2 for tokens in (32_760, 75_600))
-    assert not pays(20, 40, small, CUDA, None)
-    assert pays(20 * 10, 40, small, CUDA, None)
-    assert pays(20 * 3, 40, large, CUDA, None)
-    assert not pays(6, 40, small, CUDA, None)
+    assert not compiling_pays(20, 40, small, CUDA, None)
+    assert compiling_pays(20 * 10, 40, small, CUDA, None)
+    assert compiling_pays(20 * 3, 40, large, CUDA, None)
+    assert not compiling_pays(6, 40, small, CUDA, None)
     (tmp_path / "triton").mkdir()  # kernels of an earlier launch
-    assert pays(20 * 2, 40, small, CUDA, tmp_path)
+    assert compiling_pays(20 * 2, 40, small, CUDA, tmp_path)
     monkeypatch.setattr(compiled, "_run_here", {double})
-    assert pays(1, 40, small, CUDA, None)
+    assert compiling_pays(1, 40, small, CUDA, None)

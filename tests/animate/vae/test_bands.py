@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from wan_orchestration.animate.vae import bands
-from wan_orchestration.animate.vae.layers import lighten
+from wan_orchestration.animate.vae.layers import use_own_layers
 from wan_orchestration.animate.vae.model import AnimateVae
 
 
@@ -33,7 +33,7 @@ def test_what_sees_only_its_own_rows_is_whole(monkeypatch):
 def test_a_vae_in_bands_comes_close(monkeypatch):
     torch.manual_seed(0)
     vae = AnimateVae(base_dim=4).eval()
-    lighten(vae, by_frames=True)
+    use_own_layers(vae, by_frames=True)
     video = F.interpolate(torch.rand(1, 3, 5, 8, 4), (5, 512, 64), mode="trilinear") * 2 - 1
     latents = vae.encode_video(video)
     decoded = vae.decode_video(latents)

@@ -4,7 +4,7 @@ import mmap
 import pytest
 import torch
 
-from wan_orchestration.animate.memory.room import ran_out_of_memory
+from wan_orchestration.animate.memory.capacity import ran_out_of_memory
 from wan_orchestration.errors import BadInput
 
 

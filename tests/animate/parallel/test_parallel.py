@@ -10,12 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from benchmarks import random_snapshot
 from wan_orchestration.animate.animator import Animator
-from wan_orchestration.animate.parallel.sequence import SplitTokens
-from wan_orchestration.errors import BadInput
 from wan_orchestration.generate import runner
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.generate import GenerateSettings
@@ -218,10 +215,3 @@ def test_killed_rank_ends_the_launch(request_of, tmp_path):
     assert done.returncode != 0
     assert "SIGKILL" in done.stderr
     assert seconds < 120
-
-
-def test_more_ranks_than_heads(monkeypatch):
-    monkeypatch.setattr(dist, "get_rank", lambda group: 0)
-    monkeypatch.setattr(dist, "get_world_size", lambda group: 8)
-    with pytest.raises(BadInput, match=r"degree 8.* 4 attention heads.*at most 4"):
-        SplitTokens(None, heads=4)

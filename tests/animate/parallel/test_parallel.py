@@ -1,4 +1,4 @@
-"""Several ranks, started by torchrun, on the CPU: they make the video that one makes, and fail together."""
+"""Several ranks on the CPU, started by torchrun: they make the same video as one rank, and fail together."""
 
 import json
 import os
@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[3]
 PARITY = ROOT.parent / "shared" / "parity"
 LAUNCHED = Path(__file__).with_name("launched.py")
 
-# (job, settings). A frame has 20 tokens, which 2 and 4 ranks divide, or 25; its 8, 10 or 6 rows of latents
-# are cut evenly by some of the numbers of ranks.
+# (job, settings). A frame has 20 tokens, which 2 and 4 ranks divide evenly, or 25. It has 8, 10 or 6 rows of latents,
+# which some numbers of ranks divide evenly.
 JOBS = {
     "even": ({"frames": 6, "height": 64, "width": 80}, {}),
     "odd": ({"frames": 5, "height": 80, "width": 80}, {}),
@@ -42,7 +42,7 @@ class Silent:
 
 
 def torchrun(ranks, *command, **environment):
-    """Standard output of a launch, and the seconds it took."""
+    """A finished launch, and the seconds it took."""
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", f"--nproc-per-node={ranks}"]
@@ -57,7 +57,7 @@ def torchrun(ranks, *command, **environment):
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    """Runs a request on ranks and gives its results by word and job."""
+    """Runs a request on ranks. Returns its folder, its results and the finished process."""
 
     def run(ranks, request, *words):
         folder = tmp_path_factory.mktemp("launch")
@@ -72,7 +72,7 @@ def launch(tmp_path_factory):
 
 @pytest.fixture
 def request_of(make_job, tmp_path):
-    """A request for the jobs above, on a snapshot with four heads."""
+    """A request for the jobs above, on a snapshot with four attention heads."""
 
     def make(*names):
         random_snapshot.write(tmp_path / "snapshot", random_snapshot.Widths(layers=5, heads=4))
@@ -107,8 +107,8 @@ def frames(path):
         pytest.param(4, [*JOBS], marks=pytest.mark.heavy),
     ],
 )
-def test_ranks_make_the_video_of_one(ranks, jobs, launch, request_of):
-    """With whole and sharded weights; then rank 1 has no memory, and at last it raises, while others wait for it."""
+def test_ranks_make_the_same_video_as_one(ranks, jobs, launch, request_of):
+    """With whole and sharded weights. Then rank 1 runs out of memory and later raises, while the others wait for it."""
     request, count = request_of(*jobs), len(jobs)
     alone = runner.run(request, Silent())
     assert [result.error for result in alone] == [None] * count
@@ -132,7 +132,7 @@ def test_ranks_make_the_video_of_one(ranks, jobs, launch, request_of):
 
     failed, *others = raised
     assert failed["status"] == "failed"
-    assert failed["error"] == "rank 1: RuntimeError: rank 1 has had enough"
+    assert failed["error"] == "rank 1: RuntimeError: rank 1 fails on purpose"
     assert not failed["bad_input"]
     lasted = datetime.fromisoformat(failed["finished_at"]) - datetime.fromisoformat(failed["started_at"])
     assert lasted.total_seconds() < 40
@@ -150,7 +150,7 @@ def test_ranks_make_the_video_of_one(ranks, jobs, launch, request_of):
     ],
 )
 def test_infer_on_two_ranks_agrees_with_the_published_frames(case, fsdp, tmp_path):
-    """The script for two GPUs, with blanks in its arguments."""
+    """The script for two GPUs, with a blank in the output path."""
     folder = PARITY / "cases" / case
     recorded = json.loads((folder / "params.json").read_text())
     params = recorded["params"]
@@ -172,7 +172,7 @@ def test_infer_on_two_ranks_agrees_with_the_published_frames(case, fsdp, tmp_pat
 
 
 @pytest.mark.heavy
-def test_ranks_go_on_where_one_stopped(request_of, tmp_path, monkeypatch):
+def test_ranks_resume_where_one_rank_stopped(request_of, tmp_path, monkeypatch):
     request = request_of("even")
     [task] = request.tasks
     assert runner.run(request, Silent())[0].error is None
@@ -197,7 +197,7 @@ def test_ranks_go_on_where_one_stopped(request_of, tmp_path, monkeypatch):
 
 @pytest.mark.heavy
 def test_sequence_parallel_off(request_of, tmp_path):
-    """Rank 0 works alone, the other leaves."""
+    """Rank 0 works alone; the other rank exits."""
     request = request_of("even")
     command = ["-m", "wan_orchestration.infer", "--src-root", request.tasks[0].clips, "--output", tmp_path / "out"]
     command += ["--checkpoint-dir", request.snapshot, "--clip-len=5", "--sampling-steps=1", "--device=cpu"]

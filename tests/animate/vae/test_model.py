@@ -31,7 +31,7 @@ def test_round_trip_of_the_normalisation():
     assert vae.decode_video(latents).shape == (3, 5, 32, 32)
 
 
-def test_bfloat16_needs_no_cpu_that_convolves_in_it(monkeypatch):
+def test_bfloat16_works_on_a_cpu_without_its_convolution(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     vae = AnimateVae(base_dim=4).eval()
     use_own_layers(vae)
@@ -43,7 +43,7 @@ def test_bfloat16_needs_no_cpu_that_convolves_in_it(monkeypatch):
 
 
 def test_a_pixel_of_zeros_stays_zero():
-    """As with `F.normalize`, whose divisor is never zero."""
+    """As with `F.normalize`, which never divides by zero."""
     vae = AnimateVae(base_dim=4).eval()
     use_own_layers(vae)
     norm = next(module for module in vae.modules() if isinstance(module, ChannelNorm))
@@ -52,7 +52,7 @@ def test_a_pixel_of_zeros_stays_zero():
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2**30], ids=["1", "all"])
 @pytest.mark.parametrize("still_from", [0, 1, 5])
-def test_a_video_that_stands_still_takes_less_work(monkeypatch, chunk_bytes, still_from):
+def test_a_still_video_takes_less_work(monkeypatch, chunk_bytes, still_from):
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     vae = AnimateVae(base_dim=4).eval()

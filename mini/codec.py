@@ -203,7 +203,7 @@ def _gather(video: Tensor) -> Tensor:
 
 
 def _pairs(p: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of the first and second pair of each four frames, (n + 1, 128, h / 2, w / 2), from (4n + 1, 22, h, w)."""
+    """Features (n + 1, 128, h / 2, w / 2) of the first and second pair of each four frames, from (4n + 1, 22, h, w)."""
     one, two = p[1::2], p[2::2]
     moving = torch.cat([(one + two) / 2, torch.einsum("km,tmhw->tkhw", changes, (two - one) / 2)], 1)
     still = torch.cat([p[:1], torch.zeros_like(p[:1, :CHANGES])], 1)

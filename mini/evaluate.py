@@ -143,9 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("snapshot", type=Path, nargs="?", default=Path("data/models/wan-animate-mini"))
     parser.add_argument("--figures", type=int, default=20)
-    parser.add_argument(
-        "--long", type=int, default=5, help="figures whose motion is four segments long; the others have one"
-    )
+    parser.add_argument("--long", type=int, default=5, help="figures with four segments; the others have one")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument(
         "--folder",

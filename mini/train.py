@@ -31,6 +31,8 @@ from wan_orchestration.files import replacing
 
 HELD_OUT = 10**6
 """Training uses no seed from here on."""
+RATE_FACTORS = ((5.0,), (1.0, 2.0))
+"""Of the learning rate, for each optimizer's parameter groups, see `_optimizers`."""
 
 
 def fit_codec(work: Work) -> None:
@@ -134,19 +136,7 @@ def train_transformer(work: Work, minutes: float, batch: int, rate: float, singl
     models = work.models()
     trainee = Trainee(models, work.codec(), samples.SIZE, samples.CLIP_LEN)
     average = Average(trainee)
-    matrices, others = [], []
-    for name, weight in trainee.named_parameters():
-        if weight.requires_grad:
-            (matrices if ".blocks." in name and weight.ndim == 2 else others).append((name, weight))
-    motion = [weight for name, weight in others if "motion_encoder" in name]
-    rest = [weight for name, weight in others if "motion_encoder" not in name]
-    optimizers = [
-        torch.optim.Muon(
-            [weight for _, weight in matrices], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW([{"params": rest}, {"params": motion}], lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
-    factors = [[5.0], [1.0, 2.0]]
+    optimizers = _optimizers(trainee, rate)
     steps, spent = 0, 0.0
     if state := work.load("transformer"):
         trainee.load_state_dict(state["model"])
@@ -159,22 +149,11 @@ def train_transformer(work: Work, minutes: float, batch: int, rate: float, singl
     shards, cached = [], {}
     budget, first, saved, losses = Budget(minutes), steps, time.monotonic(), []
 
-    def validate() -> dict[str, float]:
-        generator = torch.Generator().manual_seed(0)
-        found = []
-        with average.in_use(trainee), torch.no_grad():
-            for guides in (0, 1):
-                part = _pick(held_out, torch.arange(24), torch.arange(24) % 2, work.device)
-                noise = torch.randn(24, *_noise_shape(part), generator=generator).to(work.device)
-                sigma = torch.linspace(0.1, 0.99, 24, device=work.device)
-                with torch.autocast(work.device.type, torch.bfloat16):
-                    found.append(trainee.loss(part, sigma, noise, guides, False))
-        return {name: float(np.mean([each[name].item() for each in found])) for name in found[0]}
-
     def save() -> None:
         row = {"minutes": spent + budget.minutes, "steps": steps}
         row |= {f"train_{name}": float(np.mean([each[name] for each in losses])) for name in losses[0]}
-        row |= {f"held_out_{name}": value for name, value in validate().items()}
+        with average.in_use(trainee):
+            row |= {f"held_out_{name}": value for name, value in _validate(trainee, held_out, work.device).items()}
         work.log("transformer", row)
         work.save(
             "transformer",
@@ -190,18 +169,10 @@ def train_transformer(work: Work, minutes: float, batch: int, rate: float, singl
             there = [path for path in sorted(work.cache.glob("*.pt")) if path.stem != "00000"]
             if there != shards:
                 shards, cached = there, _join([_read_shard(path) for path in there])
-        for optimizer, each in zip(optimizers, factors):
-            for group, own in zip(optimizer.param_groups, each):
+        for optimizer, own_factors in zip(optimizers, RATE_FACTORS):
+            for group, own in zip(optimizer.param_groups, own_factors):
                 group["lr"] = rate * factor * own
-        count = len(cached["pose"])
-        only, guides, size = None, int(torch.multinomial(torch.tensor([share for _, share in flow.GUIDES]), 1)), batch
-        if torch.rand(()).item() < single:
-            only, guides, size = int(torch.randint(samples.CLIP_LEN // 4 + 1, ())), 0, 6 * batch
-        sample = _pick(cached, torch.randint(count, (size,)), torch.randint(2, (size,)), work.device)
-        noise = torch.randn(size, *_noise_shape(sample, only), device=work.device)
-        dropped = torch.rand(()).item() < 0.05
-        with torch.autocast(work.device.type, torch.bfloat16):
-            loss = trainee.loss(sample, flow.levels(size, work.device), noise, flow.GUIDES[guides][0], dropped, only)
+        loss = _random_loss(trainee, cached, batch, single, work.device)
         for optimizer in optimizers:
             optimizer.zero_grad()
         (loss["loss"] + 0.1 * loss["face"]).backward()
@@ -216,6 +187,47 @@ def train_transformer(work: Work, minutes: float, batch: int, rate: float, singl
             saved = time.monotonic()
     if losses:
         save()
+
+
+def _optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices; AdamW for the rest, with the motion encoder in a group of its own."""
+    matrices, motion, rest = [], [], []
+    for name, weight in trainee.named_parameters():
+        if weight.requires_grad:
+            kind = matrices if ".blocks." in name and weight.ndim == 2 else motion if "motion_encoder" in name else rest
+            kind.append(weight)
+    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([{"params": rest}, {"params": motion}], lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    return [muon, adamw]
+
+
+def _random_loss(
+    trainee: Trainee, cached: samples.Sample, batch: int, single: float, device: torch.device
+) -> dict[str, Tensor]:
+    """Losses of a random batch: whole samples, or with probability `single` six times as many single latent frames."""
+    shares = torch.tensor([share for _, share in flow.GUIDES])
+    only, guides, size = None, int(torch.multinomial(shares, 1)), batch
+    if torch.rand(()).item() < single:
+        only, guides, size = int(torch.randint(samples.CLIP_LEN // 4 + 1, ())), 0, 6 * batch
+    sample = _pick(cached, torch.randint(len(cached["pose"]), (size,)), torch.randint(2, (size,)), device)
+    noise = torch.randn(size, *_noise_shape(sample, only), device=device)
+    dropped = torch.rand(()).item() < 0.05
+    with torch.autocast(device.type, torch.bfloat16):
+        return trainee.loss(sample, flow.levels(size, device), noise, flow.GUIDES[guides][0], dropped, only)
+
+
+@torch.no_grad()
+def _validate(trainee: Trainee, held_out: samples.Sample, device: torch.device) -> dict[str, float]:
+    """Mean losses on 24 held-out samples, without and with a guiding frame. The noise is the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for guides in (0, 1):
+        part = _pick(held_out, torch.arange(24), torch.arange(24) % 2, device)
+        noise = torch.randn(24, *_noise_shape(part), generator=generator).to(device)
+        sigma = torch.linspace(0.1, 0.99, 24, device=device)
+        with torch.autocast(device.type, torch.bfloat16):
+            found.append(trainee.loss(part, sigma, noise, guides, False))
+    return {name: float(np.mean([each[name].item() for each in found])) for name in found[0]}
 
 
 def _read_shard(path: Path) -> samples.Sample:

@@ -1,22 +1,21 @@
-"""This engine beside the stock `diffusers.WanAnimatePipeline`: the same weights, the same job, seconds and memory.
+"""Compares this engine with the stock `diffusers.WanAnimatePipeline`: seconds and memory for the same weights and job.
 
     uv run python benchmarks/engine.py --checkpoint-dir DIR [--size 192x128] [--frames 77 385] [--steps 4]
     uv run python benchmarks/engine.py --model 14b --size 1280x720 832x480 --frames 77 --sides stock compile=off ""
 
-Each measurement is a process of its own, so that its peak memory is its own, and the sides take turns. A side is
-`stock`, or settings of this engine: "" for the defaults, or for instance "step_cache=2,compile=off". The time
-is that from clips on the disk to the mp4 on the disk, without loading. "CPU s" is what all of the process's threads
-took, loading included; it depends less than the other times on what else the machine does (OMP_NUM_THREADS=1). With
-several sides of this engine, PSNR is that of their frames against the first one's. A side that fails is a row that says
-why, and the others go on.
+Each measurement runs in its own process, so its peak memory is its own. The sides take turns. A side is `stock`, or
+settings of this engine: "" for the defaults, or for instance "step_cache=2,compile=off". The time runs from clips on
+disk to the mp4 on disk, without loading. "CPU s" is the CPU time of all threads, with loading; other work on the
+machine changes it less than the other times (OMP_NUM_THREADS=1). With several sides of this engine, PSNR compares their
+frames with those of the first. A side that fails gives a row with the reason, and the others still run.
 
-On CUDA each side makes the video with one step first, for another prompt, which is not counted: compiling is a column
-of its own, and the latents of an empty clip of that size are known by then, as they are in any later job.
+On CUDA each side first makes an uncounted video with one denoising step and another prompt. So compiling is a column of
+its own, and the latents of an empty segment of that size are cached, as in any later job.
 
 Without --checkpoint-dir a small random snapshot is used. `--model 14b` makes random weights of the real sizes on the
-device; their videos are noise. On CUDA the share of the card's bfloat16 peak is shown, which a matrix product measures.
+device; their videos are noise. On CUDA the share of the GPU's bfloat16 peak is shown, measured with a matrix product.
 
-The stock pipeline reads the Diffusers layout only: an original snapshot is converted first, and both sides read that.
+The stock pipeline reads only the Diffusers layout. An original snapshot is converted first, and both sides read that.
 """
 
 import argparse
@@ -46,11 +45,9 @@ def main() -> None:
     parser.add_argument("--clip-len", type=int, default=77)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--sides", nargs="+", default=["stock", ""], metavar="SIDE")
-    parser.add_argument("--repeat", type=int, default=1, help="the median of so many turns is shown")
-    parser.add_argument("--vram", type=float, help="let PyTorch use only so many GB of the card")
-    parser.add_argument(
-        "--cache", type=Path, help="keep this engine's caches here; default: each turn starts with none"
-    )
+    parser.add_argument("--repeat", type=int, default=1, help="turns; the median is shown")
+    parser.add_argument("--vram", type=float, help="let PyTorch use only this many GB of the GPU")
+    parser.add_argument("--cache", type=Path, help="folder of this engine's caches; default: each turn starts without")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
 
@@ -107,7 +104,7 @@ def diffusers_layout(snapshot: Path, scratch: Path) -> Path:
 
 
 def launch(work: dict) -> dict:
-    """Run one side in a process of its own."""
+    """Run one side in its own process."""
     with (
         tempfile.NamedTemporaryFile("r") as output,
         tempfile.TemporaryFile("w+") as log,
@@ -124,13 +121,13 @@ def launch(work: dict) -> dict:
             log.seek(0)
             said = log.read()
             print(said, file=sys.stderr)
-            return {"side": work["side"], "error": (said.strip().splitlines() or [f"ended with {status}"])[-1]}
+            return {"side": work["side"], "error": (said.strip().splitlines() or [f"exit status {status}"])[-1]}
         spent = {"ram_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
         return json.loads(output.read()) | {"side": work["side"]} | spent
 
 
 def median(turns: list[dict]) -> dict:
-    """The median of each time; a turn that failed speaks for all."""
+    """The median of each time. If a turn failed, its error."""
     turns = [turn for turn in turns if "error" in turn] or turns
     return {
         name: statistics.median(turn[name] for turn in turns) if isinstance(value, float) else value
@@ -152,7 +149,7 @@ def show(row: dict) -> None:
 
 
 def compare(row: dict, rows: list[dict]) -> None:
-    """Print what a row is relative to the stock pipeline's, and to the shortest video of its side."""
+    """Compare a row with the stock pipeline's, and with the shortest video of its side."""
     same = {"size": row["size"], "frames": row["frames"]}
     stock = next((one for one in rows if one["side"] == "stock" and same.items() <= one.items()), None)
     first = next(one for one in rows if (one["side"], one["size"]) == (row["side"], row["size"]))
@@ -171,12 +168,12 @@ def compare(row: dict, rows: list[dict]) -> None:
 
 
 def exact_frames(job: Path, side: str) -> Path:
-    """Where a side's unquantised frames are written."""
+    """File of a side's exact frames, before they become 8-bit."""
     return job / f"{side or 'defaults'}.npz"
 
 
 def psnr(frames: Path, reference: Path) -> float:
-    """Of frames in [-1, 1], in dB; infinite where they are equal."""
+    """PSNR in dB of frames in [-1, 1]. Infinite if they are equal."""
     with np.load(frames) as ours, np.load(reference) as theirs:
         error = float(np.mean((ours["frames"].astype(np.float64) - theirs["frames"]) ** 2))
     return 10 * math.log10(4 / error) if error else math.inf
@@ -186,11 +183,11 @@ def memory(row: dict) -> int:
     return row["vram_bytes"] or row["ram_bytes"]
 
 
-# What follows runs in the measured process.
+# All below runs in the measured process.
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write an original snapshot in the Diffusers layout, with the stock pipeline's own configuration."""
+    """Write an original snapshot in the Diffusers layout, with the stock pipeline's configuration."""
     import torch
     from diffusers import UniPCMultistepScheduler
     from transformers import CLIPImageProcessor
@@ -264,23 +261,23 @@ def measure(work: dict) -> None:
 
 
 def utilisation(work: dict, row: dict, device) -> dict:
-    """TFLOP/s of the steps, and their share of what a matrix product reaches on this card right after them."""
+    """TFLOP/s of the denoising steps, and their share of what a matrix product reaches on this GPU right after."""
     import torch
 
-    from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
-    from wan_orchestration.animate.memory.placement import ClipShape
+    from wan_orchestration.animate.memory.placement import SegmentShape
+    from wan_orchestration.animate.speed import forward_flops, measured_tflops
     from wan_orchestration.cli.plan import snapshot_sizes
     from wan_orchestration.video.reader import probe
 
     info = probe(Path(work["job"]) / "src_pose.mp4")
     sizes = snapshot_sizes(Path(work["snapshot"]) if work["model"] == "snapshot" else None)
-    flops = forward_flops(sizes, ClipShape(info.height, info.width, work["clip_len"])) * row["steps"]
+    flops = forward_flops(sizes, SegmentShape(info.height, info.width, work["clip_len"])) * row["steps"]
     tflops, peak = flops / row["denoise"] / 1e12, measured_tflops(device, torch.bfloat16)
     return {"tflops": tflops, "share_of_peak": tflops / peak}
 
 
 def measure_stock(work: dict, device) -> dict:
-    """Clips read as pictures, the pipeline called as documented, the frames written to an mp4."""
+    """Read the clips as pictures, call the pipeline as documented, write the frames to an mp4."""
     import torch
     from diffusers import AutoencoderKLWan, WanAnimatePipeline
 
@@ -311,12 +308,12 @@ def measure_stock(work: dict, device) -> dict:
     pipeline.vae.decode = timed("decode", pipeline.vae.decode)
 
     started = time.perf_counter()
-    clips = stock_video(pipeline, work)
-    return seconds | {"total": time.perf_counter() - started, "steps": work["steps"] * clips}
+    segments = stock_video(pipeline, work)
+    return seconds | {"total": time.perf_counter() - started, "steps": work["steps"] * segments}
 
 
 def stock_video(pipeline, work: dict) -> int:
-    """From clips on the disk to the mp4 on the disk; returns how many clips were generated."""
+    """From clips on disk to the mp4 on disk; returns how many segments were generated."""
     import torch
     from PIL import Image
 
@@ -350,7 +347,7 @@ def stock_video(pipeline, work: dict) -> int:
 
 
 def measure_engine(work: dict, device) -> dict:
-    """A job run as a launch runs it."""
+    """Run a job as a launch does."""
     from datetime import UTC, datetime
 
     from wan_orchestration.generate import runner
@@ -382,7 +379,7 @@ def measure_engine(work: dict, device) -> dict:
         frames = exact_frames(job, work["side"]) if work["exact"] else None
         tasks = [task("job", settings, save_frames=frames)]
         if device.type == "cuda":
-            once = settings.model_copy(update={"sampling_steps": 1, "prompt": "a first clip, not counted"})
+            once = settings.model_copy(update={"sampling_steps": 1, "prompt": "a first video, not counted"})
             tasks.insert(0, task("warm-up", once))
         *before, result = runner.run(Request(snapshot=work["snapshot"], tasks=tasks), Quiet())
     for one in (*before, result):

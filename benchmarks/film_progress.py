@@ -1,10 +1,10 @@
-"""Films the page's progress bar over a job: its value and words every two seconds, a picture every ten.
+"""Films the page's progress bar during a job: its value and words every two seconds, a screenshot every ten.
 
     uv run wan-animate serve --dagster &
     uv run python benchmarks/film_progress.py data/jobs/demo --out film --set clip_len=41 --set sampling_steps=20
 
-Wants Chromium. Prints a table, `film/table.md`, and for how long the bar and the API's fraction stood still at most,
-up to the end of the video; without a value the bar is one that moves by itself.
+Needs Chromium. Prints a table, which it also writes to `film/table.md`, and the longest time for which the bar and the
+API's fraction did not move before the video was done. A bar without a value is animated; the table says "moves".
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
     job = httpx.post(arguments.url + JOBS, json=body, timeout=60).raise_for_status().json()
     rows = film(arguments.url, job["job_id"], arguments.out)
     lines = ["| s | bar | words | API | API's words |", "|---|---|---|---|---|"]
-    lines += [f"| {at:.0f} | {shown(bar)} | {words} | {shown(told)} | {said} |" for at, bar, words, told, said in rows]
+    lines += [f"| {at:.0f} | {shown(bar)} | {words} | {shown(api)} | {text} |" for at, bar, words, api, text in rows]
     for name, column in (("bar", 1), ("API", 3)):
         lines.append(f"\nThe {name} stood still for {longest(rows, column):.0f} s at most.")
     (arguments.out / "table.md").write_text("\n".join(lines) + "\n")
@@ -64,7 +64,7 @@ def film(url: str, key: str, out: Path) -> list[tuple[float, float | None, str, 
 
 
 def longest(rows: list[tuple], column: int) -> float:
-    """Seconds for which looks found the same value, at most."""
+    """The longest time in seconds for which a column kept its value."""
     same = [list(group) for value, group in itertools.groupby(rows, lambda row: row[column]) if value not in (None, 1)]
     return max((group[-1][0] - group[0][0] for group in same), default=0.0)
 

@@ -1,15 +1,15 @@
-"""Measures this engine on one GPU, in about ten minutes: is it right, how fast is it, how much memory does it take.
+"""Measures this engine on one GPU in about ten minutes: correctness, speed and memory.
 
     python benchmarks/gpu_check.py --deadline 600 --out DIR [--price DOLLARS_AN_HOUR] [--parts NAME ...]
     python benchmarks/gpu_check.py --deadline 300 --out DIR --device cpu --tiny    # a rehearsal without a GPU
 
-Each part is a process of its own. It adds to DIR/results.jsonl as it measures and is ended when its time is over; what
-no longer fits the deadline is skipped, and said to be. DIR/table.md holds the figures as tables, DIR/check.log what the
-parts printed. The exit code is 1 only where a correctness part has failed. Parts that are run again replace what
-results.jsonl holds of them.
+Each part runs in its own process, adds its figures to DIR/results.jsonl at once, and is killed when its time is over.
+Parts that do not fit into the deadline are skipped, and the table says so. DIR/table.md has the figures as tables,
+DIR/check.log has the output of the parts. The exit code is 1 only if a correctness part failed. A part that runs again
+replaces its rows in results.jsonl.
 
-No weights are needed: those of the 14B model's sizes are random ones, made on the card. Correctness is measured against
-recorded outputs of the published implementation where they are at hand (--parity).
+No weights are needed: random ones of the 14B model's sizes are made on the GPU. Correctness is measured against
+recorded outputs of the published implementation, if they are there (--parity).
 """
 
 import argparse
@@ -32,7 +32,7 @@ PARTS = (
     Part("steps_720p", 110, "gpu_parts.steps:steps_720p"),
     Part("vae", 45, "gpu_parts.beside:vae"),
     Part("encoders", 20, "gpu_parts.beside:encoders"),
-    # Its blocks are those of steps_480p, so that its time is not spent on compiling them again.
+    # Uses the compiled blocks of steps_480p.
     Part("job_480p", 70, "gpu_parts.job:job_480p", cache="480p"),
     Part("cap_24gb", 95, "gpu_parts.memory:cap_24gb"),
     Part("memory_720p", 55, "gpu_parts.memory:memory_720p"),
@@ -44,7 +44,7 @@ PARITY = (Path(__file__).parents[2] / "shared" / "parity", Path(__file__).parent
 def main() -> int:
     arguments = parse()
     deadline = time.monotonic() + arguments.deadline
-    # The table is wanted also when it is ended from outside.
+    # Write the table also if this process is terminated.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     arguments.out.mkdir(parents=True, exist_ok=True)
     parity = arguments.parity or next((folder for folder in PARITY if folder.is_dir()), None)
@@ -67,11 +67,11 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--deadline", type=float, default=600, metavar="SECONDS", help="when it is to be over (default: %(default)s)")
+    add("--deadline", type=float, default=600, metavar="SECONDS", help="time for all parts (default: %(default)s)")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
-    add("--price", type=float, metavar="DOLLARS", help="of an hour on this machine: shows what a clip costs")
+    add("--price", type=float, metavar="DOLLARS", help="price of an hour on this machine; shows what a segment costs")
     add("--device", choices=["cuda", "cpu"], help="default: CUDA where there is a device")
-    add("--tiny", action="store_true", help="small models and frames: to try out the check itself")
+    add("--tiny", action="store_true", help="small models and frames, to try out the check itself")
     add("--parts", nargs="+", choices=[part.name for part in PARTS], metavar="NAME", help="only these")
     add("--parity", type=Path, metavar="DIR", help="the recorded outputs (default: ../shared/parity or parity/)")
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
-"""Seconds per frame and peak memory against the length of the video.
+"""Seconds per frame and peak memory for videos of several lengths.
 
     uv run python benchmarks/long_video.py [--frames 77 385 1925] [--size 96x64] [--clip-len 77] [--steps 4]
 
-Each length is a process of its own: `infer` on a job drawn for it. Peak memory is the process's largest resident set as
-the system counts it. Without --checkpoint-dir a small random snapshot is used, whose speed says nothing of the 14B one.
+Each length runs in its own process: `infer` on a job drawn for it. Peak memory is the process's largest resident set as
+the system reports it. Without --checkpoint-dir a small random snapshot is used; its speed says nothing about the 14B
+one.
 """
 
 import argparse
@@ -36,17 +37,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         snapshot = arguments.checkpoint_dir or random_snapshot(Path(scratch))
         rows = []
-        print(f"{'frames':>7} {'clips':>6} {'seconds':>9} {'s/frame':>9} {'peak MB':>8}")
+        print(f"{'frames':>7} {'segments':>8} {'seconds':>9} {'s/frame':>9} {'peak MB':>8}")
         for frames in arguments.frames:
             job = draw_job(Path(scratch) / f"job-{frames}", frames, height, width)
             row = measure(job, snapshot, arguments.clip_len, arguments.steps)
             rows.append(row)
             print(
-                f"{row['frames']:>7} {row['clips']:>6} {row['seconds']:>9.1f} "
+                f"{row['frames']:>7} {row['clips']:>8} {row['seconds']:>9.1f} "
                 f"{row['seconds'] / row['frames']:>9.4f} {row['peak_bytes'] / 2**20:>8.0f}",
                 flush=True,
             )
-    print(f"peak memory, longest against shortest: {rows[-1]['peak_bytes'] / rows[0]['peak_bytes']:.3f}")
+    print(f"peak memory, longest video / shortest: {rows[-1]['peak_bytes'] / rows[0]['peak_bytes']:.3f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
@@ -58,7 +59,7 @@ def random_snapshot(folder: Path) -> Path:
 
 
 def draw_job(folder: Path, frames: int, height: int, width: int) -> Path:
-    """A job whose pose and face clips are a bar that wanders."""
+    """A job whose pose and face clips show a moving bar."""
     folder.mkdir()
 
     def bars(height: int, width: int) -> Iterator[np.ndarray]:
@@ -74,7 +75,7 @@ def draw_job(folder: Path, frames: int, height: int, width: int) -> Path:
 
 
 def measure(job: Path, snapshot: Path, clip_len: int, steps: int) -> dict[str, float]:
-    """Run `infer` once. Seconds are the job's without loading; peak memory is the process's."""
+    """Run `infer` once. Seconds are the job's, without loading. Peak memory is the process's."""
     command = [sys.executable, "-m", "wan_orchestration.infer", "--src-root", str(job), "--output", str(job / "out")]
     command += ["--checkpoint-dir", str(snapshot), "--clip-len", str(clip_len), "--sampling-steps", str(steps)]
     with (job / "log").open("w") as log, (job / "result").open("w") as output:

@@ -1,9 +1,10 @@
-"""Several short jobs in one launch against a launch for each.
+"""Compares several short jobs in one launch with one launch per job.
 
     uv run python benchmarks/many_jobs.py [--jobs 8] [--frames 5] [--size 192x128] [--steps 4] [--checkpoint-dir DIR]
 
-From the start of the first process to the end of the last, as the worker runs them: one request, the weights loaded
-once. Each side starts with empty caches. Without --checkpoint-dir a small random snapshot is used.
+Jobs run as in the worker: a launch takes one request and loads the weights once. The time runs from the start of the
+first process to the end of the last. Each side starts with empty caches. Without --checkpoint-dir a small random
+snapshot is used.
 """
 
 import argparse
@@ -22,7 +23,7 @@ RUN = """
 import sys
 from pathlib import Path
 from wan_orchestration.generate import runner
-from wan_orchestration.messages import Request
+from wan_orchestration.protocol.messages import Request
 class Quiet:
     def log(self, message): pass
     progress = clip = finished = log
@@ -78,7 +79,7 @@ def request(snapshot: Path, jobs: list[Path], arguments: argparse.Namespace, out
 
 
 def launch(requests: list[str], cache: Path) -> dict[str, float]:
-    """Run requests one after another, each in a process of its own."""
+    """Run requests one after another, each in its own process."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     for text in requests:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:

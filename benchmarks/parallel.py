@@ -1,9 +1,9 @@
-"""Seconds and bytes sent for one denoising forward on 1, 2, 4, ... ranks.
+"""Seconds of one denoising forward on 1, 2, 4, ... ranks, and the bytes that each rank sends.
 
     uv run python benchmarks/parallel.py [--degrees 1 2 4] [--size 1280x720] [--clip-len 77] [--checkpoint-dir DIR]
 
-Each degree is a torchrun launch of its own. Bytes are counted at the collectives and held against the formula below.
-On a CPU, and with the small random snapshot that is used without --checkpoint-dir, only the counts mean anything.
+Each degree is a separate torchrun launch. Bytes are counted at the collectives and compared with the formula below.
+Without --checkpoint-dir a small random snapshot is used. With it, or on a CPU, only the byte counts are meaningful.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--degrees", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--size", default="80x80", help="WIDTHxHEIGHT, multiples of 16")
     parser.add_argument("--clip-len", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="forwards that are timed, after one that is not")
+    parser.add_argument("--steps", type=int, default=3, help="forwards to time, after one that is not timed")
     parser.add_argument("--fsdp", action="store_true", help="shard the weights; their traffic is not counted")
     parser.add_argument("--checkpoint-dir", type=Path)
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
     if any(row["bytes_per_step"] != row["formula_bytes"] for row in rows):
-        sys.exit("the bytes counted are not those of the formula")
+        sys.exit("the counted bytes differ from the formula")
 
 
 def random_snapshot(folder: Path) -> Path:
@@ -74,7 +74,7 @@ def launch(degree: int, snapshot: Path, arguments: argparse.Namespace, output: P
 
 
 def measure(job: dict) -> None:
-    """What each rank runs."""
+    """Runs on each rank."""
     import torch
 
     from wan_orchestration.animate.device import pick_device
@@ -136,7 +136,7 @@ def measure(job: dict) -> None:
 
 
 def count_bytes(ranks: int) -> list[int]:
-    """A list that grows by the bytes each collective sends from this rank to others."""
+    """A list to which each collective appends the bytes that this rank sends to others."""
     import torch.distributed as dist
 
     sent, all_to_all, all_gather = [], dist.all_to_all_single, dist.all_gather_into_tensor
@@ -156,12 +156,12 @@ def count_bytes(ranks: int) -> list[int]:
 def formula(ranks: int, local: int, heads: int, dim: int, layers: int, itemsize: int) -> int:
     """Bytes that a rank sends in a forward.
 
-    In each layer query, key, value and output, of the rank's tokens and of the heads filled up to a multiple of the
-    ranks, less the part that stays: 4 * local * dim' * (n - 1) / n elements. At the end the 64 output values of the
-    rank's tokens go to each of the others.
+    Each layer exchanges query, key, value and output of the rank's tokens, with the heads padded to a multiple of the
+    ranks. A rank keeps its own part: 4 * local * dim' * (n - 1) / n elements. At the end it sends the 64 output values
+    of its tokens to each of the others.
     """
-    filled = (heads + -heads % ranks) * (dim // heads)
-    return (layers * 4 * local * filled * (ranks - 1) // ranks + local * 64 * (ranks - 1)) * itemsize
+    padded = (heads + -heads % ranks) * (dim // heads)
+    return (layers * 4 * local * padded * (ranks - 1) // ranks + local * 64 * (ranks - 1)) * itemsize
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Speed and memory of preprocessing.
 
 python benchmarks/preprocess.py networks [--frames 12] [--blocks 32] [--size 1280x720]
-    our flow against the published one (every frame in memory, one at a time, frame 0 twice), on the same
-    drawn video and random networks of the real size
+    compares our order of work with the published one (all frames in memory, one at a time, frame 0 twice), on the
+    same drawn video and random networks of the real size
 python benchmarks/preprocess.py video DRIVING REFERENCE [--models-root DIR]
     frames per second and peak memory of the light estimator on a real video
 """
@@ -40,7 +40,7 @@ from wan_orchestration.video.writer import write_lossless, write_segment
 
 
 def published_decode(maps: np.ndarray, centre: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Every map blurred whole, one after another."""
+    """Blurs each heatmap whole, one after another."""
     points = np.zeros((len(maps), 3))
     for i, heatmap in enumerate(maps):
         y, x = divmod(int(heatmap.argmax()), 48)
@@ -61,7 +61,7 @@ def published_decode(maps: np.ndarray, centre: np.ndarray, size: np.ndarray) -> 
 
 
 def published_flow(driving: Path, snapshot: Path, output: Path) -> int:
-    """The published order of work, without its retargeting and its writer's losses."""
+    """The published order of work, without its retargeting and its lossy writer."""
     detector, network = (onnxruntime.InferenceSession(snapshot / path) for path in (DETECTOR, POSE))
     frames = list(iter_frames(driving))
     poses = []
@@ -104,7 +104,7 @@ def drawn_video(path: Path, size: tuple[int, int], frames: int) -> None:
 
 
 def networks(arguments: argparse.Namespace) -> None:
-    """Each flow in a process of its own, so that its peak memory is its own."""
+    """Each flow runs in its own process, so its peak memory is its own."""
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder)
         size = tuple(map(int, arguments.size.split("x")))

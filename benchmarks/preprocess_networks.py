@@ -1,6 +1,6 @@
-"""Stand-ins for the published ONNX files: random weights, the real inputs, outputs and amount of arithmetic.
+"""Stand-ins for the published ONNX files: random weights, but the real inputs, outputs and amount of arithmetic.
 
-What they answer is fixed, so that both flows see the same person in every frame.
+Their outputs are constant, so both flows see the same person in every frame.
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ class _Graph:
         return self.add("Relu", made)
 
     def save(self, path: Path, x: str, rank: int, shape: tuple[int, ...], answer: np.ndarray) -> None:
-        """Adds `answer` to nothing times `x`, so that the arithmetic cannot be left out."""
+        """Writes a network whose output is `answer` plus zero times `x`, so that no runtime can skip the arithmetic."""
         axes = self.constant("axes", np.arange(1, rank))
         mean = self.add("ReduceMean", x, axes, keepdims=0)
         nothing = self.add("Mul", mean, self.constant("zero", np.array(0, np.float32)))
@@ -79,7 +79,7 @@ def write_networks(snapshot: Path, box: tuple[float, ...], cells: np.ndarray, bl
 
 
 def _detector(path: Path, answer: np.ndarray) -> None:
-    """59 GFLOP, as YOLOv10m: plain convolutions at strides 4, 8, 16 and 32."""
+    """59 GFLOP, like YOLOv10m: plain convolutions at strides 4, 8, 16 and 32."""
     graph = _Graph()
     x, width = graph.convolution("input", "stem", 3, 48, stride=2), 48
     for stage, (out, repeats) in enumerate([(96, 4), (192, 4), (384, 4), (576, 3)]):
@@ -91,7 +91,7 @@ def _detector(path: Path, answer: np.ndarray) -> None:
 
 
 def _pose(path: Path, answer: np.ndarray, blocks: int) -> None:
-    """122 GFLOP with 32 blocks, as ViTPose-H; the head's two up-samplings are left out (4 %)."""
+    """122 GFLOP with 32 blocks, like ViTPose-H without the head's two upsamplings (4 %)."""
     graph = _Graph()
     head = WIDTH // HEADS
     patches = graph.add("Conv", "input", graph.weight("patch.k", WIDTH, 3, 16, 16), strides=[16, 16])

@@ -1,4 +1,4 @@
-"""Random weights of the 14B model's sizes: time and memory are the real model's, the videos are noise."""
+"""Random weights of the 14B model's sizes. Time and memory are those of the real model; the videos are noise."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +10,18 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from wan_orchestration.animate import models
+from wan_orchestration.animate.diffusers_internals import kept_in_float32
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.transformer.model import AnimateTransformer
-from wan_orchestration.animate.transformer.sharding import kept_in_float32
 from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.cli.plan import TEXT_PARAMETERS, snapshot_sizes
 from wan_orchestration.generate import segments as clips
 
 
 def random_weights(build: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """A model with random weights, made one by one; its buffers are the class's own.
+    """A model with random weights, created one by one. Its buffers are those of the class.
 
-    Those of a model in host memory are drawn on the GPU too, where there is one: a CPU takes minutes for them.
+    If there is a GPU, it also draws the weights of a model in host memory: a CPU would take minutes.
     """
     drawing = torch.device("cuda") if torch.cuda.is_available() else device
     with init_empty_weights():
@@ -32,7 +32,7 @@ def random_weights(build: Callable[[], Any], device: torch.device, dtype: torch.
         scale = name.endswith(("weight", "gamma")) and parameter.squeeze().ndim == 1
         value = value.fill_(1) if scale else value.uniform_(-0.02, 0.02)
         module, _, last = name.rpartition(".")
-        model.get_submodule(module)._parameters[last] = nn.Parameter(value.to(device), requires_grad=False)
+        setattr(model.get_submodule(module), last, nn.Parameter(value.to(device), requires_grad=False))
     if isinstance(model, UMT5EncoderModel):
         model.tie_weights()
     return nn.Module.to(model, device).eval()
@@ -43,7 +43,7 @@ def transformer_14b() -> AnimateTransformer:
 
 
 def stock_beside(transformer: AnimateTransformer) -> WanAnimateTransformer3DModel:
-    """diffusers' own transformer on the same tensors, so that one card holds both."""
+    """diffusers' transformer on the same tensors, so that one GPU can hold both."""
     with init_empty_weights():
         stock = WanAnimateTransformer3DModel.from_config(transformer.config)
     stock.load_state_dict(transformer.state_dict(), assign=True)
@@ -78,13 +78,13 @@ def image_encoder_14b() -> CLIPVisionModel:
 
 
 def use_random_weights() -> None:
-    """Have the engine make random weights of the 14B model's sizes instead of reading a snapshot's."""
+    """Make the engine create random weights of the 14B model's sizes instead of reading a snapshot."""
 
     def transformer(self):
         device = torch.device("cpu") if self.quantization != "off" else self.weights_device
         return random_weights(transformer_14b, device, self.dtype)
 
-    # Room is made by the snapshot's sizes, which is a small one here.
+    # The engine plans memory by the sizes of the snapshot, which is a small one here.
     models.text_encoder_size = lambda snapshot, dtype: TEXT_PARAMETERS * dtype.itemsize
     clips.sizes = lambda snapshot, dtype, quantized, vae_dtype: snapshot_sizes(None, quantized, vae_dtype)
     Models._load_transformer = transformer

@@ -1,6 +1,6 @@
-"""Writes a small snapshot with seeded random weights, in the original layout: for a first run and for tests.
+"""Writes a small snapshot with seeded random weights in the original layout, for a first run and for tests.
 
-`python benchmarks/random_snapshot.py FOLDER`. Its videos are noise; all else is as with the 14B weights.
+`python benchmarks/random_snapshot.py FOLDER`. Its videos are noise; everything else works as with the 14B weights.
 """
 
 import argparse
@@ -24,7 +24,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Widths:
-    """Sizes of the models; those of the 14B snapshot are 5120, 40, 40, 13824, 256, 4096, 512, 1024, 96, ..."""
+    """Sizes of the models. The 14B snapshot's dim is 5120, its heads 40, its layers 40, its ffn 13824, its vae 96."""
 
     dim: int = 128
     heads: int = 4
@@ -51,7 +51,7 @@ LATENT_CHANNELS = 16
 
 
 def write(folder: Path, widths: Widths | None = None, seed: int = 0, shards: int = 2) -> None:
-    """Write a whole snapshot to `folder`, beside its place first; the same seed gives the same weights."""
+    """Write a snapshot to `folder`, which appears once it is complete. The same seed gives the same weights."""
     widths = widths or Widths()
     generator = torch.Generator().manual_seed(seed)
     with replacing(folder) as part:
@@ -182,7 +182,7 @@ def _motion_encoder_shapes(w: Widths) -> Shapes:
 
 
 def vae_shapes(w: Widths) -> Shapes:
-    """Names and shapes of the original VAE: three times halved in space, twice in time."""
+    """Names and shapes of the original VAE, which halves the picture three times and the frames twice."""
     stages = [w.vae, 2 * w.vae, 4 * w.vae, 4 * w.vae]
     top = stages[-1]
     yield from _bias("encoder.conv1", (w.vae, 3, 3, 3, 3))
@@ -250,7 +250,7 @@ def text_shapes(w: Widths, vocabulary: int) -> Shapes:
 
 
 def clip_shapes(w: Widths) -> Shapes:
-    """Names and shapes of the original CLIP file, of its text tower only the temperature."""
+    """Names and shapes of the original CLIP file; of the text tower only the temperature."""
     yield "log_scale", ()
     yield "visual.cls_embedding", (1, 1, w.clip)
     yield "visual.pos_embedding", (1, w.clip_side**2 + 1, w.clip)

@@ -1,9 +1,9 @@
-"""Seconds until work begins: commands' imports, and the loading of each model.
+"""Seconds until work begins: the imports of commands, and the loading of each model.
 
     uv run python benchmarks/startup.py [--checkpoint-dir DIR] [--cold] [--json FILE]
 
-Each figure is a process of its own and the median of three. With --cold the snapshot's files are dropped from the page
-cache before each (its own pages only; no rights needed). Without --checkpoint-dir a small random snapshot is used.
+Each figure is the median of three processes. With --cold the snapshot's files are dropped from the page cache before
+each process, which needs no special rights. Without --checkpoint-dir a small random snapshot is used.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import sys, time
 from pathlib import Path
 import torch
 from wan_orchestration.animate.models import Models
-from wan_orchestration.snapshot import open_snapshot
+from wan_orchestration.weights.snapshot import open_snapshot
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 models = Models(open_snapshot(Path(sys.argv[1])), device, dtype)
@@ -48,7 +48,7 @@ print(time.perf_counter() - started)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint-dir", type=Path)
-    parser.add_argument("--cold", action="store_true", help="read weights from the disk, not from the page cache")
+    parser.add_argument("--cold", action="store_true", help="read weights from disk, not from the page cache")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""The snapshot that training starts from: random weights, and a picture tower that means something.
+"""The snapshot that training starts from: random weights, and a fixed picture tower that shows a thumbnail.
 
-The tower is fixed: its patches carry the mean colours of 8x8 px of a 128x128 reference, and their place one-hot; a
-constant keeps the layer norms from mixing them. So the image tokens are a thumbnail of the reference, cut in 16. The
-text tower stays random.
+The tower's patches hold the mean colours of 8x8 px cells of a 128x128 reference, and their position as a one-hot code.
+A constant keeps the layer norms from mixing these values. So the image tokens are a thumbnail of the reference, cut
+into 16 patches. The text encoder stays random.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import random_snapshot
 from benchmarks.random_snapshot import Widths
-from wan_orchestration.animate.layouts.original import read_pickle
+from wan_orchestration.animate.layouts.weight_files import read_pickle
 from wan_orchestration.files import replacing
 from wan_orchestration.weights.snapshot import IMAGE_ENCODER, RELIGHTING_LORA
 
@@ -21,8 +21,9 @@ WIDTHS = Widths(
     clip=80, clip_layers=1, clip_patch=56, clip_side=4,
 )  # fmt: skip
 CELLS = 4
-"""Along each side of a patch."""
+"""Cells along each side of a patch."""
 STEADY = 40.0
+"""The constant, large beside the other values."""
 
 
 def write_base(folder: Path) -> None:
@@ -39,7 +40,7 @@ def write_base(folder: Path) -> None:
     positions[0, 1:, colours : colours + patches] = 2 * torch.eye(patches)
     positions[0, :, -1] = STEADY
     tower["visual.cls_embedding"].zero_()
-    # The layer normalises by about STEADY / sqrt(80): undone, and the constant made smaller.
+    # The layer norm divides by about STEADY / sqrt(80). Undo that, and make the constant smaller.
     gain = tower["visual.pre_norm.weight"]
     gain[:] = STEADY / WIDTHS.clip**0.5
     gain[-1] *= 0.3

@@ -1,12 +1,12 @@
-"""A linear codec that an `AutoencoderKLWan` encoder computes exactly, and the decoder that learns to undo it.
+"""A linear codec that an `AutoencoderKLWan` encoder computes exactly, and the training form of its decoder.
 
-The principal components of blocks of 4 frames by 8x8 px, the first frame taken as one that stands still for four, are
-the best 16 numbers a linear map can give, and the encoder's convolutions can be set to compute them: strided
-convolutions gather pixels and pairs of frames, residual branches are silent, and the one nonlinearity before the last
-convolution cancels, as silu(a) - silu(-a) = a. So the latent space is known before anything is trained, the transformer
-and the decoder can be trained at the same time, and a block's latents depend on no other block.
+The codec takes blocks of 4 frames by 8x8 px; the first frame counts as four equal frames. The best 16 numbers that a
+linear map can give for a block are its principal components. The encoder's convolutions can be set to compute them:
+strided convolutions gather pixels and pairs of frames, residual branches add nothing, and the only nonlinearity, before
+the last convolution, cancels because silu(a) - silu(-a) = a. So the latent space is known before training, the
+transformer and the decoder can be trained at the same time, and a block's latents depend on no other block.
 
-The decoder is trained with convolutions that see one latent frame only (the last tap in time). Its other taps are zero.
+The decoder is trained with convolutions that see only one latent frame (the last tap in time). Its other taps are zero.
 """
 
 from collections.abc import Iterable
@@ -22,26 +22,27 @@ from torch import Tensor, nn
 LATENTS = 16
 BLOCK = 8
 MEANS, CHANGES = 22, 10
-"""Of a quarter-size frame's 32 channels: those of the mean of two frames, and of their difference."""
+"""Channels for the mean of two frames, and for their difference: the 32 channels of a quarter-size frame."""
 STEADY = 500.0
-"""A constant channel that makes the norm before the last convolution a constant too, to a part in a thousand."""
+"""A constant channel. With it the norm before the last convolution is constant too, within 0.1 %."""
 
 
 @dataclass
 class Codec:
-    """Bases of the nested linear map: 2x2 px to 12 channels, 4x4 to 22, two frames to 32, 8x8 to 128, four to 16."""
+    """Bases of the nested linear map: 2x2 px to 12 channels, 4x4 px to 22, two frames to 32, 8x8 px to 128, four frames
+    to 16."""
 
     means: Tensor
-    """(22, 48) of 4x4 px."""
+    """(22, 48), for 4x4 px."""
     changes: Tensor
-    """(10, 22) of the difference of two frames."""
+    """(10, 22), for the difference of two frames."""
     first: Tensor
-    """(16, 128) of the first two frames of four; with `second`, whitened."""
+    """(16, 128), for the first two of four frames. Together with `second`, its results are whitened."""
     second: Tensor
     bias: Tensor
     """(16,)"""
     weight: Tensor
-    """(16, 768): the whole map, of blocks (4, 3, 8, 8)."""
+    """(16, 768): the whole map, for blocks (4, 3, 8, 8)."""
 
     @classmethod
     def fit(cls, videos: Iterable[tuple[Tensor, float]]) -> Self:
@@ -81,7 +82,7 @@ class Codec:
 
     @torch.no_grad()
     def install(self, vae: AutoencoderKLWan) -> None:
-        """Make the VAE's encoder compute `encode`, and let its decoder take the same latents."""
+        """Make the VAE's encoder compute `encode`, and its decoder accept the same latents."""
         silence(vae.encoder)
         config: Any = vae.config
         mean, std = torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
@@ -99,8 +100,8 @@ class Codec:
         pair.weight[:MEANS, :MEANS, 1, 0, 0] = pair.weight[:MEANS, :MEANS, 2, 0, 0] = half
         pair.weight[MEANS:, :MEANS, 1, 0, 0] = -self.changes / 2
         pair.weight[MEANS:, :MEANS, 2, 0, 0] = self.changes / 2
-        # Channels: the latents of a frame that stands still, their negatives, the difference that the frame's place in
-        # the pair makes, and a constant.
+        # Channels: the latents of a still frame, their negatives, the difference between first and second frame of a
+        # pair, and a constant.
         still, place, k = self.first + self.second, self.first - self.second, LATENTS
         last = down[2].resample[1]
         _gathering(last, torch.cat([still, -still, place]), 32)
@@ -130,7 +131,7 @@ class Codec:
 
 @torch.no_grad()
 def silence(part: nn.Module) -> None:
-    """Make residual blocks pass their input on, and attention add nothing."""
+    """Make residual blocks return their input, and attention add nothing."""
     for name, module in part.named_modules():
         if isinstance(module, WanResidualBlock):
             _clear(module.conv2)
@@ -144,7 +145,7 @@ def silence(part: nn.Module) -> None:
 
 @torch.no_grad()
 def prepare_decoder(vae: AutoencoderKLWan) -> None:
-    """A decoder to be trained by `decode`: no attention, no taps in time but the last."""
+    """Prepare a decoder for training with `decode`: no attention, and only the last tap in time."""
     for name, module in vae.decoder.named_modules():
         if name.endswith("attentions.0"):
             _clear(module.proj)
@@ -159,8 +160,8 @@ def prepare_decoder(vae: AutoencoderKLWan) -> None:
 def decode(vae: AutoencoderKLWan, latents: Tensor, still: bool) -> Tensor:
     """Pictures (n, 4, 3, H, W), or (n, 1, ...) of first frames, from single latent frames (n, 16, H / 8, W / 8).
 
-    What the VAE's own decoder gives for latents so normalised, but not clamped, and without the taps in time that
-    `prepare_decoder` has cleared.
+    The same as the VAE's own decoder gives for such normalised latents, but not clamped and without the taps in time
+    that `prepare_decoder` has cleared.
     """
     decoder = vae.decoder
     x = _conv(decoder.conv_in, latents.contiguous(memory_format=torch.channels_last))
@@ -196,13 +197,13 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 
 def _gather(video: Tensor) -> Tensor:
-    """(T, 48, H / 4, W / 4) of a video (T, 3, H, W), as two strided convolutions gather it."""
+    """(T, 48, H / 4, W / 4) of a video (T, 3, H, W), in the order of two strided convolutions."""
     twice = rearrange(video, "t c (h a) (w b) -> t (a b c) h w", a=2, b=2)
     return rearrange(twice, "t c (h a) (w b) -> t (a b c) h w", a=2, b=2)
 
 
 def _pairs(p: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of first and second pairs of frames, each (n + 1, 128, h / 2, w / 2), from (4n + 1, 22, h, w)."""
+    """Features (n + 1, 128, h / 2, w / 2) of the first and second pair of each four frames, from (4n + 1, 22, h, w)."""
     one, two = p[1::2], p[2::2]
     moving = torch.cat([(one + two) / 2, torch.einsum("km,tmhw->tkhw", changes, (two - one) / 2)], 1)
     still = torch.cat([p[:1], torch.zeros_like(p[:1, :CHANGES])], 1)
@@ -226,7 +227,7 @@ def _components(parts: Iterable[tuple[Tensor, float]], count: int, centred: bool
 
 
 def _gathering(conv: nn.Conv2d, weight: Tensor, channels: int) -> None:
-    """Let a strided convolution apply `weight` (out, 4 * channels) to 2x2 px."""
+    """Make a strided convolution apply `weight` (out, 4 * channels) to 2x2 px."""
     taps = rearrange(weight, "k (a b c) -> k c a b", a=2, b=2, c=channels)
     conv.weight[: len(weight), :channels, :2, :2] = taps
 

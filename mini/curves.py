@@ -19,7 +19,7 @@ CURVES = (
 
 
 def draw(rows: list[dict[str, str]], title: str, curves: tuple[tuple[str, tuple[int, int, int]], ...]) -> np.ndarray:
-    """(HEIGHT, WIDTH, 3) uint8 RGB: curves over the number of steps."""
+    """Curves over the number of steps, (HEIGHT, WIDTH, 3) uint8 RGB."""
     picture = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
     steps = np.array([float(row["steps"]) for row in rows])
     values = {name: np.array([float(row[name]) for row in rows]) for name, _ in curves}

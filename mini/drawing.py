@@ -1,4 +1,4 @@
-"""Draws figures: whole frames, face crops, places and silhouettes, in flat shapes with smooth edges."""
+"""Draws figures in flat shapes with smooth edges: whole frames, face crops, backgrounds and silhouettes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from mini.figures import ARMS, LEGS, MOUTH, PUPIL, WHITE, Colour, Figure, Look, 
 
 
 class Pen:
-    """Draws smooth shapes on a canvas that shows the part of the picture from `corner` on, `scale` px to a height."""
+    """Draws on a canvas that shows the picture from `corner` on. A height of the picture is `scale` px."""
 
     def __init__(self, canvas: np.ndarray, scale: float, corner: tuple[float, float]) -> None:
         self.canvas, self.scale, self.corner = canvas, scale, np.asarray(corner, float)
@@ -32,7 +32,7 @@ class Pen:
         self.polygon(centre + np.column_stack([cos * x - sin * y, sin * x + cos * y]), colour)
 
     def limb(self, points: Sequence[np.ndarray], width: float, colour: Colour) -> None:
-        """A bone or more, rounded at each joint; `width` is half its thickness."""
+        """Bones with round joints. `width` is half their thickness."""
         for start, end in pairwise(points):
             way = (end - start) / max(float(np.hypot(*(end - start))), 1e-6)
             side = np.array([-way[1], way[0]]) * width
@@ -48,12 +48,12 @@ def draw_place(
     look: Look, size: tuple[int, int], scale: float | None = None, corner: tuple[float, float] | None = None,
     horizon: float = 0.8,
 ) -> np.ndarray:  # fmt: skip
-    """(H, W, 3) uint8: the wall and the floor of a look, without its character."""
+    """The wall and the floor of a look without its character, (H, W, 3) uint8."""
     scale = scale or size[1]
     top = 0.0 if corner is None else corner[1]
     picture = np.empty((size[1], size[0], 3), np.uint8)
     picture[:] = look.wall
-    # The edge between wall and floor is blended where it crosses a row of pixels.
+    # Blend wall and floor in the row of pixels that their edge crosses.
     share = np.clip((np.arange(size[1]) + 1 + (top - horizon) * scale), 0, 1)[:, None, None]
     return np.round(picture * (1 - share) + np.array(look.floor) * share).astype(np.uint8)
 
@@ -61,14 +61,14 @@ def draw_place(
 def draw_frame(
     figure: Figure, look: Look, t: int, size: tuple[int, int], place: np.ndarray | None = None
 ) -> np.ndarray:
-    """(H, W, 3) uint8 of frame t, `size` (width, height) px, in front of `place` or of the look's own."""
+    """Frame t, (H, W, 3) uint8, for `size` (width, height) px, in front of `place` or of the look's own place."""
     picture = draw_place(look, size) if place is None else place.copy()
     _draw(Pen(picture, size[1], (-size[0] / size[1] / 2, 0.0)), figure, look, t)
     return picture
 
 
 def draw_face(figure: Figure, look: Look, t: int, size: tuple[int, int]) -> np.ndarray:
-    """The project's face crop of `draw_frame`'s picture, without drawing the rest of it."""
+    """The face crop of `draw_frame`'s picture, without drawing the rest."""
     width, height = size
     x0, y0, x1, y1 = figure.face_box(t, size)
     corner = (x0 - width / 2) / height, y0 / height
@@ -80,7 +80,7 @@ def draw_face(figure: Figure, look: Look, t: int, size: tuple[int, int]) -> np.n
 
 
 def silhouette(figure: Figure, look: Look, t: int, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8 of 0 and 1: where the character is in frame t."""
+    """Where the character is in frame t, (H, W) uint8 of 0 and 1."""
     canvas = np.zeros((size[1], size[0], 3), np.uint8)
     white = replace(look, **dict.fromkeys(("skin", "hair", "torso", *ARMS, *LEGS), WHITE))
     _draw(Pen(canvas, size[1], (-size[0] / size[1] / 2, 0.0)), figure, white, t, face=False)

@@ -1,7 +1,7 @@
-"""Measures a snapshot on characters and motions that were not trained on: `python -m mini.evaluate SNAPSHOT`.
+"""Measures a snapshot on characters and motions outside the training data: `python -m mini.evaluate SNAPSHOT`.
 
-Jobs are written as clips, made by the engine as any job is, and their videos compared with what should be seen. Prints
-a Markdown table; `--sheet` also writes a picture of reference, pose, truth and result.
+Writes jobs as clips, runs them in the engine like any job, and compares their videos with the drawn truth. Prints a
+Markdown table; `--sheet` also writes a picture of reference, pose, truth and result.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from wan_orchestration.video.reader import FrameReader
 from wan_orchestration.weights.snapshot import open_snapshot
 
 LONG = 4 * CLIP_LEN - 3
-"""Frames of four clips."""
+"""Frames of four segments."""
 
 
 class Case:
@@ -60,13 +60,13 @@ def _cut(act: Act, frames: int) -> Act:
 
 
 def _held(act: Act, frames: int) -> Act:
-    """The first frame for as long, looking at the camera."""
+    """The first frame repeated, with open eyes and no smile."""
     held = {name: np.repeat(value[:1], frames, axis=0) for name, value in vars(act).items()}
     return replace(act, **held | {"eyes": np.ones(frames), "smile": np.zeros(frames)})
 
 
 def measure_case(case: Case, made: dict[str, np.ndarray]) -> dict[str, float]:
-    """One row of numbers; `made` are the videos of the case's scenes."""
+    """Measurements of a case by name. `made` are the videos of its scenes."""
     truth = {
         name: np.stack([scene.truth(t, name == "replace") for t in scene.frames]) for name, scene in case.scenes.items()
     }
@@ -100,14 +100,14 @@ def measure_case(case: Case, made: dict[str, np.ndarray]) -> dict[str, float]:
         "replaced": measure.psnr(made["replace"], truth["replace"]),
     }
     if case.animated is case.long:
-        clips = first, slice(LONG - CLIP_LEN + 1, LONG)
-        start, end = (measure.psnr(made["animated"][clip], truth["animated"][clip]) for clip in clips)
+        segments = first, slice(LONG - CLIP_LEN + 1, LONG)
+        start, end = (measure.psnr(made["animated"][part], truth["animated"][part]) for part in segments)
         row["drift"] = end - start
     return row
 
 
 def make_videos(folder: Path, snapshot: Path, jobs: dict[str, Path], steps: int) -> dict[str, np.ndarray]:
-    """Frames of each job's video; those that are in the folder are not made again."""
+    """Frames of each job's video. Videos that are already in the folder are kept."""
     tasks = [
         Task(
             job_id=name,
@@ -132,7 +132,7 @@ def make_videos(folder: Path, snapshot: Path, jobs: dict[str, Path], steps: int)
 
 
 def sheet(case: Case, made: np.ndarray) -> np.ndarray:
-    """Reference, then pose, truth and result of some frames below each other."""
+    """The reference, then pose, truth and result of some frames, one above the other."""
     rows = []
     for t in np.linspace(0, len(made) - 1, 8).astype(int):
         rows.append(np.concatenate([case.animated.pose(t), case.animated.truth(t), made[t]]))
@@ -145,13 +145,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("snapshot", type=Path, nargs="?", default=Path("data/models/wan-animate-mini"))
     parser.add_argument("--figures", type=int, default=20)
-    parser.add_argument("--long", type=int, default=5, help="so many of them for four clips, the others for one")
+    parser.add_argument("--long", type=int, default=5, help="figures with four segments; the others have one")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path("data/mini/evaluation"),
-        help="of jobs and videos; videos that are there are not made again, so take another for another snapshot",
+        help="folder of jobs and videos; videos in it are kept, so use another folder for another snapshot",
     )
     parser.add_argument("--sheet", type=Path, metavar="PNG")
     arguments = parser.parse_args()
@@ -181,7 +181,7 @@ def main() -> None:
         ("expression follows the face clip, pose held", f"{100 * mean['face']:.0f} %", ">= 90 %"),
         ("replace: background outside the mask, PSNR", f"{mean['background']:.1f} dB", ">= 24 dB"),
         ("replace: whole picture, PSNR", f"{mean['replaced']:.1f} dB", ""),
-        ("last of 4 clips against the first, PSNR", f"{mean['drift']:+.1f} dB", "within 2 dB"),
+        ("last of 4 segments against the first, PSNR", f"{mean['drift']:+.1f} dB", "within 2 dB"),
     ):
         print(f"| {what} | {measured} | {aim} |")
 

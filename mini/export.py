@@ -1,4 +1,4 @@
-"""Writes what was trained as a snapshot in the original layout, in float16."""
+"""Writes the trained weights as a snapshot in the original layout, in float16."""
 
 import shutil
 from collections.abc import Mapping
@@ -9,15 +9,16 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wan_orchestration.animate.layouts.original import convert_transformer, read_pickle, read_safetensors
+from wan_orchestration.animate.layouts.original import convert_transformer
+from wan_orchestration.animate.layouts.weight_files import read_pickle, read_safetensors
 from wan_orchestration.files import replacing
 from wan_orchestration.weights.snapshot import TRANSFORMER, VAE
 
 
 def write_snapshot(folder: Path, base: Path, transformer: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:
-    """The base with its transformer and VAE replaced by these weights, which go by the names of the diffusers classes.
+    """Write a copy of the base with new weights of its transformer and VAE, given by the names of diffusers' classes.
 
-    The names of the original layout are those of the base; the loader's own key map leads from them to the others.
+    The base has the original names; the loader's key map gives their diffusers names.
     """
     with replacing(folder) as part:
         shutil.copytree(base, part)
@@ -35,5 +36,5 @@ def write_snapshot(folder: Path, base: Path, transformer: Mapping[str, Tensor], 
 
 
 def _joined(names: Mapping[str, Tensor], weights: Mapping[str, Tensor], shaped: Tensor) -> Tensor:
-    """The weights that one tensor of the original layout holds, in its shape; a fused key/value is two."""
+    """The weights that one tensor of the original layout holds, in its shape. A fused key/value holds two weights."""
     return torch.cat([weights[name].detach().cpu() for name in names]).reshape(shaped.shape).half()

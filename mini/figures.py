@@ -1,9 +1,9 @@
 """Characters of flat, bold parts that perform smooth random motions, with exact keypoints and face landmarks.
 
-A figure is made from three things that vary independently: a `Build` (proportions), a `Look` (colours, hair) and an
-`Act` (where joints are and what the face does, frame by frame). Each part of a body has a colour of its own, so that it
-can be found by colour in a generated picture. Lengths are in heights of the picture, x from its middle, y from its top;
-right and left are the character's own, so its right is on the left of the picture.
+A figure has three independent parts: a `Build` (proportions), a `Look` (colours, hair) and an `Act` (joints and face,
+frame by frame). Each part of the body has its own colour, so that it can be found by colour in a generated picture.
+Lengths are in heights of the picture, x from its middle, y from its top. Right and left are the character's, so its
+right is on the left of the picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ BOLD: tuple[Colour, ...] = (
     (212, 45, 48), (240, 136, 28), (246, 208, 48), (62, 168, 70), (28, 168, 172),
     (52, 92, 222), (138, 66, 190), (238, 108, 172), (150, 208, 62), (34, 38, 88),
 )  # fmt: skip
-"""Colours of hair, clothes and limbs; a character has no two of them alike."""
+"""Colours of hair, clothes and limbs. A character has each of them at most once."""
 SKIN: tuple[Colour, ...] = ((255, 222, 196), (240, 188, 146), (200, 144, 102), (150, 102, 72))
 PALE: tuple[Colour, ...] = (
     (206, 230, 244), (232, 220, 240), (244, 236, 208), (214, 238, 214), (238, 216, 214), (220, 222, 226),
@@ -56,7 +56,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Look:
-    """Colours. `wall` and `floor` are those of the place."""
+    """Colours of a character, and of the `wall` and `floor` of its place."""
 
     skin: Colour
     hair: Colour
@@ -88,9 +88,9 @@ class Look:
 class Act:
     """What a character does: arrays over T frames. Angles in radians.
 
-    hips: (T, 2) place of the hips' middle. lean, tilt: of the torso, of the head beside it, clockwise. turn: -1 to 1,
-    head to the left or right of the picture. arms, legs: (T, 2, 2) by side (right, left) and bone, from straight down
-    outwards. mouth, eyes: 0 shut to 1 open. smile: -1 to 1.
+    hips: (T, 2) middle of the hips. lean, tilt: of the torso, and of the head relative to it, clockwise. turn: of the
+    head, -1 (left side of the picture) to 1. arms, legs: (T, 2, 2) by side (right, left) and bone; 0 is straight down,
+    positive is outwards. mouth, eyes: 0 shut to 1 open. smile: -1 to 1.
     """
 
     hips: np.ndarray
@@ -107,7 +107,7 @@ class Act:
         return len(self.lean)
 
     def with_face(self, other: "Act") -> "Act":
-        """The same motion with the expressions of another."""
+        """The same motion with the expressions of another act."""
         return replace(self, mouth=other.mouth, eyes=other.eyes, smile=other.smile)
 
 
@@ -138,7 +138,7 @@ def perform(rng: np.random.Generator, frames: int) -> Act:
 
 
 def stand(rng: np.random.Generator) -> Act:
-    """One frame of a character that has its picture taken, as a reference shows it."""
+    """One frame of a character that stands for a picture, as in a reference."""
     u = rng.uniform
     return Act(
         hips=np.array([[u(-0.03, 0.03), u(0.59, 0.61)]]),
@@ -162,7 +162,7 @@ def swing(rng: np.random.Generator, frames: int, fastest: float) -> np.ndarray:
 
 
 class Figure:
-    """A build that acts: where everything is, frame by frame. Points are (T, 2)."""
+    """A build that acts: the positions of its parts, frame by frame. Points are (T, 2)."""
 
     def __init__(self, build: Build, act: Act) -> None:
         self.build, self.act = build, act
@@ -190,7 +190,7 @@ class Figure:
             self.toes.append(self.ankles[i] + np.array([side * 0.035, 0.022]) * z)
 
     def _hand(self, wrist: np.ndarray, angle: np.ndarray, side: int) -> np.ndarray:
-        """(T, 21, 2) of an open hand, the thumb towards the body."""
+        """Keypoints (T, 21, 2) of an open hand, the thumb towards the body."""
         points = [wrist]
         for spread in (-0.9, -0.4, -0.1, 0.2, 0.5):
             way = turned(angle + side * spread, (0, 1))
@@ -198,7 +198,7 @@ class Figure:
         return np.stack(points, 1)
 
     def on_head(self, t: int) -> Callable[[float, float], np.ndarray]:
-        """A function from places on the head (x to the right, y down, 1 is its radius) to places in the picture."""
+        """A function that maps positions on the head (x right, y down, in radii) to positions in the picture."""
         cos, sin = np.cos(self.angle[t]), np.sin(self.angle[t])
         x0, y0 = self.head[t]
         r = self.radius
@@ -239,14 +239,14 @@ class Figure:
         return points + [at(turn + x, y) for x, y in [*outer, *inner]]
 
     def face_box(self, t: int, size: tuple[int, int]) -> PixelBox:
-        """The project's face crop of frame t in a picture of `size` (width, height) px."""
+        """The box of the face crop of frame t in a picture of `size` (width, height) px."""
         box = face_box(self.pose(t, size).face, size)
         assert box is not None
         return box
 
 
 def mouth_lines(act: Act, t: int) -> tuple[np.ndarray, np.ndarray]:
-    """(13, 2) upper and lower edge of the mouth, in radii of the head, from its right corner to its left."""
+    """Upper and lower edge of the mouth, each (13, 2), in radii of the head, from its right corner to its left."""
     u = np.linspace(-1, 1, 13)
     curve = 0.52 - 0.12 * act.smile[t] * u**2
     drop = 0.05 + 0.36 * act.mouth[t] * np.sqrt(1 - u**2)

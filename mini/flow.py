@@ -1,4 +1,4 @@
-"""Flow matching of the transformer on cached clips, with the inputs that the engine gives it."""
+"""Flow matching of the transformer on cached samples, with the same inputs as in the engine."""
 
 import math
 from typing import Any
@@ -17,11 +17,11 @@ from wan_orchestration.settings.generate import NEGATIVE_PROMPT, PROMPT
 
 SHIFT = 5.0
 GUIDES = ((0, 0.5), (1, 0.35), (5, 0.15))
-"""Frames of the last clip that guide this one, and how often."""
+"""Number of guiding frames, from the segment before, and how often it is used."""
 
 
 class SelfAttention:
-    """The engine's self-attention as plain products, which a CPU computes faster in bfloat16."""
+    """The engine's self-attention as plain matrix products, which a CPU computes faster in bfloat16."""
 
     @staticmethod
     def project(attn: Any, x: Tensor, rotary: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,14 +37,14 @@ class SelfAttention:
 
 
 class CrossAttention:
-    """Cross attention in which one text token stands for the many equal ones behind the prompt's.
+    """Cross-attention in which one text token replaces the many equal padding tokens after the prompt.
 
-    N equal keys weigh as one with log N added to its logit, so the context of 512 tokens shrinks to a few.
+    N equal keys weigh the same as one key with log N added to its logit, so the 512 text tokens shrink to a few.
     """
 
     def __init__(self, image: int) -> None:
         self.image, self.padding = image, 0
-        """Image tokens, and how many equal text tokens the last one stands for."""
+        """Number of image tokens, and of the equal text tokens that the last text token replaces."""
 
     def __call__(
         self, attn: Any, x: Tensor, context: Tensor, attention_mask: None = None, rotary_emb: None = None
@@ -61,7 +61,7 @@ class CrossAttention:
 
 
 def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """The norm with its weights in x's precision, which autocast leaves out."""
+    """The norm with its weights in x's dtype, to which autocast does not convert them."""
     weight = norm.weight
     assert weight is not None
     return F.rms_norm(x, norm.normalized_shape, weight.to(x.dtype), norm.eps)
@@ -83,13 +83,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Trainee(nn.Module):
-    """The transformer with what is used in training only."""
+    """The transformer, with the parts that only training uses."""
 
     def __init__(self, models: Models, codec: Codec, size: tuple[int, int], clip_len: int) -> None:
         super().__init__()
         self.transformer = models.transformer().requires_grad_(True)
         self.expression = nn.Linear(self.transformer.config["motion_encoder_dim"], 3).to(models.device)
-        """Reads the expression off the motion vectors, so that they come to hold it."""
+        """Predicts the expression from the motion vectors, so that they learn to contain it."""
         prepare(self.transformer)
         self.rope = self.transformer.rope = Rope(self.transformer.rope)
         self.pose: Tensor | None = None
@@ -103,7 +103,7 @@ class Trainee(nn.Module):
             block.attn2.set_processor(self.attention)
         grey = codec.encode(torch.zeros(3, clip_len, size[1], size[0]))
         self.blank = grey[None].to(models.device)
-        # The share of a picture's contrast that a latent channel holds, tempered.
+        # The share of the picture's contrast in each latent channel.
         share = torch.linalg.pinv(codec.weight).norm(dim=0)
         self.weights = (share / share.mean()).view(1, LATENTS, 1, 1, 1).to(models.device)
 
@@ -113,7 +113,7 @@ class Trainee(nn.Module):
 
     def loss(
         self,
-        clip: Sample,
+        sample: Sample,
         sigma: Tensor,
         noise: Tensor,
         guides: int,
@@ -121,15 +121,15 @@ class Trainee(nn.Module):
         only: int | None = None,
         wear: float = 0.2,
     ) -> dict[str, Tensor]:
-        """Losses of a batch of clips, all with the same number of guiding frames.
+        """Losses of a batch of samples, all with the same number of guiding frames.
 
-        sigma (B,), noise (B, 16, n + 1, h, w). The guiding frames, which were generated and have been decoded and coded
-        again, get up to `wear` of noise. `dropped` is the branch that guidance leads away from. `only` trains one
-        latent frame, at its place in the clip but without the others and without the reference's slot: pose, face and
-        image tokens say nearly all of it, so this is the cheapest way to see many.
+        sigma (B,), noise (B, 16, n + 1, h, w). Guiding frames get up to `wear` of noise, because in the engine they are
+        generated, decoded and encoded again. `dropped` trains the unconditional branch of guidance. `only` trains a
+        single latent frame, at its position in the segment but without the other frames and the reference slot. Pose,
+        face and image tokens determine nearly all of it, so this is the cheapest way to train on many frames.
         """
-        video, reference = clip["video"], clip["reference"][:, :, None]
-        background, known, face = clip["background"], clip["known"].clone(), clip["face"]
+        video, reference = sample["video"], sample["reference"][:, :, None]
+        background, known, face = sample["background"], sample["known"].clone(), sample["face"]
         background = torch.where(known.amax((1, 2, 3)).view(-1, 1, 1, 1, 1) > 0, background, self.blank)
         level = sigma.view(-1, 1, 1, 1, 1)
         if guides:
@@ -138,7 +138,7 @@ class Trainee(nn.Module):
             worn = video[:, :, :held] + wear * torch.rand_like(level) * torch.randn_like(video[:, :, :held])
             background = torch.cat([worn, background[:, :, held:]], dim=2)
         mask = torch.cat([known_pixels(each) for each in known])
-        pose, figure, expression = clip["pose"], clip["figure"], clip["expression"]
+        pose, figure, expression = sample["pose"], sample["figure"], sample["expression"]
         places = slice(None)
         if only is not None:
             places = slice(only, only + 1)
@@ -147,7 +147,7 @@ class Trainee(nn.Module):
         video, background, mask, pose = (each[:, :, places] for each in (video, background, mask, pose))
         figure = figure[:, None, places]
         self.rope.only = only
-        # Kept by the latents' size, which says nothing of the place of a single one.
+        # The transformer caches them by the size of the latents, which does not tell the position of a single frame.
         self.transformer._tables = None
 
         slots = 1 if only is None else 0
@@ -159,13 +159,13 @@ class Trainee(nn.Module):
         if dropped:
             face = torch.full_like(face, 2**0.5 * (BRIGHT - 1))
         text, self.attention.padding = self.texts[dropped]
-        context = self.transformer.embed_context(text.expand(len(video), -1, -1), clip["image"])
+        context = self.transformer.embed_context(text.expand(len(video), -1, -1), sample["image"])
         vectors = motion_vectors(self.transformer.motion_encoder, face)
         motion = self.transformer.face_encoder(vectors)[:, -video.shape[2] :]
         motion = torch.cat([torch.zeros_like(motion[:, :slots]), motion], dim=1)
         embedded = self.transformer.embed_pose(pose)
         if not slots:
-            # `denoise` adds the pose behind the reference's slot, which is not there.
+            # `denoise` adds the pose after the reference slot, which does not exist here.
             self.pose, embedded = embedded, embedded[:, :, :0]
         flow = self.transformer.denoise(noisy, sigma * 1000, y, embedded, Branch(context, motion)).float()
 
@@ -181,7 +181,7 @@ class Trainee(nn.Module):
 
 
 class Rope(nn.Module):
-    """The transformer's positions, of all frames or of a single one."""
+    """The transformer's rotary tables, for all frames or for a single one."""
 
     def __init__(self, rope: nn.Module) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class Rope(nn.Module):
 
 
 def motion_vectors(encoder: WanAnimateMotionEncoder, faces: Tensor) -> Tensor:
-    """(B, T, motion dim) of faces (B, T, 3, 32, 32) as the first blocks leave them: the rest of its forward."""
+    """(B, T, motion dim) of the output (B, T, 3, 32, 32) of the encoder's first blocks. Runs the other blocks."""
     x = faces.flatten(0, 1)
     for block in encoder.res_blocks[-_trained_blocks() :]:
         x = block(x)
@@ -209,7 +209,7 @@ def motion_vectors(encoder: WanAnimateMotionEncoder, faces: Tensor) -> Tensor:
 
 @torch.no_grad()
 def prepare(transformer: AnimateTransformer) -> None:
-    """Weights to start from: the picture shrunk for the motion encoder, noise handed through, small branches."""
+    """Set initial weights: a motion encoder that shrinks the picture, noise passed to the output, small branches."""
     encoder = transformer.motion_encoder
     shrinking = encoder.res_blocks[: -_trained_blocks()]
     for module in (encoder.conv_in, *shrinking):
@@ -220,7 +220,7 @@ def prepare(transformer: AnimateTransformer) -> None:
     for block in shrinking:
         block.conv_skip.weight[:, :, 0, 0] = torch.eye(3) * 2**0.5 / block.conv_skip.scale
 
-    # A patch of noise has dimensions of its own, and the head reads them: the flow is mostly the noise.
+    # The noise of a patch gets its own dimensions, which the head reads, because the flow is mostly noise.
     patch, noise = transformer.patch_embedding, 4 * LATENTS
     own = torch.eye(noise).view(noise, 2, 2, LATENTS).permute(0, 3, 1, 2)
     patch.weight[noise:, :LATENTS] = 0
@@ -243,17 +243,17 @@ def prepare(transformer: AnimateTransformer) -> None:
 
 
 def _trained_blocks() -> int:
-    """From 32x32 to 4x4 px."""
+    """The number of blocks from 32x32 to 4x4 px."""
     return int(math.log2(FACE_SIDE)) - 2
 
 
 def _shorten(text: Tensor) -> tuple[Tensor, int]:
-    """Text states (1, 512, dim) up to the first padding token, and how many of those there are."""
+    """Text states up to the first padding token, from (1, 512, dim), and the number of padding tokens."""
     valid = int(text[0].abs().amax(1).gt(0).sum())
     return text[:, : valid + 1], TEXT_TOKENS - valid
 
 
 def levels(count: int, device: torch.device) -> Tensor:
-    """(count,) noise levels spread over the sampler's schedule."""
+    """(count,) noise levels, spread over the sampler's schedule."""
     even = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
     return SHIFT * even / (1 + (SHIFT - 1) * even)

@@ -1,4 +1,4 @@
-"""Writes jobs of drawn figures: ready clips, or a driving video with its keypoints, and a picture of somebody else."""
+"""Writes jobs of drawn figures: clips, or a driving video with keypoints, and a picture of another character."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from wan_orchestration.video.writer import write_lossless, write_segment
 
 
 def write_clips(folder: Path, scene: Scene, replaced: bool = False) -> Path:
-    """A job of ready clips, lossless but for the face's colours."""
+    """A job of lossless clips; only the face's colours are rounded."""
     folder.mkdir(parents=True)
     write_lossless(folder / "src_pose.mp4", map(scene.pose, scene.frames), FPS)
     faces = map(scene.face, scene.frames)
@@ -31,7 +31,7 @@ def write_clips(folder: Path, scene: Scene, replaced: bool = False) -> Path:
 
 
 def write_raw(folder: Path, scene: Scene, scale: int = 2) -> Path:
-    """A raw job: `driving.mp4` of the driver, `scale` times as large, `reference.png`, and the keypoints of both."""
+    """A job without clips: `driving.mp4`, `scale` times as large, `reference.png`, and the keypoints of both."""
     folder.mkdir(parents=True)
     size = scene.size[0] * scale, scene.size[1] * scale
     frames = (draw_frame(scene.driving, scene.driver, t, size) for t in scene.frames)

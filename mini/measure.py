@@ -1,18 +1,16 @@
-"""What a generated video shows, measured against the figure that was to be seen in it."""
+"""Measures what a generated video shows, compared with the drawn truth."""
 
 import numpy as np
 
 from mini.figures import ARMS, LEGS, MOUTH, PUPIL, WHITE, Figure, Look, shade
 
 PARTS = ("hair", "torso", *ARMS, *LEGS)
-"""The parts of a character that have a colour of their own."""
+"""Parts of a character that have their own colour."""
 LIMBS = (*ARMS, *LEGS)
 MISSED = 0.5
-"""Error, in heights of the picture, of a limb that is nowhere to be found."""
-
-
+"""Error, in heights of the picture, of a limb that is not found."""
 DIFFERENT = 60.0
-"""Distance from which two colours are not alike."""
+"""Distance from which two colours count as different."""
 
 
 def psnr(made: np.ndarray, truth: np.ndarray) -> float:
@@ -22,9 +20,9 @@ def psnr(made: np.ndarray, truth: np.ndarray) -> float:
 
 
 def find_parts(frames: np.ndarray, look: Look) -> np.ndarray:
-    """(T, H, W) index into PARTS of the part that each pixel of (T, H, W, 3) belongs to by its colour, else -1.
+    """The part of each pixel of (T, H, W, 3), by its colour: (T, H, W) indices into PARTS, -1 for everything else.
 
-    It belongs to what of all that the picture can show has the nearest colour.
+    A pixel belongs to whatever has the nearest colour of all that the picture can show.
     """
     others = [look.skin, look.wall, look.floor, WHITE, PUPIL, MOUTH, *(shade(getattr(look, leg), 0.6) for leg in LEGS)]
     colours = np.array([*(getattr(look, part) for part in PARTS), *others], np.float32)
@@ -33,9 +31,9 @@ def find_parts(frames: np.ndarray, look: Look) -> np.ndarray:
 
 
 def limb_errors(made: np.ndarray, truth: np.ndarray, look: Look) -> np.ndarray:
-    """Distances between limbs found in two videos by their colour, in heights of the picture.
+    """Distances between the limbs of two videos, found by colour, in heights of the picture.
 
-    A limb is where the middle of its pixels is; one that the truth hardly shows is left out.
+    The position of a limb is the centre of its pixels. Limbs that the truth hardly shows are left out.
     """
     found, expected = find_parts(made, look), find_parts(truth, look)
     errors = []
@@ -51,15 +49,15 @@ def limb_errors(made: np.ndarray, truth: np.ndarray, look: Look) -> np.ndarray:
 
 
 def shown(made: np.ndarray, truth: np.ndarray, look: Look) -> dict[str, np.ndarray]:
-    """Mean colour in the made video of each part's pixels in the truth."""
+    """Mean colour of the made video at each part's pixels of the truth."""
     expected = find_parts(truth, look)
     return {part: made[expected == index].mean(0) for index, part in enumerate(PARTS) if (expected == index).any()}
 
 
 def wears(made: np.ndarray, truth: np.ndarray, look: Look, other: Look) -> bool:
-    """Whether each part that differs in the two looks is nearer to the colour of `look` than to that of `other`.
+    """Whether the colours are those of `look` rather than of `other`.
 
-    One of them may fail.
+    Compares each part that has different colours in the two looks. One part may fail.
     """
     nearer = []
     for part, colour in shown(made, truth, look).items():

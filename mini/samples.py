@@ -1,4 +1,4 @@
-"""Draws what the transformer is trained on: the inputs of one clip as the engine would compute them, as latents."""
+"""Draws training samples: the inputs of one segment as the engine would compute them, as latents."""
 
 from dataclasses import replace
 from functools import cache
@@ -20,9 +20,9 @@ from wan_orchestration.jobs.clips import FACE_SIZE
 SIZE = (128, 128)
 CLIP_LEN = 17
 FACE_SIDE = 32
-"""The motion encoder is trained from pictures of this side on; before that it only makes them smaller."""
+"""Side of the pictures at which training of the motion encoder starts. Its blocks before only shrink the picture."""
 BRIGHT = 2.0
-"""Added to a face's pixels, so that its first activation passes all of them."""
+"""Added to a face's pixels, so that the first activation lets all of them pass."""
 
 Sample = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ def to_video(frames: list[np.ndarray]) -> Tensor:
 
 
 def codec_videos(rng: np.random.Generator, count: int) -> list[tuple[Tensor, float]]:
-    """Videos for `Codec.fit`: characters and, for every other one, its pose clip."""
+    """Videos for `Codec.fit`: characters, and the pose clip of every other character."""
     videos = []
     for index in range(count):
         look, figure = Look.draw(rng), Figure(Build.draw(rng), perform(rng, CLIP_LEN))
@@ -45,7 +45,7 @@ def codec_videos(rng: np.random.Generator, count: int) -> list[tuple[Tensor, flo
 
 
 def decoder_batch(rng: np.random.Generator, figures: int, side: int) -> tuple[Tensor, Tensor]:
-    """Crops of four frames (n, 4, 3, side, side), and of single ones (n, 1, ...); two of each for a figure."""
+    """Crops of four frames (n, 4, 3, side, side) and of single frames (n, 1, ...), two of each for a figure."""
     fours, stills = [], []
     for _ in range(figures):
         look, figure = Look.draw(rng), Figure(Build.draw(rng), perform(rng, 5))
@@ -59,10 +59,10 @@ def decoder_batch(rng: np.random.Generator, figures: int, side: int) -> tuple[Te
     return torch.stack(fours), torch.stack(stills)
 
 
-def draw_motion(rng: np.random.Generator, codec: Codec, clip: CLIPVisionModel) -> Sample:
-    """One motion performed by two characters, the second now and then in the place of the driver (replace mode).
+def draw_motion(rng: np.random.Generator, codec: Codec, image_encoder: CLIPVisionModel) -> Sample:
+    """One motion performed by two characters. The second sometimes stands in the driver's place (replace mode).
 
-    What `describe_motion` gives, and stacked what `describe_character` gives for each.
+    Joins the result of `describe_motion` with the stacked results of `describe_character`.
     """
     build, driving = Build.draw(rng), perform(rng, CLIP_LEN)
     figure, driver = Figure(build, driving), Look.draw(rng)
@@ -71,7 +71,7 @@ def draw_motion(rng: np.random.Generator, codec: Codec, clip: CLIPVisionModel) -
     for replaced in (False, rng.random() < 0.5):
         standing = Figure(replace(build, zoom=rng.uniform(0.97, 1.03)), stand(rng))
         scene = Scene(figure, driver, standing, Look.draw(rng), SIZE, horizon)
-        characters.append(describe_character(codec, clip, scene, replaced))
+        characters.append(describe_character(codec, image_encoder, scene, replaced))
     stacked = {name: torch.stack([each[name] for each in characters]) for name in characters[0]}
     return describe_motion(codec, scene) | stacked
 
@@ -87,10 +87,10 @@ def describe_motion(codec: Codec, scene: Scene) -> Sample:
     }
 
 
-def describe_character(codec: Codec, clip: CLIPVisionModel, scene: Scene, replaced: bool) -> Sample:
+def describe_character(codec: Codec, image_encoder: CLIPVisionModel, scene: Scene, replaced: bool) -> Sample:
     """video and background (16, n, h, w), reference (16, h, w), image (tokens, dim) and known (T, h, w).
 
-    Background and known are those of replace mode; without it they are of a grey video and zero.
+    Without replace mode, background is that of a grey video and known is zero.
     """
     picture = to_video([scene.reference()])
     length, (width, height) = len(scene.frames), scene.size
@@ -102,7 +102,7 @@ def describe_character(codec: Codec, clip: CLIPVisionModel, scene: Scene, replac
     return {
         "video": codec.encode(to_video([scene.truth(t, replaced) for t in scene.frames])),
         "reference": codec.encode(picture)[:, 0],
-        "image": encode_reference(picture[None], clip)[0],
+        "image": encode_reference(picture[None], image_encoder)[0],
         "background": codec.encode(background),
         "known": known,
     }
@@ -114,9 +114,9 @@ def expression(act: Act) -> Tensor:
 
 
 def shrink_face(picture: np.ndarray) -> Tensor:
-    """What the first blocks of the motion encoder make of a face crop (h, w, 3) uint8: (3, 32, 32).
+    """Output (3, 32, 32) of the motion encoder's first blocks for a face crop (h, w, 3) uint8.
 
-    As if the crop had been enlarged to 512x512, as preprocessing does, and then gone through them.
+    Equals enlarging the crop to 512x512, as preprocessing does, and running these blocks.
     """
     rows, columns = (torch.from_numpy(_shrinking(length)) for length in picture.shape[:2])
     pixels = 2**0.5 * (torch.from_numpy(picture).float() / 127.5 - 1 + BRIGHT)
@@ -125,7 +125,7 @@ def shrink_face(picture: np.ndarray) -> Tensor:
 
 @cache
 def _shrinking(length: int) -> np.ndarray:
-    """(32, length): enlarging to 512 px, then halving with the motion encoder's blur until 32 are left."""
+    """(32, length): a matrix that enlarges to 512 px, then halves with the motion encoder's blur down to 32 px."""
     matrix = cv2.resize(np.eye(length, dtype=np.float32), (length, FACE_SIZE), interpolation=cv2.INTER_LINEAR)
     while len(matrix) > FACE_SIDE:
         padded = np.pad(matrix, ((1, 1), (0, 0)))

@@ -1,4 +1,4 @@
-"""Who moves in front of the camera and who is to move so instead: a job's inputs and what its video should show."""
+"""A driver who moves and a character who should move like the driver: a job's inputs and the true video."""
 
 from dataclasses import dataclass, replace
 
@@ -12,17 +12,17 @@ from wan_orchestration.preprocess.masks import grow_mask
 
 @dataclass(frozen=True)
 class Scene:
-    """Who moves in front of the camera, and who is to move so instead."""
+    """A driver who moves in front of the camera, and a character who should move like the driver."""
 
     driving: Figure
     driver: Look
     standing: Figure
-    """One frame: the reference picture."""
+    """The character in the reference picture, one frame."""
     character: Look
     size: tuple[int, int] = (128, 128)
     """Width and height in px of the video."""
     horizon: np.ndarray | None = None
-    """(T,) where the floor of the driver's place begins, in heights of the picture, if the camera moves."""
+    """If the camera moves: (T,) height at which the floor of the driver's place begins, in heights of the picture."""
 
     @property
     def frames(self) -> range:
@@ -36,7 +36,7 @@ class Scene:
         return draw_skeleton(np.zeros((self.size[1], self.size[0], 3), np.uint8), self.driving.pose(t, self.size))
 
     def face(self, t: int) -> np.ndarray:
-        """The driver's face as cut from a driving video twice as large, before it is enlarged."""
+        """The driver's face crop from a driving video twice as large, before it is enlarged."""
         return draw_face(self.driving, self.driver, t, (self.size[0] * 2, self.size[1] * 2))
 
     def place(self, t: int) -> np.ndarray:
@@ -44,7 +44,7 @@ class Scene:
         return draw_place(self.driver, self.size, horizon=0.8 if self.horizon is None else self.horizon[t])
 
     def mask(self, t: int) -> np.ndarray:
-        """(H, W) uint8 of 0 and 1: the person's, grown as preprocessing grows it."""
+        """The driver's mask, (H, W) uint8 of 0 and 1, grown as in preprocessing."""
         return grow_mask(silhouette(self.driving, self.driver, t, self.size), 3, 7, (1, 1))
 
     def background(self, t: int) -> np.ndarray:
@@ -56,7 +56,7 @@ class Scene:
 
 
 def scene(seed: int, frames: int, size: tuple[int, int] = (128, 128)) -> Scene:
-    """A random one."""
+    """A random scene."""
     rng = np.random.default_rng(seed)
     build, act, standing = Build.draw(rng), perform(rng, frames), stand(rng)
     return Scene(Figure(build, act), Look.draw(rng), Figure(replace(build, zoom=1.0), standing), Look.draw(rng), size)

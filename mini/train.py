@@ -1,12 +1,12 @@
-"""Trains the mini snapshot: `python -m mini.train STAGE`, the stages in this order (the last two may run side by side).
+"""Trains the mini snapshot: `python -m mini.train STAGE`, with the stages in this order.
 
-codec: fits the linear codec and writes the folder's base, a snapshot with random weights and the codec's encoder
+codec: fits the linear codec and writes the base, a snapshot with random weights
 vae: trains the decoder
-cache: draws clips and keeps their latents, shard by shard; may run on beside the others
-transformer: flow matching on the cached clips
+cache: draws samples and caches their latents, shard by shard; may run at the same time as vae and transformer
+transformer: flow matching on the cached samples
 export: writes the snapshot
 
-Everything is kept in --work (default data/mini). Each stage goes on where it was stopped.
+Everything is stored in --work (default data/mini). A stage that was stopped resumes.
 """
 
 import argparse
@@ -30,7 +30,9 @@ from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.files import replacing
 
 HELD_OUT = 10**6
-"""Seeds from here on are not trained on."""
+"""Training uses no seed from here on."""
+RATE_FACTORS = ((5.0,), (1.0, 2.0))
+"""Of the learning rate, for each optimizer's parameter groups, see `_optimizers`."""
 
 
 def fit_codec(work: Work) -> None:
@@ -42,11 +44,11 @@ def fit_codec(work: Work) -> None:
     codec.install(vae)
     video = samples.codec_videos(np.random.default_rng(HELD_OUT), 1)[0][0].transpose(0, 1)
     off = (vae.encode_video(video[None])[0] - codec.encode(video)).abs().max().item()
-    print(f"the encoder gives the codec's latents to {off:.4f}")
+    print(f"the encoder's latents differ from the codec's by at most {off:.4f}")
 
 
 def train_vae(work: Work, minutes: float, batch: int) -> None:
-    """Train the decoder on crops that are drawn as they are needed."""
+    """Train the decoder on crops that are drawn during training."""
     codec, vae = work.codec(), work.models().vae().requires_grad_(False)
     codec.install(vae)
     torch.manual_seed(0)
@@ -102,7 +104,7 @@ def train_vae(work: Work, minutes: float, batch: int) -> None:
 
 
 def _decode(vae: AnimateVae, codec: Codec, pictures: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """Mean square and absolute error of pictures (n, 1 or 4, 3, H, W) coded and decoded, with noise between."""
+    """Mean square and absolute error of pictures (n, 1 or 4, 3, H, W) after encoding, adding noise and decoding."""
     still = pictures.shape[1] == 1
     video = torch.cat([pictures[:, :1], pictures if not still else pictures[:, :0]], 1)
     latents = torch.stack([codec.encode(each.transpose(0, 1))[:, -1] for each in video.float()])
@@ -115,38 +117,26 @@ def _decode(vae: AnimateVae, codec: Codec, pictures: Tensor, noise: float) -> tu
 
 def draw_cache(work: Work, shards: int, motions: int, seed: int) -> None:
     """Draw shards of `motions` each. Shard 0 is held out."""
-    codec, clip = work.codec(), work.models().image_encoder()
+    codec, image_encoder = work.codec(), work.models().image_encoder()
     work.cache.mkdir(exist_ok=True)
     for shard in range(seed, seed + shards):
         path = work.cache / f"{shard:05d}.pt"
         if path.is_file():
             continue
         rng = np.random.default_rng(HELD_OUT if shard == 0 else [2, shard])
-        drawn = [samples.draw_motion(rng, codec, clip) for _ in range(motions)]
+        drawn = [samples.draw_motion(rng, codec, image_encoder) for _ in range(motions)]
         with replacing(path) as part:
             torch.save({name: torch.stack([each[name] for each in drawn]).half() for name in drawn[0]}, part)
         print(path, flush=True)
 
 
 def train_transformer(work: Work, minutes: float, batch: int, rate: float, single: float) -> None:
-    """Train on the shards there are, and on those that are added meanwhile; `single` is the share of single frames."""
+    """Train on all shards, also on those added during training. `single` is the share of steps on single frames."""
     torch.manual_seed(0)
     models = work.models()
     trainee = Trainee(models, work.codec(), samples.SIZE, samples.CLIP_LEN)
     average = Average(trainee)
-    matrices, others = [], []
-    for name, weight in trainee.named_parameters():
-        if weight.requires_grad:
-            (matrices if ".blocks." in name and weight.ndim == 2 else others).append((name, weight))
-    motion = [weight for name, weight in others if "motion_encoder" in name]
-    rest = [weight for name, weight in others if "motion_encoder" not in name]
-    optimizers = [
-        torch.optim.Muon(
-            [weight for _, weight in matrices], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW([{"params": rest}, {"params": motion}], lr=rate, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
-    factors = [[5.0], [1.0, 2.0]]
+    optimizers = _optimizers(trainee, rate)
     steps, spent = 0, 0.0
     if state := work.load("transformer"):
         trainee.load_state_dict(state["model"])
@@ -156,25 +146,14 @@ def train_transformer(work: Work, minutes: float, batch: int, rate: float, singl
         steps, spent = state["steps"], state["minutes"]
         torch.manual_seed(steps)
     held_out = _read_shard(work.cache / "00000.pt")
-    shards, clips = [], {}
+    shards, cached = [], {}
     budget, first, saved, losses = Budget(minutes), steps, time.monotonic(), []
-
-    def validate() -> dict[str, float]:
-        generator = torch.Generator().manual_seed(0)
-        found = []
-        with average.in_use(trainee), torch.no_grad():
-            for guides in (0, 1):
-                part = _pick(held_out, torch.arange(24), torch.arange(24) % 2, work.device)
-                noise = torch.randn(24, *_noise_shape(part), generator=generator).to(work.device)
-                sigma = torch.linspace(0.1, 0.99, 24, device=work.device)
-                with torch.autocast(work.device.type, torch.bfloat16):
-                    found.append(trainee.loss(part, sigma, noise, guides, False))
-        return {name: float(np.mean([each[name].item() for each in found])) for name in found[0]}
 
     def save() -> None:
         row = {"minutes": spent + budget.minutes, "steps": steps}
         row |= {f"train_{name}": float(np.mean([each[name] for each in losses])) for name in losses[0]}
-        row |= {f"held_out_{name}": value for name, value in validate().items()}
+        with average.in_use(trainee):
+            row |= {f"held_out_{name}": value for name, value in _validate(trainee, held_out, work.device).items()}
         work.log("transformer", row)
         work.save(
             "transformer",
@@ -189,19 +168,11 @@ def train_transformer(work: Work, minutes: float, batch: int, rate: float, singl
         if steps % 250 == 0 or not shards:
             there = [path for path in sorted(work.cache.glob("*.pt")) if path.stem != "00000"]
             if there != shards:
-                shards, clips = there, _join([_read_shard(path) for path in there])
-        for optimizer, each in zip(optimizers, factors):
-            for group, own in zip(optimizer.param_groups, each):
+                shards, cached = there, _join([_read_shard(path) for path in there])
+        for optimizer, own_factors in zip(optimizers, RATE_FACTORS):
+            for group, own in zip(optimizer.param_groups, own_factors):
                 group["lr"] = rate * factor * own
-        count = len(clips["pose"])
-        only, guides, size = None, int(torch.multinomial(torch.tensor([share for _, share in flow.GUIDES]), 1)), batch
-        if torch.rand(()).item() < single:
-            only, guides, size = int(torch.randint(samples.CLIP_LEN // 4 + 1, ())), 0, 6 * batch
-        clip = _pick(clips, torch.randint(count, (size,)), torch.randint(2, (size,)), work.device)
-        noise = torch.randn(size, *_noise_shape(clip, only), device=work.device)
-        dropped = torch.rand(()).item() < 0.05
-        with torch.autocast(work.device.type, torch.bfloat16):
-            loss = trainee.loss(clip, flow.levels(size, work.device), noise, flow.GUIDES[guides][0], dropped, only)
+        loss = _random_loss(trainee, cached, batch, single, work.device)
         for optimizer in optimizers:
             optimizer.zero_grad()
         (loss["loss"] + 0.1 * loss["face"]).backward()
@@ -218,6 +189,47 @@ def train_transformer(work: Work, minutes: float, batch: int, rate: float, singl
         save()
 
 
+def _optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices; AdamW for the rest, with the motion encoder in a group of its own."""
+    matrices, motion, rest = [], [], []
+    for name, weight in trainee.named_parameters():
+        if weight.requires_grad:
+            kind = matrices if ".blocks." in name and weight.ndim == 2 else motion if "motion_encoder" in name else rest
+            kind.append(weight)
+    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([{"params": rest}, {"params": motion}], lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    return [muon, adamw]
+
+
+def _random_loss(
+    trainee: Trainee, cached: samples.Sample, batch: int, single: float, device: torch.device
+) -> dict[str, Tensor]:
+    """Losses of a random batch: whole samples, or with probability `single` six times as many single latent frames."""
+    shares = torch.tensor([share for _, share in flow.GUIDES])
+    only, guides, size = None, int(torch.multinomial(shares, 1)), batch
+    if torch.rand(()).item() < single:
+        only, guides, size = int(torch.randint(samples.CLIP_LEN // 4 + 1, ())), 0, 6 * batch
+    sample = _pick(cached, torch.randint(len(cached["pose"]), (size,)), torch.randint(2, (size,)), device)
+    noise = torch.randn(size, *_noise_shape(sample, only), device=device)
+    dropped = torch.rand(()).item() < 0.05
+    with torch.autocast(device.type, torch.bfloat16):
+        return trainee.loss(sample, flow.levels(size, device), noise, flow.GUIDES[guides][0], dropped, only)
+
+
+@torch.no_grad()
+def _validate(trainee: Trainee, held_out: samples.Sample, device: torch.device) -> dict[str, float]:
+    """Mean losses on 24 held-out samples, without and with a guiding frame. The noise is the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for guides in (0, 1):
+        part = _pick(held_out, torch.arange(24), torch.arange(24) % 2, device)
+        noise = torch.randn(24, *_noise_shape(part), generator=generator).to(device)
+        sigma = torch.linspace(0.1, 0.99, 24, device=device)
+        with torch.autocast(device.type, torch.bfloat16):
+            found.append(trainee.loss(part, sigma, noise, guides, False))
+    return {name: float(np.mean([each[name].item() for each in found])) for name in found[0]}
+
+
 def _read_shard(path: Path) -> samples.Sample:
     return torch.load(path, weights_only=True)
 
@@ -226,20 +238,20 @@ def _join(parts: list[samples.Sample]) -> samples.Sample:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _pick(clips: samples.Sample, motions: Tensor, looks: Tensor, device: torch.device) -> samples.Sample:
-    """A batch of clips: these motions, each by the first or the second of its characters."""
+def _pick(cached: samples.Sample, motions: Tensor, looks: Tensor, device: torch.device) -> samples.Sample:
+    """A batch of samples: these motions, each with the first or the second of its characters."""
     own = ("pose", "face", "expression", "figure")
-    picked = {name: value[motions] if name in own else value[motions, looks] for name, value in clips.items()}
+    picked = {name: value[motions] if name in own else value[motions, looks] for name, value in cached.items()}
     return {name: value.to(device).float() for name, value in picked.items()}
 
 
-def _noise_shape(clip: samples.Sample, only: int | None = None) -> tuple[int, ...]:
-    channels, frames, *sides = clip["video"].shape[1:]
+def _noise_shape(sample: samples.Sample, only: int | None = None) -> tuple[int, ...]:
+    channels, frames, *sides = sample["video"].shape[1:]
     return channels, frames + 1 if only is None else 1, *sides
 
 
 def export(work: Work, folder: Path) -> None:
-    """Write the snapshot from the averages of what is trained so far."""
+    """Write the snapshot from the averaged weights so far."""
     vae = work.models().vae()
     work.codec().install(vae)
     trained = work.load("vae")
@@ -258,20 +270,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("data/mini"))
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     stages = parser.add_subparsers(dest="stage", required=True)
     stages.add_parser("codec")
     vae = stages.add_parser("vae")
     vae.add_argument("--minutes", type=float, default=30)
-    vae.add_argument("--batch", type=int, default=4, help="figures in a step")
+    vae.add_argument("--batch", type=int, default=4, help="figures per step")
     cache = stages.add_parser("cache")
     cache.add_argument("--shards", type=int, default=20)
-    cache.add_argument("--motions", type=int, default=200, help="in a shard")
+    cache.add_argument("--motions", type=int, default=200, help="motions per shard")
     cache.add_argument("--first", type=int, default=0, help="number of the first shard")
     transformer = stages.add_parser("transformer")
     transformer.add_argument("--minutes", type=float, default=60)
     transformer.add_argument("--batch", type=int, default=16)
-    transformer.add_argument("--single", type=float, default=0.0, help="share of steps that train single latent frames")
+    transformer.add_argument("--single", type=float, default=0.0, help="share of steps on single latent frames")
     transformer.add_argument("--rate", type=float, default=1e-3, help="learning rate")
     stages.add_parser("export").add_argument(
         "folder", type=Path, nargs="?", default=Path("data/models/wan-animate-mini")

@@ -1,4 +1,4 @@
-"""What the training stages share: the folder of checkpoints and logs, the time there is, the average of weights."""
+"""Shared by the training stages: the folder of checkpoints and logs, the time budget, the average of weights."""
 
 import csv
 import time
@@ -17,14 +17,14 @@ from wan_orchestration.weights.snapshot import open_snapshot
 
 
 class Work:
-    """The folder in which everything is kept between runs."""
+    """The folder that stores everything between runs."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder, self.device = folder, device
         self.base, self.cache = folder / "base", folder / "cache"
 
     def models(self) -> Models:
-        """Those of the base, in float32."""
+        """The models of the base, in float32."""
         return Models(open_snapshot(self.base), self.device, torch.float32)
 
     def codec(self) -> Codec:
@@ -39,7 +39,7 @@ class Work:
             torch.save(state, part)
 
     def log(self, name: str, row: dict[str, float]) -> None:
-        """Append to a CSV, and print."""
+        """Append a row to a CSV file and print it."""
         path = self.folder / f"{name}.csv"
         row = {key: round(value, 5) for key, value in row.items()}
         new = not path.exists()
@@ -52,7 +52,7 @@ class Work:
 
 
 class Budget:
-    """How much of a run's time is spent. The learning rate is held, and falls over the last fifth."""
+    """The time budget of a run. The learning rate is constant, then falls to zero over the last fifth."""
 
     def __init__(self, minutes: float) -> None:
         self.seconds, self.started = minutes * 60, time.monotonic()
@@ -62,13 +62,13 @@ class Budget:
         return (time.monotonic() - self.started) / 60
 
     def rate(self, steps: int, warm: int) -> float:
-        """A factor for the learning rate after `steps` of this run."""
+        """Factor for the learning rate after `steps` of this run. It rises over the first `warm` steps."""
         left = 1 - (time.monotonic() - self.started) / self.seconds
         return max(min(1.0, (steps + 1) / warm, left / 0.2), 0.0)
 
 
 class Average:
-    """A moving average of a model's trained weights: what is kept and judged."""
+    """A moving average of a model's trained weights, which is validated and exported."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights = {name: value.detach().clone() for name, value in model.named_parameters()}

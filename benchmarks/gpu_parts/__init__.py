@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/gpu_check.py`: each module's functions are parts, run in processes of their own."""
+"""The parts of `benchmarks/gpu_check.py`: functions that each run in their own process."""

@@ -1,4 +1,4 @@
-"""What a clip takes beside its steps: the VAE, and the encoders of text, picture and face."""
+"""What a segment takes besides its denoising steps: the VAE, and the encoders of text, picture and face."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,12 +14,12 @@ from wan_orchestration.animate.memory.placement import VAE_MAPS
 from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.settings.generate import PROMPT
 
-CLIP_SECONDS = {"480p": 20 * 2.9, "720p": 20 * 11.1}
-"""Of the steps, if their aims are met."""
+STEPS_SECONDS = {"480p": 20 * 2.9, "720p": 20 * 11.1}
+"""Seconds of a segment's denoising steps, if they meet their aim."""
 
 
 def vae(work: Work, record: Record) -> None:
-    """Encoding and decoding of a clip at both sizes, TF32 and bfloat16, with and without cudnn.benchmark."""
+    """Encoding and decoding of a segment at both sizes, in TF32 and bfloat16, with and without cudnn.benchmark."""
     allow_tf32(convolutions=True)
     for size, dtype, benchmark in (
         ("480p", torch.float32, False),
@@ -30,23 +30,25 @@ def vae(work: Work, record: Record) -> None:
         ("720p", torch.bfloat16, False),
     ):
         if work.tiny and dtype == torch.bfloat16:
-            continue  # not every CPU computes in it
+            continue  # not every CPU supports it
         torch.backends.cudnn.benchmark = benchmark
         one_vae(work, record, size, dtype, benchmark)
         torch.backends.cudnn.benchmark = False
 
 
 def one_vae(work: Work, record: Record, size: str, dtype: torch.dtype, benchmark: bool) -> None:
-    model, clip, found = models(work, vae_dtype=dtype).vae(), shape(work, size), {}
+    model, segment, found = models(work, vae_dtype=dtype).vae(), shape(work, size), {}
     name = "bfloat16" if dtype == torch.bfloat16 else ("TF32" if work.device == "cuda" else "float32")
     what = f"{size}, {name}" + (", cudnn.benchmark" if benchmark else "")
-    video = cond.to_tensor(np.zeros((clip.frames, clip.height, clip.width, 3), np.uint8), torch.device(work.device))
+    video = cond.to_tensor(
+        np.zeros((segment.frames, segment.height, segment.width, 3), np.uint8), torch.device(work.device)
+    )
     try:
-        # A few frames first, so that libraries are loaded; with cudnn.benchmark, so that its trials are over.
+        # A few frames first, which load libraries and let cudnn.benchmark finish its trials.
         warm = model.encode_video(video[:, :, :9])
         model.decode_video(warm)
         free(work)
-        # As the plan has it: the VAE with what the work on a clip takes on top.
+        # Like the plan: the VAE, and what work on a segment takes on top.
         with peak(work, found):
             latents: list[torch.Tensor] = []
             pose = timed(work, lambda: latents.append(model.encode_video(video)))
@@ -60,23 +62,23 @@ def one_vae(work: Work, record: Record, size: str, dtype: torch.dtype, benchmark
         "encode pose, s": pose,
         "encode known, s": known,
         "decode, s": decode,
-        "a clip, s": total,
+        "a segment, s": total,
     }
-    figures["of the steps' aim"] = f"{total / CLIP_SECONDS[size]:.1%}"
+    figures["of the steps' aim"] = f"{total / STEPS_SECONDS[size]:.1%}"
     if found:
         sizes = engine_sizes(work)
-        maps = VAE_MAPS * sizes.vae_width * 4 * clip.height * clip.width * dtype.itemsize
-        # The plan counts one video; here the encoder's input lies beside the decoder's output.
-        plan = (sizes.vae * dtype.itemsize // 4 + maps + 2 * clip.video) / 1e9
+        maps = VAE_MAPS * sizes.vae_width * 4 * segment.height * segment.width * dtype.itemsize
+        # The plan counts one video. Here the encoder's input exists beside the decoder's output.
+        plan = (sizes.vae * dtype.itemsize // 4 + maps + 2 * segment.video) / 1e9
         figures |= found | {"plan GB": plan}
-    # Of an exact clip; the later row of the same size counts.
+    # Exact results only. The report uses the last row of a size.
     exact = {"size": size, "outside": total} if dtype == torch.float32 and not benchmark else {}
     record.row(what, figures, **exact)
     free(work)
 
 
 def encoders(work: Work, record: Record) -> None:
-    """Text and picture, once a job; the face, once a clip."""
+    """The encoders of text and picture, which run once a job, and of the face, which runs once a segment."""
     allow_tf32(convolutions=True)
     device, dtype = torch.device(work.device), precision(work)
     here = models(work)
@@ -107,11 +109,11 @@ def encoders(work: Work, record: Record) -> None:
     transformer = face_encoder(work, here, device, dtype)
     side, frames = transformer.config["motion_encoder_size"], shape(work, "480p").frames
     face = np.zeros((frames, side, side, 3), np.uint8)
-    measure(f"face, {frames} frames", "once a clip", lambda: transformer.encode_face(face, Ranks()), is_face=True)
+    measure(f"face, {frames} frames", "once a segment", lambda: transformer.encode_face(face, Ranks()), is_face=True)
 
 
 def face_encoder(work: Work, here: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A transformer of few blocks: its motion and face encoders are the whole one's."""
+    """A transformer with few blocks. Its motion and face encoders are complete."""
     if work.tiny:
         return here.transformer()
     from random_14b import random_weights

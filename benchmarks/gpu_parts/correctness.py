@@ -1,4 +1,4 @@
-"""Whether the engine computes the right thing on this device, on small models."""
+"""Whether the engine computes correctly on this device, with small models."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ import torch
 from gpu_parts.machine import nvidia_smi
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import Listener, make_task, psnr, run_tasks, snapshot
-from wan_orchestration.animate.memory.placement import ClipShape
+from wan_orchestration.animate.memory.placement import SegmentShape
 from wan_orchestration.protocol import leases
 from wan_orchestration.protocol.messages import Request, Result
 
@@ -27,19 +27,19 @@ LIMIT = 1e-4
 """Largest difference of a value in [-1, 1] from the published implementation's, in float32."""
 BFLOAT16_DB = 30.0
 TILED_DB = 30.0
-"""Bands do not see each other; with random weights that shows more than with trained ones."""
+"""Bands do not see each other, which shows more with random weights than with trained ones."""
 DTYPES = {"cuda": ("float32", "bfloat16"), "cpu": ("float32",)}
-"""Many a CPU does not compute in bfloat16, or slowly."""
-SMALL, TALL = ClipShape(64, 96, 5), ClipShape(384, 64, 5)
+"""Many CPUs compute in bfloat16 slowly or not at all."""
+SMALL, TALL = SegmentShape(64, 96, 5), SegmentShape(384, 64, 5)
 
 
 def parity(work: Work, record: Record) -> None:
-    """`infer` against recorded outputs of the published implementation: float32, then bfloat16."""
+    """Compares `infer` with recorded outputs of the published implementation, in float32 and in bfloat16."""
     if work.parity is None:
-        raise Skipped("the recorded outputs are not there: --parity DIR")
+        raise Skipped("the recorded outputs are missing: use --parity DIR")
     cases = [case for case in CASES if (work.parity / "cases" / case / "output.npz").is_file()]
     if not cases:
-        raise Skipped(f"{work.parity} holds none of the recorded outputs")
+        raise Skipped(f"{work.parity} has none of the recorded outputs")
     for index, case in enumerate(cases):
         try:
             frames, expected = infer(work, case, "float32", as_command=index == 0), recorded(work.parity, case)
@@ -66,7 +66,7 @@ def recorded(parity: Path, case: str) -> np.ndarray:
 
 
 def infer(work: Work, case: str, dtype: str, as_command: bool = False) -> np.ndarray:
-    """The frames of a recorded case, (3, T, H, W), made by the command or by what is behind it."""
+    """The frames of a recorded case, (3, T, H, W), made by the command or by a call of its main function."""
     from wan_orchestration import infer as command
 
     assert work.parity is not None
@@ -97,7 +97,7 @@ def infer(work: Work, case: str, dtype: str, as_command: bool = False) -> np.nda
 
 
 def agreement(work: Work, record: Record) -> None:
-    """The ways to run one job against each other, on a small random snapshot."""
+    """Compares the ways to run one job with each other, on a small random snapshot."""
     plain: dict[str, Any] = {"attention": "native", "compile": "off", "placement": "resident"}
     for dtype in DTYPES[work.device]:
         fields = plain | {"dtype": dtype}
@@ -107,7 +107,7 @@ def agreement(work: Work, record: Record) -> None:
         )
         same = float(np.abs(offload - swap).max())
         record.check(f"offload against swap, {dtype}", same == 0, {"largest difference": same}, "equal bit for bit")
-        # Those two compute in slices, for which libraries may choose other kernels, and sum in another order.
+        # Both compute in slices. For slices, libraries may choose other kernels, which sum in another order.
         worst, value = float(np.abs(swap - resident).max()), psnr(swap, resident)
         exact = dtype == "float32"
         good = worst <= LIMIT if exact else value >= BFLOAT16_DB
@@ -140,10 +140,10 @@ def compiled(work: Work, record: Record, fields: dict[str, Any]) -> None:
 
 
 def frames_of(
-    work: Work, name: str, fields: dict[str, Any], clip: ClipShape = SMALL, frames: int = 9
+    work: Work, name: str, fields: dict[str, Any], segment: SegmentShape = SMALL, frames: int = 9
 ) -> tuple[np.ndarray, Result]:
     """The exact frames of a small job, (3, T, H, W)."""
-    task = make_task(work, name, clip, frames, save=True, sampling_steps=2, **fields)
+    task = make_task(work, name, segment, frames, save=True, sampling_steps=2, **fields)
     (result,) = run_tasks(work, [task], Listener(work), small=True)
     if result.error:
         raise RuntimeError(f"{name}: {result.error}")
@@ -153,17 +153,17 @@ def frames_of(
 
 
 def worker(work: Work, record: Record) -> None:
-    """The worker as Dagster starts it, on the card by its UUID, with a lease of it that keeps others waiting."""
+    """Starts the worker as Dagster does, on the GPU named by its UUID, with a lease that makes others wait."""
     try:
         import dagster_pipes
     except ImportError:
         raise Skipped("dagster-pipes is not installed") from None
     uuid = card_uuid() if work.device == "cuda" else ""
-    device, told = uuid or "cpu-0", Event()
+    device, waited = uuid or "cpu-0", Event()
 
     def wait_in_vain(line: str) -> None:
         print(line, flush=True)
-        told.set()
+        waited.set()
 
     def ask_too() -> None:
         with leases.lease(folder, [device], 1, "another job", wait_in_vain):
@@ -173,7 +173,7 @@ def worker(work: Work, record: Record) -> None:
     with leases.lease(folder, [device], 1, "the check", print) as lease:
         other = Thread(target=ask_too, daemon=True)
         other.start()
-        waits = told.wait(10)
+        waits = waited.wait(10)
         result = run_worker(work, dagster_pipes, {"WAN_LEASES": str(lease.files[0]), "CUDA_VISIBLE_DEVICES": uuid})
         kept = other.is_alive()
     other.join(10)
@@ -186,15 +186,15 @@ def worker(work: Work, record: Record) -> None:
 
 
 def card_uuid() -> str:
-    """Of the card that this process computes on, as CUDA_VISIBLE_DEVICES takes it."""
+    """UUID of this process's GPU, as CUDA_VISIBLE_DEVICES accepts it."""
     found = getattr(torch.cuda.get_device_properties(0), "uuid", None)
     if uuid := f"GPU-{found}" if found else nvidia_smi("uuid"):
         return uuid
-    raise Skipped("neither PyTorch nor nvidia-smi tells the card's UUID")
+    raise Skipped("neither PyTorch nor nvidia-smi reports the GPU's UUID")
 
 
 def run_worker(work: Work, pipes: Any, variables: dict[str, str]) -> dict[str, Any]:
-    """The result that the worker reports over Dagster Pipes of a small job."""
+    """Run a small job in the worker. Returns the result that it reports over Dagster Pipes."""
     task = make_task(work, "worker", SMALL, 5, sampling_steps=1)
     request, messages = work.scratch / "request.json", work.scratch / "messages"
     request.write_text(Request(snapshot=snapshot(work), tasks=[task]).model_dump_json())
@@ -213,4 +213,4 @@ def run_worker(work: Work, pipes: Any, variables: dict[str, str]) -> dict[str, A
         payload = (json.loads(line).get("params") or {}).get("payload") or {}
         if payload.get("kind") == "result":
             return payload
-    return {"error": f"ended with {code} and reported no result"}
+    return {"error": f"exit code {code} and no result"}

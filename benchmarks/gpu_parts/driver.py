@@ -1,4 +1,4 @@
-"""Runs parts one after the other, each in a process of its own and within its time, whatever becomes of it."""
+"""Runs parts one after the other, each in its own process and with a time limit. No part can stop another."""
 
 import os
 import signal
@@ -18,22 +18,22 @@ from gpu_parts.record import Work, append, read, results_file
 
 BENCHMARKS = Path(__file__).parents[1]
 LOG_CHARACTERS = 100_000
-"""Of each part's output, the last ones kept."""
+"""Length of each part's output, at its end, that is kept."""
 SLACK, SLACK_OF_CPUS = 1.5, 6.0
-"""How many times its expected seconds a part may take; in a rehearsal most is the loading of libraries."""
+"""Time limit of a part, as a multiple of its expected seconds. In a rehearsal most time goes into loading libraries."""
 LEAVE_SECONDS = 3.0
-"""Kept for the table."""
+"""Reserved for the table at the end."""
 
 
 @dataclass(frozen=True)
 class Part:
     """A function that measures something.
 
-    seconds: what it is expected to take on an H100.
+    seconds: expected on an H100.
     where: the function, as module:function.
-    correctness: whether a failure is the whole check's.
-    cache: name of the cache folder, for parts that go on from another's.
-    beside: whether it runs together with the part after it.
+    correctness: whether its failure fails the whole check.
+    cache: name of the cache folder, for parts that share one.
+    beside: whether it runs at the same time as the part after it.
     """
 
     name: str
@@ -53,13 +53,13 @@ class Running:
     limit: float
     until: float
     cut: bool
-    """Whether it is the deadline that ends it, before its own limit."""
+    """Whether the deadline ends it before its own limit."""
 
 
 def run(parts: Sequence[Part], work: Work, deadline: float, show: Callable[[], None]) -> bool:
-    """Run the parts; True if no correctness part has failed.
+    """Run the parts. Returns True if no correctness part failed.
 
-    `deadline` is of `time.monotonic`. `show` is called after each part, when its rows are there.
+    `deadline` is a `time.monotonic` value. `show` is called after each part, when its rows are written.
     """
     forget(work.out, {part.name for part in parts})
     good = True
@@ -76,7 +76,7 @@ def run(parts: Sequence[Part], work: Work, deadline: float, show: Callable[[], N
 
 
 def forget(out: Path, names: set[str]) -> None:
-    """Drop what an earlier check has written of these parts."""
+    """Drop the rows that an earlier check wrote for these parts."""
     kept = [row for row in read(out) if row["part"] not in names]
     results_file(out).unlink(missing_ok=True)
     for row in kept:
@@ -122,7 +122,7 @@ def _start(part: Part, work: Work, scratch: Path, deadline: float) -> Running:
         stdout=log,
         stderr=subprocess.STDOUT,
         env=environment,
-        cwd=own,  # a part neither imports from nor writes to where the check was started
+        cwd=own,  # so that a part neither imports from nor writes to the folder where the check was started
         start_new_session=True,
     )
     limit = part.seconds * (SLACK_OF_CPUS if work.tiny else SLACK)
@@ -131,7 +131,7 @@ def _start(part: Part, work: Work, scratch: Path, deadline: float) -> Running:
 
 
 def _wait(one: Running, work: Work) -> bool:
-    """See a part to its end and keep how it ended; False if it is a correctness part that failed."""
+    """Wait for a part and record how it ended. Returns False if it is a correctness part and failed."""
     killed = False
     try:
         one.process.wait(max(0.0, one.until - time.monotonic()))
@@ -155,7 +155,7 @@ def _verdict(one: Running, rows: list[dict[str, Any]], killed: bool, said: str) 
     if killed:
         return "failed", f"killed after {one.limit:.0f} s"
     if one.process.returncode:
-        return "failed", "\n".join(said.strip().splitlines()[-5:])[-1000:] or f"ended with {one.process.returncode}"
+        return "failed", "\n".join(said.strip().splitlines()[-5:])[-1000:] or f"exit code {one.process.returncode}"
     skipped = next((row["skipped"] for row in rows if "skipped" in row), None)
     return ("done", "") if skipped is None else ("skipped", skipped)
 
@@ -166,7 +166,7 @@ def _end(out: Path, part: Part, status: str, why: str, seconds: float) -> None:
 
 
 def _keep_log(one: Running, out: Path) -> str:
-    """Add what a part has printed to the log of all; returns its end."""
+    """Append a part's output to the common log. Returns its end."""
     with one.log:
         one.log.seek(max(0, one.log.seek(0, os.SEEK_END) - LOG_CHARACTERS))
         said = one.log.read().decode(errors="replace")
@@ -176,11 +176,11 @@ def _keep_log(one: Running, out: Path) -> str:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a part and all that it has started, also what has left its session."""
+    """Kill a part and all processes it started, also those in other sessions."""
     children: list[psutil.Process] = []
     with suppress(psutil.Error):
         children = psutil.Process(process.pid).children(recursive=True)
-    # Its group is still there when the part itself has ended and a child has not.
+    # The process group outlives the part while a child runs.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     for child in children:

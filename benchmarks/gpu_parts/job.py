@@ -1,4 +1,4 @@
-"""Whole jobs: the first of a process against the next, and how busy the GPU is where two clips meet."""
+"""Whole jobs: the first of a process compared with the second, and how busy the GPU is between two segments."""
 
 import json
 import time
@@ -22,27 +22,29 @@ Span = tuple[float, float]
 
 
 def job_480p(work: Work, record: Record) -> None:
-    """One clip of two steps, with which the process begins; then two clips of four, the second under the profiler."""
-    clip, clips = shape(work, "480p"), Clips(work)
+    """A job of one segment with two denoising steps, then one of two segments with four, the second one profiled."""
+    segment, seam = shape(work, "480p"), Seam(work)
     fields: dict[str, Any] = {"placement": "resident", "compile": "on" if work.device == "cuda" else "off"}
-    first = make_task(work, "first", clip, clip.frames, sampling_steps=2, **fields)
-    second = make_task(work, "second", clip, 2 * clip.frames - 1, sampling_steps=STEPS, **fields)
-    listener = Listener(work, clips.step)
+    first = make_task(work, "first", segment, segment.frames, sampling_steps=2, **fields)
+    second = make_task(work, "second", segment, 2 * segment.frames - 1, sampling_steps=STEPS, **fields)
+    listener = Listener(work, seam.step)
     if work.device == "cuda":
-        # Its first use takes seconds, which are none of the job's.
+        # The profiler's first use takes seconds, which must not count as the job's.
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]):
             torch.ones(1, device="cuda").add_(1)
     for task, result in zip((first, second), run_tasks(work, [first, second], listener), strict=True):
         if result.error:
             raise RuntimeError(result.error)
         of_result(record, task.job_id, result, listener)
-    clips.report(record, listener)
-    memory(work, record, "480p", result, clips.peaks)
+    seam.report(record, listener)
+    memory(work, record, "480p", result, seam.peaks)
 
 
 def of_result(record: Record, name: str, result: Result, listener: Listener) -> None:
-    seconds, at = result.seconds, {(clip, step): t for job, clip, step, t in listener.steps if job == name}
-    steps = [after - before for (clip, step), before in at.items() if (after := at.get((clip, step + 1))) and step]
+    seconds, at = result.seconds, {(segment, step): t for job, segment, step, t in listener.steps if job == name}
+    steps = [
+        after - before for (segment, step), before in at.items() if (after := at.get((segment, step + 1))) and step
+    ]
     figures: dict[str, Any] = {
         "load, s": seconds.load,
         "compile, s": getattr(seconds, "compile", None),
@@ -58,12 +60,12 @@ def of_result(record: Record, name: str, result: Result, listener: Listener) -> 
     how = f"{result.attention}, {'compiled' if result.compiled else 'not compiled'}, {result.placement}"
     why = getattr(result, "compile_error", None)
     if name == "second":
-        how += "; denoise has the profiler's own time in it"
-    record.row(f"{name} job of the process, {result.clips} clips", figures, note=how + (f"; {why}" if why else ""))
+        how += "; denoise includes the profiler's own time"
+    record.row(f"{name} job of the process, {result.clips} segments", figures, note=how + (f"; {why}" if why else ""))
 
 
-class Clips:
-    """Watches the second job, from the end of its first clip's steps to the end of the second's."""
+class Seam:
+    """Watches the second job from the last denoising step of its first segment to the last of its second."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.profiler = work, None
@@ -76,7 +78,7 @@ class Clips:
             return
         at = progress.clip, progress.step
         if at == (1, STEPS):
-            self.note("peak GB, first clip until its decoding")
+            self.note("peak GB, first segment until its decoding")
             self.start()
         elif at == (2, 0):
             self.note("peak GB, decoding")
@@ -88,7 +90,7 @@ class Clips:
     def note(self, phase: str) -> None:
         if self.work.device == "cuda":
             self.peaks[phase] = torch.cuda.max_memory_allocated() / 1e9
-            # The runner's own peak of the job is then the last phase's alone; `memory` takes the largest.
+            # The runner then reports the peak of the last phase only; `memory` takes the largest.
             torch.cuda.reset_peak_memory_stats()
 
     def start(self) -> None:
@@ -104,20 +106,20 @@ class Clips:
             self.profiler.export_chrome_trace(str(self.trace))
 
     def report(self, record: Record, listener: Listener) -> None:
-        """Idle time lies at the seam: a clip of more steps has as much of it."""
-        at = {(clip, step): t for job, clip, step, t in listener.steps if job == "second"}
+        """The GPU is idle only between segments, so more denoising steps do not change the idle time."""
+        at = {(segment, step): t for job, segment, step, t in listener.steps if job == "second"}
         step = (at[2, STEPS] - at[2, 1]) / (STEPS - 1)
         wall, outside = self.ended - self.began, at[2, 1] - at[1, STEPS] - step
         figures: dict[str, Any] = {"s": wall, "s outside the steps": outside}
         kept = {"size": "480p", "outside": outside}
         if not self.profiler:
-            record.row("a clip after the first", figures, note="how busy the GPU is needs a CUDA device", **kept)
+            record.row("a segment after the first", figures, note="GPU use is measured on CUDA only", **kept)
             return
         record.row("memory by phase", dict(self.peaks))
         spans = busy_spans(self.trace)
         if not spans:
             record.cannot("how busy the GPU is", "the profiler saw no kernels")
-            record.row("a clip after the first", figures, **kept)
+            record.row("a segment after the first", figures, **kept)
             return
         idle = wall - sum(end - start for start, end in spans)
         whole = wall + (WHOLE_STEPS - STEPS) * step
@@ -128,11 +130,11 @@ class Clips:
         longest = gaps[: -LONGEST_GAPS - 1 : -1]
         note = "longest gaps: " + ", ".join(f"{gap:.2f} s at {start:.2f}" for gap, start in longest)
         note += f"; {WHOLE_STEPS} steps are extrapolated"
-        record.row("a clip after the first", figures, f"busy >= {BUSY:.0%}", share >= BUSY, note, **kept)
+        record.row("a segment after the first", figures, f"busy >= {BUSY:.0%}", share >= BUSY, note, **kept)
 
 
 def busy_spans(trace: Path) -> list[Span]:
-    """When the GPU computed or copied, in seconds, without overlaps and in order, from a profiler's trace."""
+    """Spans in seconds in which the GPU computed or copied, ordered and without overlaps, from a profiler's trace."""
     events = json.loads(trace.read_text())["traceEvents"]
     times = sorted(
         (event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6)
@@ -149,7 +151,7 @@ def busy_spans(trace: Path) -> list[Span]:
 
 
 def memory(work: Work, record: Record, size: str, result: Result, peaks: dict[str, float] | None = None) -> None:
-    """The peak of a resident job beside its plan, without what CUDA takes for itself."""
+    """Compare the peak of a resident job with its plan, without CUDA's own memory."""
     if work.device != "cuda" or not result.peak_memory_bytes:
         return
     plan = next(way for way in placements(engine_sizes(work), shape(work, size)) if way.name == "resident")

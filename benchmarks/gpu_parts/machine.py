@@ -1,4 +1,4 @@
-"""The machine, and what its card can do at the most."""
+"""The machine, and the peak performance of its GPU."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def machine(work: Work, record: Record) -> None:
-    """What the check runs on."""
+    """Records what the check runs on."""
     record.row("Python", {"value": platform.python_version()})
     record.row("cores", {"value": len(os.sched_getaffinity(0))})
     record.row("host memory, GB", {"value": psutil.virtual_memory().total / 1e9})
@@ -46,12 +46,12 @@ def machine(work: Work, record: Record) -> None:
 def has(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ImportError:  # of a package that it would be in
+    except ImportError:  # its package is missing
         return False
 
 
 def nvidia_smi(fields: str) -> str:
-    """What nvidia-smi says of the first card; empty where there is none."""
+    """What nvidia-smi reports of the first GPU. Empty if there is no nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return ""
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
@@ -60,7 +60,7 @@ def nvidia_smi(fields: str) -> str:
 
 
 def peaks(work: Work, record: Record) -> None:
-    """Matrix products, convolutions and attention by themselves."""
+    """Measures matrix products, convolutions and attention separately."""
     matmuls(work, record)
     convolutions(work, record)
     for size in ("480p", "720p"):
@@ -100,13 +100,13 @@ def matmuls(work: Work, record: Record) -> None:
 
 
 def convolutions(work: Work, record: Record) -> None:
-    """The decoder's widest convolution at 480p, on four frames and two before them, in both layouts."""
-    width, clip = (8 if work.tiny else 96), shape(work, "480p")
+    """The decoder's widest convolution at 480p, on four frames and the two before them, in both layouts."""
+    width, segment = (8 if work.tiny else 96), shape(work, "480p")
     for name, dtype in {"TF32": torch.float32, "bfloat16": torch.bfloat16}.items():
         allow_tf32(convolutions=True)
-        x = torch.randn(1, width, 6, clip.height, clip.width, device=work.device, dtype=dtype)
+        x = torch.randn(1, width, 6, segment.height, segment.width, device=work.device, dtype=dtype)
         weight = torch.randn(width, width, 3, 3, 3, device=work.device, dtype=dtype)
-        flops = 2 * 27 * width**2 * 4 * clip.height * clip.width
+        flops = 2 * 27 * width**2 * 4 * segment.height * segment.width
         for layout, form in {"NCDHW": torch.contiguous_format, "NDHWC": torch.channels_last_3d}.items():
             laid = x.to(memory_format=form), weight.to(memory_format=form)
             for benchmark in (False, True):
@@ -121,7 +121,7 @@ def convolutions(work: Work, record: Record) -> None:
 
 
 def attention(work: Work, record: Record, size: str) -> None:
-    """Each attention kernel that runs here, on the tokens of a clip."""
+    """Each attention kernel that runs here, on the tokens of a segment."""
     from wan_orchestration.animate.transformer.attention import KERNELS, SelfAttention, choose_backend
 
     tokens = shape(work, size).tokens

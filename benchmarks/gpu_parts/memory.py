@@ -1,4 +1,4 @@
-"""Whether what `memory/placement.py` plans for a card is what a job takes."""
+"""Whether a job takes as much memory as `memory/placement.py` plans."""
 
 import threading
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ SAMPLE_SECONDS = 0.1
 
 
 def cap_24gb(work: Work, record: Record) -> None:
-    """720p, offloaded, on as much of the card as one of 24 GB has beside what CUDA takes."""
+    """Runs 720p with placement offload on as much memory as a 24 GB GPU has besides CUDA's own."""
     work.need_cuda()
     torch.cuda.set_per_process_memory_fraction((CAP - OVERHEAD) / torch.cuda.mem_get_info()[1])
-    clip = shape(work, "720p")
-    plan = next(way for way in placements(engine_sizes(work), clip) if way.name == "offload")
-    task = make_task(work, "capped", clip, clip.frames, sampling_steps=2, placement="offload", compile="off")
+    segment = shape(work, "720p")
+    plan = next(way for way in placements(engine_sizes(work), segment) if way.name == "offload")
+    task = make_task(work, "capped", segment, segment.frames, sampling_steps=2, placement="offload", compile="off")
     listener = Listener(work)
     with host_memory() as host:
         (result,) = run_tasks(work, [task], listener)
@@ -34,7 +34,7 @@ def cap_24gb(work: Work, record: Record) -> None:
     device = (torch.cuda.max_memory_reserved() + OVERHEAD) / 1e9
     figures = {"peak GB": device, "plan GB": plan.vram / 1e9, "off by": f"{device * 1e9 / plan.vram - 1:+.1%}"}
     record.row("720p, offload: device", figures, "<= 24 GB", device * 1e9 <= CAP, "reserved, with 1.5 GB for CUDA")
-    # Pinned memory is not of the resident set everywhere: what the machine has less of counts too.
+    # Some systems do not count pinned memory as resident, so the loss of available memory counts too.
     most = max(host.values())
     figures = {"peak GB": most, "plan GB": plan.ram / 1e9, "off by": f"{most * 1e9 / plan.ram - 1:+.1%}", **host}
     record.row("720p, offload: host", figures, "<= the plan", most * 1e9 <= plan.ram)
@@ -42,7 +42,7 @@ def cap_24gb(work: Work, record: Record) -> None:
 
 @contextmanager
 def host_memory() -> Iterator[dict[str, float]]:
-    """The most that this process has resident, and that the machine has less available, meanwhile; in GB."""
+    """In GB: the peak of this process's resident memory, and the largest loss of the machine's available memory."""
     found: dict[str, float] = {"resident set GB": 0.0, "less available GB": 0.0}
     before, over, this = psutil.virtual_memory().available, threading.Event(), psutil.Process()
 
@@ -62,11 +62,11 @@ def host_memory() -> Iterator[dict[str, float]]:
 
 
 def memory_720p(work: Work, record: Record) -> None:
-    """The peak of a resident 720p job beside its plan."""
+    """Compares the peak of a resident 720p job with its plan."""
     work.need_cuda()
-    clip = shape(work, "720p")
+    segment = shape(work, "720p")
     fields: dict[str, Any] = {"sampling_steps": 1, "placement": "resident", "compile": "off"}
-    task, listener = make_task(work, "resident", clip, clip.frames, **fields), Listener(work)
+    task, listener = make_task(work, "resident", segment, segment.frames, **fields), Listener(work)
     (result,) = run_tasks(work, [task], listener)
     if result.error:
         raise RuntimeError(result.error)

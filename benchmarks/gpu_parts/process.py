@@ -6,8 +6,8 @@ from importlib import import_module
 from gpu_parts.record import Record, Skipped, Work, append
 
 
-def main(name: str, where: str, told: str) -> None:
-    work = Work.loads(told)
+def main(name: str, where: str, text: str) -> None:
+    work = Work.loads(text)
     module, _, function = where.partition(":")
     try:
         getattr(import_module(module), function)(work, Record(name, work.out))

@@ -1,4 +1,4 @@
-"""What a part is told, and where it writes what it has measured."""
+"""The input of a part, and the file of its results."""
 
 import json
 import math
@@ -16,11 +16,11 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Work:
-    """What all parts are told."""
+    """The input of every part."""
 
     out: Path
     scratch: Path
-    """An empty folder of the part's own, removed afterwards."""
+    """An empty folder for this part, removed afterwards."""
     device: str
     tiny: bool
     parity: Path | None
@@ -30,9 +30,9 @@ class Work:
 
     @classmethod
     def loads(cls, text: str) -> "Work":
-        told = json.loads(text)
-        paths = {name: told[name] and Path(told[name]) for name in ("out", "scratch", "parity")}
-        return cls(**told | paths)
+        fields = json.loads(text)
+        paths = {name: fields[name] and Path(fields[name]) for name in ("out", "scratch", "parity")}
+        return cls(**fields | paths)
 
     def need_cuda(self) -> None:
         if self.device != "cuda":
@@ -44,7 +44,7 @@ def results_file(out: Path) -> Path:
 
 
 def append(out: Path, row: Mapping[str, Any]) -> None:
-    """One line, at once: what a part has measured before it is killed stays."""
+    """Write one line at once, so that a part that is killed keeps its rows."""
     with results_file(out).open("a") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -69,8 +69,8 @@ class Record:
         note: str = "",
         **more: Any,
     ) -> None:
-        """Keep a row of figures by column. `met` says whether the aim is; `more` is for the report alone."""
-        # JSON knows no infinity, which is the PSNR of equal frames.
+        """Write a row of figures by column. `met` says whether the aim is met. `more` is for the report only."""
+        # JSON has no infinity, which is the PSNR of equal frames.
         figures = {name: str(value) if value in (math.inf, -math.inf) else value for name, value in figures.items()}
         row = {"part": self.part, "what": what, "figures": figures, "aim": aim, "met": met, "note": note, **more}
         append(self.out, row)
@@ -78,10 +78,10 @@ class Record:
         print(f"{what}: {shown} {note}", flush=True)
 
     def check(self, what: str, met: bool, figures: Mapping[str, Figure], aim: str) -> None:
-        """A row that fails the part where the aim is not met."""
+        """Write a row that fails the part if the aim is not met."""
         self.row(what, figures, aim, bool(met), check=True)
 
     def cannot(self, what: str, error: Exception | str) -> None:
-        """A row for what could not be measured."""
+        """Write a row for something that could not be measured."""
         lines = str(error).strip().splitlines() or [type(error).__name__]
         self.row(what, {}, note=f"not measured: {lines[0][:200]}")

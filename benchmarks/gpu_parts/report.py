@@ -9,9 +9,9 @@ Row = dict[str, Any]
 
 
 def table(rows: list[Row], order: Iterable[str], price: float | None, tiny: bool = False) -> str:
-    """All parts in order, with their figures, their aims and how they ended; then what a clip of 20 steps comes to."""
+    """What a segment of 20 denoising steps takes, then all parts in order with figures, aims and outcomes."""
     sections = [_section(part, [row for row in rows if row["part"] == part]) for part in order]
-    return "\n\n".join(["# GPU check", *(one for one in (_clips(rows, price, tiny), *sections) if one)]) + "\n"
+    return "\n\n".join(["# GPU check", *(one for one in (_segments(rows, price, tiny), *sections) if one)]) + "\n"
 
 
 def _section(part: str, rows: list[Row]) -> str:
@@ -56,13 +56,13 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _clips(rows: list[Row], price: float | None, tiny: bool) -> str:
-    """Seconds, frames a second and dollars of a clip after the first, by the fastest exact step."""
+def _segments(rows: list[Row], price: float | None, tiny: bool) -> str:
+    """Seconds, frames a second and dollars of a segment after the first, with the fastest exact denoising step."""
     lines = []
     face = next((row["face"] for row in rows if "face" in row), 0.0)
     for size in dict.fromkeys(row["size"] for row in rows if "size" in row):
         steps = [row["step"] for row in rows if row.get("size") == size and "step" in row]
-        # The VAE by itself lacks the face; a whole job, which is measured after it, has all.
+        # The VAE's row lacks the face. A whole job, which is measured later, includes everything.
         outside = [
             row["outside"] + (face if row["part"] == "vae" else 0.0)
             for row in rows
@@ -70,13 +70,13 @@ def _clips(rows: list[Row], price: float | None, tiny: bool) -> str:
         ]
         if not steps or not outside:
             continue
-        clip = STEPS * min(steps) + outside[-1]
-        share = outside[-1] / clip
-        figures = {"s a step": min(steps), "s outside the steps": outside[-1], "s a clip": clip}
-        figures |= {"outside": f"{share:.1%}", "frames a second": (FRAMES - 1) / clip}
+        segment = STEPS * min(steps) + outside[-1]
+        share = outside[-1] / segment
+        figures = {"s a step": min(steps), "s outside the steps": outside[-1], "s a segment": segment}
+        figures |= {"outside": f"{share:.1%}", "frames a second": (FRAMES - 1) / segment}
         if price is not None:
-            figures["$ a clip"] = f"{price * clip / 3600:.4f}"
-            figures["$ a minute of video at 30 fps"] = f"{price * clip / 3600 * 1800 / (FRAMES - 1):.2f}"
+            figures["$ a segment"] = f"{price * segment / 3600:.4f}"
+            figures["$ a minute of video at 30 fps"] = f"{price * segment / 3600 * 1800 / (FRAMES - 1):.2f}"
         lines.append(
             {
                 "what": size,
@@ -88,5 +88,5 @@ def _clips(rows: list[Row], price: float | None, tiny: bool) -> str:
         )
     if not lines:
         return ""
-    text = f"A clip of {FRAMES} frames after the first, {STEPS} steps; extrapolated from single steps and the rest"
+    text = f"A segment of {FRAMES} frames after the first, {STEPS} steps; extrapolated from single steps and the rest"
     return f"{text}:\n\n{_markdown(lines)}"

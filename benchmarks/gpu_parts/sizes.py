@@ -1,4 +1,4 @@
-"""What is measured at: frame sizes, models and clips, those of the 14B model or tiny ones; and how it is timed."""
+"""The sizes and models to measure with, those of the 14B model or tiny ones, and helpers to run and time them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from gpu_parts.record import Work
-from wan_orchestration.animate.memory.placement import ClipShape
+from wan_orchestration.animate.memory.placement import SegmentShape
 from wan_orchestration.animate.memory.sizes import Sizes
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import FinishedClip, Progress, Request, Result, Task
 from wan_orchestration.settings.generate import GenerateSettings
 
-REAL = {"480p": ClipShape(480, 832, 77), "720p": ClipShape(720, 1280, 77)}
-TINY = {"480p": ClipShape(64, 96, 9), "720p": ClipShape(96, 128, 9)}
+REAL = {"480p": SegmentShape(480, 832, 77), "720p": SegmentShape(720, 1280, 77)}
+TINY = {"480p": SegmentShape(64, 96, 9), "720p": SegmentShape(96, 128, 9)}
 
 
-def shape(work: Work, size: str) -> ClipShape:
+def shape(work: Work, size: str) -> SegmentShape:
     return (TINY if work.tiny else REAL)[size]
 
 
@@ -29,7 +29,7 @@ def precision(work: Work) -> torch.dtype:
 
 
 def snapshot(work: Work) -> Path:
-    """A small random snapshot. Where the weights are the 14B model's, its tokenizer is used."""
+    """A small random snapshot. With weights of the 14B model's sizes, only its tokenizer is used."""
     from benchmarks.random_snapshot import write
 
     folder = work.scratch / "snapshot"
@@ -39,7 +39,7 @@ def snapshot(work: Work) -> Path:
 
 
 def engine_sizes(work: Work) -> Sizes:
-    """Of the models that are measured, as they run here."""
+    """Sizes of the measured models, in the dtypes they run in here."""
     from wan_orchestration.animate.memory.sizes import sizes
     from wan_orchestration.cli.plan import snapshot_sizes
     from wan_orchestration.weights.snapshot import open_snapshot
@@ -60,7 +60,7 @@ def models(work: Work, **how: Any) -> Any:
 
 
 def allow_tf32(convolutions: bool = False, products: bool = False) -> None:
-    """Which may compute float32 in TF32; in a bfloat16 job the engine allows it to convolutions."""
+    """Set what may compute float32 in TF32. In a bfloat16 job the engine allows it for convolutions."""
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = convolutions, products
 
 
@@ -85,7 +85,7 @@ def timed(work: Work, call: Callable[[], object], times: int = 1, warm_up: int =
 
 @contextmanager
 def peak(work: Work, gigabytes: dict[str, float]) -> Iterator[None]:
-    """Put the peak of the device memory allocated meanwhile, in GB, into a dictionary; nothing on the CPU."""
+    """Put the peak of allocated device memory in GB into a dictionary. Does nothing on the CPU."""
     if work.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     yield
@@ -102,7 +102,7 @@ def free(work: Work) -> None:
 
 
 def psnr(ours: Any, theirs: Any) -> float:
-    """In dB, of values whose range is 2."""
+    """PSNR in dB of values in [-1, 1]."""
     import math
 
     import numpy as np
@@ -112,19 +112,19 @@ def psnr(ours: Any, theirs: Any) -> float:
 
 
 class Listener:
-    """A reporter that notes when each step was done, and tells whoever wants to know."""
+    """A reporter that records when each denoising step was done, and calls `on_step`."""
 
     def __init__(self, work: Work, on_step: Callable[[Progress], None] | None = None) -> None:
         self.work, self.on_step = work, on_step
         self.steps: list[tuple[str, int, int, float]] = []
-        """Job, clip, step and time, once the device was done with it."""
+        """Job, segment, step, and the time at which the device had finished it."""
 
     def log(self, message: str) -> None:
         print(message, flush=True)
 
     def progress(self, progress: Progress) -> None:
         if self.steps and self.steps[-1][:3] == (progress.job_id, progress.clip, progress.step):
-            return  # nothing but time has passed
+            return  # a repeated report of the same step
         synchronize(self.work)
         self.steps.append((progress.job_id, progress.clip, progress.step, time.perf_counter()))
         if self.on_step:
@@ -148,14 +148,14 @@ def run_tasks(work: Work, tasks: list[Task], listener: Listener, small: bool = F
     return run(Request(snapshot=snapshot(work), tasks=tasks), listener)
 
 
-def make_task(work: Work, name: str, clip: ClipShape, frames: int, save: bool = False, **fields: Any) -> Task:
-    """A job whose clips are drawn for it."""
+def make_task(work: Work, name: str, segment: SegmentShape, frames: int, save: bool = False, **fields: Any) -> Task:
+    """A task for a job whose clips are drawn for it."""
     from long_video import draw_job
 
-    folder = work.scratch / f"job-{clip.width}x{clip.height}-{frames}"
+    folder = work.scratch / f"job-{segment.width}x{segment.height}-{frames}"
     if not folder.exists():
-        draw_job(folder, frames, clip.height, clip.width)
-    settings = GenerateSettings.model_validate({"device": work.device, "clip_len": clip.frames} | fields)
+        draw_job(folder, frames, segment.height, segment.width)
+    settings = GenerateSettings.model_validate({"device": work.device, "clip_len": segment.frames} | fields)
     output = work.scratch / name
     return Task(
         job_id=name,

@@ -1,4 +1,4 @@
-"""A denoising step: the stock transformer's beside the engine's, eager, compiled and with each attention kernel."""
+"""A denoising step: the stock transformer compared with the engine's, eager, compiled, and with each kernel."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ import torch
 from gpu_parts.machine import has
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import allow_tf32, engine_sizes, free, models, peak, precision, psnr, shape, timed
-from wan_orchestration.animate.memory.cost import forward_flops, measured_tflops
 from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, DENOISE_MAPS
 from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.animate.speed import forward_flops, measured_tflops
 from wan_orchestration.animate.transformer.attention import EXACT, KERNELS, choose_backend
 from wan_orchestration.animate.transformer.model import Branch
 
@@ -26,12 +26,12 @@ def steps_480p(work: Work, record: Record) -> None:
 
 
 def steps_720p(work: Work, record: Record) -> None:
-    # One of each: a stock step takes half a minute.
+    # One measurement of each: a stock step takes half a minute.
     Steps(work, record, "720p", warm_up=0, times=1).measure()
 
 
 def fp8_480p(work: Work, record: Record) -> None:
-    """8-bit weights, multiplied as they are or in 8 bits."""
+    """8-bit weights, multiplied in 8 bits or in bfloat16."""
     work.need_cuda()
     if not has("torchao"):
         raise Skipped("torchao is not installed (uv sync --extra fp8)")
@@ -48,7 +48,7 @@ def fp8_480p(work: Work, record: Record) -> None:
 
 @dataclass
 class Inputs:
-    """Of one step, with the names of `AnimateTransformer.denoise`; the stock transformer's own beside them."""
+    """Inputs of one step, named as in `AnimateTransformer.denoise`, and those of the stock transformer."""
 
     latents: torch.Tensor
     y: torch.Tensor
@@ -60,7 +60,7 @@ class Inputs:
 
 
 class Steps:
-    """Steps at one size on one transformer."""
+    """Denoising steps at one size on one transformer."""
 
     def __init__(
         self, work: Work, record: Record, size: str, warm_up: int, times: int, quantization: str | None = None
@@ -71,8 +71,8 @@ class Steps:
         self.transformer = self._make(quantization)
         config = self.transformer.config
         self.heads = config["num_attention_heads"], config["attention_head_dim"]
-        self.clip, self.sizes = shape(work, size), engine_sizes(work)
-        self.flops = forward_flops(self.sizes, self.clip)
+        self.segment, self.sizes = shape(work, size), engine_sizes(work)
+        self.flops = forward_flops(self.sizes, self.segment)
         device = torch.device(work.device)
         self.matmul = measured_tflops(device, precision(work), 512 if work.tiny else 8192)
         self.auto = choose_backend("auto", device, precision(work), *self.heads)
@@ -83,7 +83,7 @@ class Steps:
         self.exact = quantization is None
 
     def measure(self) -> None:
-        """The most telling first: what is cut off by the deadline is last."""
+        """The most important first, because the deadline may cut off the rest."""
         self._load_libraries()
         self.stock()
         self.engine(f"engine, not compiled, {self.auto}", compiled=False)
@@ -94,7 +94,7 @@ class Steps:
 
     @torch.no_grad()
     def _load_libraries(self) -> None:
-        """A step on a corner of the picture, so that none that is timed waits for kernels to be loaded."""
+        """Run a step on a corner of the picture, so that no timed step waits for kernels to load."""
         self.transformer.prepare(self.auto, None)
         (pose, branch), one = self._conditions(), self.inputs
         corner = one.latents[..., :8, :8], one.timestep, one.y[..., :8, :8], pose[..., :4, :4], branch
@@ -140,12 +140,12 @@ class Steps:
 
         seconds = self._time(what, step, compiled=compiled, exact=exact)
         if compiled and not compilation.compiled:
-            self.record.cannot(f"{what}: was not compiled after all", compilation.error or "no reason is known")
+            self.record.cannot(f"{what}: was not compiled", compilation.error or "the reason is not known")
         if seconds and self.exact and not compiled and attention == self.auto:
             self._against_plan(step)
 
     def _time(self, what: str, step: Callable[[], Any], compiled: bool = False, exact: bool = False) -> float | None:
-        """Keep a row of what a step takes; None where it fails."""
+        """Record the seconds of a step. Returns None if it fails."""
         found: dict[str, Any] = {}
         outputs: list[torch.Tensor] = []
 
@@ -172,7 +172,7 @@ class Steps:
         figures |= found
         if compiled:
             figures["compiling, s"] = max(0.0, first - seconds)
-        # Against the stock forward's, which comes first.
+        # Compared with the stock forward, which runs first.
         values = outputs[0].float().cpu().numpy()
         if self.first is not None:
             figures["PSNR against the first, dB"] = psnr(values, self.first)
@@ -190,12 +190,12 @@ class Steps:
         return text, None if self.work.tiny else seconds <= most and fast
 
     def _against_plan(self, step: Callable[[], Any]) -> None:
-        """The peak of denoising beside what the plan of `resident` counts for it."""
+        """Compare the peak of a denoising step with the plan of placement `resident`."""
         if self.work.device != "cuda":
             return
         sizes, found = self.sizes, {}
         keys = sizes.layers * 2 * CONTEXT_TOKENS * sizes.dim * sizes.itemsize
-        maps = int(DENOISE_MAPS * self.clip.tokens * sizes.dim * sizes.itemsize)
+        maps = int(DENOISE_MAPS * self.segment.tokens * sizes.dim * sizes.itemsize)
         plan = (sizes.transformer + keys + maps) / 1e9
         free(self.work)
         with peak(self.work, found):
@@ -206,7 +206,7 @@ class Steps:
         self.record.row(f"{self.size}, memory of a step, resident", figures, "within 10 % of the plan", met)
 
     def _conditions(self) -> tuple[torch.Tensor, Branch]:
-        """What the engine computes once a clip; the same for all that is measured here."""
+        """What the engine computes once a segment. All measurements use the same."""
         if self.conditions is None:
             one, transformer = self.inputs, self.transformer
             context = transformer.cross_keys(transformer.embed_context(one.text, one.image))
@@ -226,9 +226,9 @@ class Steps:
         return transformer
 
     def _draw(self) -> Inputs:
-        config, clip, dtype = self.transformer.config, self.clip, precision(self.work)
+        config, segment, dtype = self.transformer.config, self.segment, precision(self.work)
         random = torch.Generator().manual_seed(0)
-        slots, height, width = (clip.frames - 1) // 4 + 2, clip.height // 8, clip.width // 8
+        slots, height, width = (segment.frames - 1) // 4 + 2, segment.height // 8, segment.width // 8
 
         def noise(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=random).to(self.work.device, dtype)
@@ -241,5 +241,5 @@ class Steps:
             pose=noise(1, 16, slots - 1, height, width),
             text=noise(1, 512, config["text_dim"]),
             image=noise(1, 257, config["image_dim"]),
-            face=np.random.default_rng(0).integers(0, 256, (clip.frames, side, side, 3), np.uint8),
+            face=np.random.default_rng(0).integers(0, 256, (segment.frames, side, side, 3), np.uint8),
         )

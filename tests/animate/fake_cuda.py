@@ -1,4 +1,4 @@
-"""The engine at the 14B model's widths on CUDA tensors without data, on a machine without CUDA."""
+"""Runs the engine at the 14B model's widths on a machine without CUDA, with CUDA tensors that have no data."""
 
 from collections import Counter
 from contextlib import contextmanager, nullcontext
@@ -13,15 +13,15 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from wan_orchestration.animate import animator, lora
+from wan_orchestration.animate.diffusers_internals import kept_in_float32
 from wan_orchestration.animate.memory import offload
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.schedule import make_solver
 from wan_orchestration.animate.transformer.model import AnimateTransformer
-from wan_orchestration.animate.transformer.sharding import kept_in_float32
 from wan_orchestration.animate.vae.model import AnimateVae
 
 NARROW = 5120
-"""Channels that the VAE's convolutions have fewer of than the transformer's patch embeddings."""
+"""The transformer's patch embeddings have this many channels; the VAE's convolutions have fewer."""
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.convolution)
@@ -35,12 +35,12 @@ ATTENTION = (
 
 
 class Watch(TorchDispatchMode):
-    """Looks at every operation: what computes is on the device, and convolutions read what they like."""
+    """Watches every operation: whether products are on the device, and whether convolutions get a fast layout."""
 
     def __init__(self):
         super().__init__()
         self.products = Counter()
-        """(operation, dtypes) of what multiplies."""
+        """Operations that multiply, as (operation, dtypes)."""
         self.elsewhere = Counter()
         """Products on another device."""
         self.to_host = 0
@@ -68,7 +68,7 @@ class Watch(TorchDispatchMode):
 
 
 class FakeModels(Models):
-    """Models of the real widths, few blocks deep, that nothing is read for."""
+    """Models of the real widths with few blocks, created without a snapshot."""
 
     def _load_transformer(self):
         return self._made(
@@ -99,7 +99,7 @@ class FakeModels(Models):
             wanted = torch.float32 if kept_in_float32(model, name) else dtype
             owner, _, last = name.rpartition(".")
             value = nn.Parameter(parameter.to(wanted), requires_grad=False)
-            model.get_submodule(owner)._parameters[last] = value
+            setattr(model.get_submodule(owner), last, value)
         return model.eval()
 
 
@@ -109,7 +109,7 @@ def _tensors(file):
 
 
 def _solver(*arguments):
-    with unset_fake_temporarily():  # it computes its noise levels with NumPy
+    with unset_fake_temporarily():  # NumPy computes its noise levels
         return make_solver(*arguments)
 
 
@@ -126,7 +126,7 @@ def _move(module, device):
 
 @contextmanager
 def fake_cuda(monkeypatch):
-    """Tensors without data from here on, with what PyTorch asks of a device answered; yields counts."""
+    """Replaces tensors by ones without data, and PyTorch's calls to a device by stand-ins; yields counts."""
     counts = SimpleNamespace(pinned=0)
 
     def host_memory(size):

@@ -1,18 +1,18 @@
-"""The ways to compute a clip, beside the plain one."""
+"""The ways to compute a segment, compared with the plain one."""
 
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.animator import Animator, SegmentInput
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.transformer import blocks
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights.snapshot import open_snapshot
 
 random = np.random.default_rng(0)
-CLIP = ClipInput(
+SEGMENT = SegmentInput(
     pose=random.integers(0, 256, (5, 32, 48, 3), np.uint8), face=random.integers(0, 256, (5, 512, 512, 3), np.uint8)
 )
 REFERENCE = random.integers(0, 256, (40, 40, 3), np.uint8)
@@ -20,7 +20,7 @@ REFERENCE = random.integers(0, 256, (40, 40, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def animate(tiny_snapshot):
-    """Frames of a clip, by settings and placement."""
+    """Frames of a segment, by settings and placement."""
     snapshot = open_snapshot(tiny_snapshot)
     kept = {}
 
@@ -32,7 +32,7 @@ def animate(tiny_snapshot):
         values = {"clip_len": 5, "sampling_steps": 2, "device": "cpu", **settings}
         animator = Animator(kept[how], GenerateSettings(**values), REFERENCE, 32, 48, ())
         run.transformer = animator.transformer
-        return animator.animate(animator.condition(CLIP, None), lambda done: None)
+        return animator.animate(animator.condition(SEGMENT, None), lambda done: None)
 
     return run
 
@@ -43,15 +43,15 @@ def plain(animate):
 
 
 @pytest.mark.parametrize("placement", ["swap", "offload", "tiled"])
-def test_where_the_models_lie_changes_nothing(placement, animate, plain, monkeypatch):
-    """Nor do slices. The picture is too small for more than one band; see test_bands.py for those."""
+def test_placement_changes_nothing(placement, animate, plain, monkeypatch):
+    """Slices do not either. The picture is too small for more than one band; see test_bands.py."""
     monkeypatch.setattr(blocks, "SLICE", 5)
     for _ in range(2):
         assert torch.allclose(animate(placement), plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["resident", "swap", "offload"])
-def test_quantised_blocks_come_close(placement, animate, plain):
+def test_quantised_blocks_give_a_similar_video(placement, animate, plain):
     pytest.importorskip("torchao")
     for _ in range(2):
         made = animate(placement, quantization="fp8")
@@ -62,13 +62,13 @@ def test_quantised_blocks_come_close(placement, animate, plain):
     assert animate.transformer.patch_embedding.weight.dtype == torch.float32
 
 
-def test_a_vae_in_bfloat16_comes_close(animate, plain):
+def test_a_vae_in_bfloat16_gives_a_similar_video(animate, plain):
     made = animate(vae_dtype="bfloat16")
     assert made.dtype == torch.float32 and not torch.equal(made, plain)
     assert (made - plain).abs().mean() < 0.02
 
 
-def test_a_step_cache_skips_blocks_and_leaves_nothing_behind(animate, plain):
+def test_a_step_cache_skips_blocks_and_is_reset_for_each_segment(animate, plain):
     calls = []
     animate(sampling_steps=9)
     handle = animate.transformer.blocks[0].attn1.to_q.register_forward_hook(lambda *_: calls.append(1))
@@ -91,7 +91,7 @@ def test_a_step_cache_skips_blocks_and_leaves_nothing_behind(animate, plain):
 @pytest.mark.heavy
 @pytest.mark.parametrize("placement", ["resident", "swap", "offload"])
 def test_compiled_blocks_agree(placement, animate, plain):
-    """Takes a C++ compiler, and a minute. All blocks share the graphs of their two parts."""
+    """Needs a C++ compiler and a minute. All blocks share the graphs of their two parts."""
     counters["stats"].clear()
     assert torch.allclose(animate(placement, compile="on"), plain, atol=1e-4)
     assert counters["stats"]["unique_graphs"] <= 4

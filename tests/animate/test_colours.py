@@ -1,4 +1,4 @@
-"""Colours of clips matched to the first's."""
+"""Colours of segments, matched to those of the first."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from wan_orchestration.animate.conditioning import to_frames, to_tensor
 from wan_orchestration.quality.frames import FrameMeasures
 
 
-def clip(seed: int = 0) -> torch.Tensor:
+def segment(seed: int = 0) -> torch.Tensor:
     return to_tensor(np.stack(moving_frames(6, 48, 64, seed)))[0]
 
 
@@ -21,8 +21,8 @@ def test_lab_and_back():
     assert torch.allclose(red.flatten(), torch.tensor([53.24, 80.09, 67.20]), atol=0.05), "CIE's value of sRGB red"
 
 
-def test_a_tint_is_taken_back():
-    first, later = clip(), clip()
+def test_a_tint_is_removed():
+    first, later = segment(), segment()
     tinted = (later * 0.85 + torch.tensor([0.08, 0.0, -0.1]).view(3, 1, 1, 1)).clamp(-1, 1)
 
     def drift(second: torch.Tensor) -> float:
@@ -36,7 +36,7 @@ def test_a_tint_is_taken_back():
     assert torch.allclose(matched(later, colours_of(later)), later, atol=5e-3)
 
 
-def test_nan_is_left_to_those_who_report_it():
-    broken = clip()
+def test_a_segment_with_nan_is_unchanged():
+    broken = segment()
     broken[0, 2] = float("nan")
-    assert matched(broken, colours_of(clip())) is broken
+    assert matched(broken, colours_of(segment())) is broken

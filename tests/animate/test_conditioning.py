@@ -9,7 +9,7 @@ def test_frames_survive_the_round_trip():
     assert (cond.to_frames(cond.to_tensor(frames)[0]) == frames).all()
 
 
-def test_what_is_no_colour_becomes_one():
+def test_values_that_are_not_colours_become_colours():
     video = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.5]).view(1, 1, 1, 4).repeat(3, 1, 1, 1)
     assert cond.to_frames(video)[0, 0, :, 0].tolist() == [128, 255, 0, 255]
     assert torch.isnan(video).any()

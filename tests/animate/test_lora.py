@@ -59,7 +59,7 @@ def fused(model, file, tensors, strength=1.0, metadata=None):
 
 
 def pair(weight, dtype=torch.float32, rank=4):
-    """Matrices of numbers that every dtype holds exactly."""
+    """The two matrices of a LoRA, with numbers that every dtype holds exactly."""
     generator = torch.Generator().manual_seed(weight.numel())
 
     def draw(*shape):
@@ -162,7 +162,7 @@ def test_alpha_of_a_peft_configuration(tiny, model, tmp_path, config, scale, pla
     assert torch.allclose(weight(model, "blocks.0.attn1.to_q"), before + scale * b @ a)
 
 
-def test_what_has_no_place_is_named_once(tiny, model, tmp_path):
+def test_tensors_that_do_not_fit_are_named_once(tiny, model, tmp_path):
     dim = tiny.scale_shift_table.shape[-1]
     tensors = {f"diffusion_model.blocks.{i}.self_attn.norm_q.diff": torch.ones(dim) for i in range(5)}
     tensors |= {f"diffusion_model.blocks.{i}.diff_m": torch.ones(1, 6, 8) for i in range(3)}
@@ -170,7 +170,7 @@ def test_what_has_no_place_is_named_once(tiny, model, tmp_path):
     text = fused(model, tmp_path / "style.safetensors", tensors)
     assert text == (
         "LoRA style.safetensors: left out 5 of its 10 tensors: "
-        f"diffusion_model.blocks.*.diff_m (3; its shape is (1, 6, 8), that of the transformer's weight (1, 6, {dim})), "
+        f"diffusion_model.blocks.*.diff_m (3; its shape is (1, 6, 8), but the transformer's weight has (1, 6, {dim})), "
         "lora_te_layers_0_q.lora_down.weight (1; there is no such weight), "
         "lora_te_layers_0_q.lora_up.weight (1; there is no such weight)"
     )
@@ -185,7 +185,7 @@ def test_what_has_no_place_is_named_once(tiny, model, tmp_path):
             r"1 of its 1 modules.*q\.lora_A.*\(128, 4\) x \(4, 256\).*\(128, 128\); the file was made for another",
         ),
         ({"x.lora_A.weight": (4, 8), "x.lora_B.weight": (8, 4)}, "1 of its 1 modules.*there is no such weight"),
-        ({"q.weight": (128, 128)}, r"q\.weight.*it is no part of a LoRA"),
+        ({"q.weight": (128, 128)}, r"q\.weight.*it is not part of a LoRA"),
         ({"q.lora_A.weight": (4, 128)}, "one of its two LoRA matrices"),
         ({"q.lora_A.weight": (4, 128), "q.lora_B.weight": (128, 4), "q.dora_scale": (1, 128)}, "belongs to DoRA"),
         ({"q.hada_w1_a": (4, 128)}, "belongs to LoHa"),
@@ -210,14 +210,14 @@ def test_a_file_that_cannot_be_used(tiny, model, tmp_path, tensors, message):
         (b"", "an empty file"),
     ],
 )
-def test_what_stands_in_place_of_a_file(model, tmp_path, name, content, words):
+def test_a_file_that_is_not_the_lora_is_described(model, tmp_path, name, content, words):
     file = tmp_path / name
     file.write_bytes(content)
     with pytest.raises(BadInput, match=rf"{name}.*{words}"):
         fuse(model, Lora(file))
 
 
-def test_files_of_the_field(shared):
+def test_files_of_other_tools(shared):
     snapshot = open_snapshot(MINI)
     model = Models(snapshot, CPU, torch.float32).transformer()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -248,7 +248,7 @@ def test_files_of_the_field(shared):
         assert torch.allclose(added, 0.5 * tensors[f"diffusion_model.blocks.0.{key}"], atol=1e-6)
 
 
-def test_models_warn_of_what_is_left_out_each_time(tiny_snapshot, tmp_path, caplog):
+def test_models_warn_each_time_of_tensors_left_out(tiny_snapshot, tmp_path, caplog):
     file = tmp_path / "l.safetensors"
     save_file({"blocks.0.self_attn.q.diff_b": torch.ones(128), "blocks.0.diff_m": torch.ones(1, 6, 8)}, file)
     models = Models(open_snapshot(tiny_snapshot), CPU, torch.float32)

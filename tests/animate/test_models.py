@@ -65,7 +65,7 @@ def test_layouts_hold_the_same_weights(source, tmp_path, diffusers_snapshot):
         assert all(torch.equal(value, buffers[key]) for key, value in getattr(first, name)().named_buffers())
 
 
-def test_bfloat16_keeps_what_must_be_exact(source):
+def test_bfloat16_keeps_some_weights_in_float32(source):
     transformer = open_models(source, torch.bfloat16).transformer()
     assert transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert transformer.scale_shift_table.dtype == torch.float32
@@ -130,7 +130,7 @@ def test_diffusers_layout_is_strict(source, tmp_path, diffusers_snapshot):
         open_models(folder).vae()
 
 
-def test_a_text_encoder_that_does_not_fit_takes_the_transformers_place(tiny_snapshot, monkeypatch):
+def test_a_text_encoder_that_does_not_fit_replaces_the_transformer(tiny_snapshot, monkeypatch):
     for free, stays in ((10**12, True), (1, False)):
         models = Models(open_snapshot(tiny_snapshot), torch.device("cpu"), torch.float32)
         transformer = models.transformer()

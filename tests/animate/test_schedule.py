@@ -18,7 +18,7 @@ def test_unipc_starts_below_one():
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc"])
 def test_many_steps_run_through(name):
-    """Timesteps repeat once there are hundreds of them; the solver must still walk down level by level."""
+    """Some of hundreds of timesteps are equal. The solver must still go through all levels."""
     import torch
 
     solver = make_solver(name, 400, 5.0)

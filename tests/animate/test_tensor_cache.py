@@ -38,8 +38,8 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(tmp_path):
     assert torch.equal(TensorCache(tmp_path / "file" / "folder", Ranks()).get("prompt", compute), torch.arange(3.0))
 
 
-def test_a_rank_without_the_file_makes_all_compute(tmp_path):
-    """They compute together, so that none may be left waiting."""
+def test_a_rank_without_the_file_makes_all_ranks_compute(tmp_path):
+    """They compute together, so a rank that returned early would leave the others waiting."""
 
     class Two(Ranks):
         size = 2

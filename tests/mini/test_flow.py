@@ -6,7 +6,7 @@ import torch
 from mini import samples
 from mini.export import write_snapshot
 from mini.scene import Scene, scene
-from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.animator import Animator, SegmentInput
 from wan_orchestration.animate.conditioning import to_tensor
 from wan_orchestration.animate.models import Models
 from wan_orchestration.preprocess.geometry import crop_face
@@ -52,7 +52,7 @@ def engine_inputs(models: Models, scene: Scene, replace: bool, guide: torch.Tens
     if replace:
         stack["background"] = np.stack([scene.background(t) for t in scene.frames])
         stack["mask"] = np.stack([np.repeat(scene.mask(t)[..., None] * 255, 3, axis=2) for t in scene.frames])
-    animator.animate(animator.condition(ClipInput(**stack), guide), lambda done: None)
+    animator.animate(animator.condition(SegmentInput(**stack), guide), lambda done: None)
     del animator.transformer.denoise
     return seen[0]
 

@@ -1,1 +1,2 @@
-"""The engine: what Wan2.2-Animate computes, on diffusers and transformers model classes. No Dagster here."""
+"""The engine: computes Wan2.2-Animate with model classes of diffusers and transformers. It knows no job, message or
+video file."""

@@ -1,4 +1,4 @@
-"""Animates one job, clip by clip, with constant memory."""
+"""Generates the video of one job segment by segment, with constant memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from wan_orchestration.animate import conditioning as cond
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.memory.placement import ClipShape
+from wan_orchestration.animate.memory.placement import SegmentShape
 from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.parallel.ranks import gather
+from wan_orchestration.animate.parallel.tensors import gather
 from wan_orchestration.animate.schedule import make_solver
 from wan_orchestration.animate.transformer.attention import Keys, choose_backend
-from wan_orchestration.animate.transformer.compilation import keep_compiled, pays
+from wan_orchestration.animate.transformer.compilation import Compilation, compiling_pays, set_compile_cache
 from wan_orchestration.animate.transformer.model import Branch
 from wan_orchestration.settings.generate import GenerateSettings
 
@@ -23,8 +23,8 @@ OnStep = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class ClipInput:
-    """Frames of one clip, (clip_len, H, W, 3) uint8 RGB, the face 512x512. Background and mask: replace mode only."""
+class SegmentInput:
+    """Frames of one segment, (clip_len, H, W, 3) uint8 RGB; the face 512x512. Replace mode adds background and mask."""
 
     pose: np.ndarray
     face: np.ndarray
@@ -34,18 +34,18 @@ class ClipInput:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the steps of one clip share."""
+    """Everything that the denoising steps of one segment have in common."""
 
     frames: int
     known: Tensor
-    """Mask and latents of what is known, (1, 20, T_lat + 1, h, w)."""
+    """Mask and latents of the known pixels, (1, 20, T_lat + 1, h, w)."""
     pose: Tensor
     """From `embed_pose`."""
     branches: list[Branch]
 
 
 class Animator:
-    """Conditions that hold for a whole job, and the loop that makes its clips.
+    """Generates the segments of one job. It holds the conditions that all of them share.
 
     Args:
         models: the snapshot's models.
@@ -53,7 +53,7 @@ class Animator:
         reference: the character, (h, w, 3) uint8 RGB, any size.
         height, width: of the video, multiples of 16.
         loras: to fuse into the transformer.
-        clips: how many are to be made.
+        segments: how many will be generated. It decides whether compiling pays.
     """
 
     def __init__(
@@ -64,48 +64,22 @@ class Animator:
         height: int,
         width: int,
         loras: tuple[Lora, ...],
-        clips: int = 1,
+        segments: int = 1,
     ) -> None:
         self.models, self.settings, self.size = models, settings, (height, width)
         self.stopwatch = models.stopwatch
-        with self.stopwatch.during("encoding"):
-            self._begin(reference, loras, clips)
-
-    def _begin(self, reference: np.ndarray, loras: tuple[Lora, ...], clips: int) -> None:
-        models, settings, size = self.models, self.settings, self.size
-        prompts = [settings.prompt, settings.negative_prompt] if self.guided else [settings.prompt]
-        with models.without_transformer():
-            texts = [self._encode_prompt(prompt) for prompt in prompts]
-            if settings.offload_model:
-                models.free("text_encoder")
-        self.mesh = models.ranks.mesh(models.device, branches=2 if self.side_by_side else 1)
-        self.transformer = models.transformer(loras)
-        self.attention = choose_backend(
-            settings.attention,
-            models.device,
-            models.dtype,
-            self.transformer.config["num_attention_heads"],
-            self.transformer.config["attention_head_dim"],
-        )
-        keep_compiled(models.cache_root)
-        self.compilation = self.transformer.prepare(
-            self.attention,
-            self.mesh and self.mesh.get_group("sequence"),
-            self._shall_compile(clips),
-            settings.step_cache,
-            self.stopwatch,
-        )
-        self.vae = models.vae()
-        letterboxed = cond.letterbox(reference, *size)
-        picture = cond.to_tensor(letterboxed[None], models.device)
-        image_encoder = models.image_encoder()
-        nn.Module.to(image_encoder, models.device)
-        features = cond.encode_reference(picture, image_encoder).to(models.dtype)
-        nn.Module.to(image_encoder, torch.device("cpu"))
-        self.contexts = [self._embed(text, features) for text in texts]
-        with models.without_transformer():
-            self.reference_latents = self.vae.encode_video(picture)
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
+        with self.stopwatch.during("encoding"):
+            texts = self._encode_prompts()
+            self.mesh = models.ranks.mesh(models.device, branches=2 if self.cfg_parallel else 1)
+            self.transformer = models.transformer(loras)
+            self.compilation = self._prepare_transformer(segments)
+            self.vae = models.vae()
+            picture = cond.to_tensor(cond.letterbox(reference, height, width)[None], models.device)
+            features = self._encode_reference(picture)
+            self.contexts = [self._embed(text, features) for text in texts]
+            with models.without_transformer():
+                self.reference_latents = self.vae.encode_video(picture)
         self.unconditional_motion: Tensor | None = None
 
     @property
@@ -113,57 +87,39 @@ class Animator:
         return self.settings.guide_scale > 1
 
     @property
-    def side_by_side(self) -> bool:
-        """Whether half of the ranks work on one guidance branch and half on the other."""
+    def cfg_parallel(self) -> bool:
+        """Whether half of the ranks compute one guidance branch and half the other."""
         return self.settings.cfg_parallel and self.guided and self.models.ranks.size % 2 == 0
 
-    def _shall_compile(self, clips: int) -> bool:
-        """As the settings say; auto: on CUDA, where so many clips' steps gain more than the compiling takes."""
-        settings, models, config = self.settings, self.models, self.transformer.config
-        if settings.compile != "auto":
-            return settings.compile == "on"
-        if models.device.type != "cuda":
-            return False
-        branches = 2 if self.guided and not self.side_by_side else 1
-        sharing = models.ranks.size // (2 if self.side_by_side else 1)
-        dim = config["num_attention_heads"] * config["attention_head_dim"]
-        tokens = ClipShape(*self.size, settings.clip_len).tokens // sharing
-        return pays(
-            clips * settings.sampling_steps * branches,
-            config["num_layers"],
-            tokens * dim * models.dtype.itemsize,
-            models.device,
-            models.cache_root,
-        )
-
-    def skip(self, clips: int) -> None:
-        """Draw the noise of clips that an earlier run has made, so that the next gets its own."""
-        for _ in range(clips):
+    def skip(self, segments: int) -> None:
+        """Draw the noise of segments that an earlier run has generated, so that the next segment gets its own."""
+        for _ in range(segments):
             self._draw_noise(self.settings.clip_len)
 
     @torch.no_grad()
-    def condition(self, clip: ClipInput, guide: Tensor | None) -> Conditions:
-        """What the next clip is conditioned on, from its input frames.
+    def condition(self, segment: SegmentInput, guide: Tensor | None) -> Conditions:
+        """Conditions of the next segment, from its input frames.
 
-        `guide`, (3, refert_num, H, W) in [-1, 1], are the last decoded frames of the clip before; None for the first.
+        `guide`, (3, refert_num, H, W) in [-1, 1], are the last decoded frames of the segment before. None for the first
+        segment.
         """
         with self.stopwatch.during("encoding"):
             with self.models.without_transformer():
-                known = self._known(clip, guide)
-                pose_latents = self._encode(clip.pose)
+                known = self._encode_known(segment, guide)
+                pose_latents = self.vae.encode_video(cond.to_tensor(segment.pose, self.models.device))
             pose = self.transformer.embed_pose(pose_latents.to(self.models.dtype))
-            return Conditions(len(clip.pose), known, pose, self._branches(clip))
+            return Conditions(len(segment.pose), known, pose, self._branches(segment))
 
     @torch.no_grad()
     def animate(self, conditions: Conditions, on_step: OnStep) -> Tensor:
-        """Make the clip whose conditions were found last.
+        """Generate a segment.
 
         Args:
-            conditions: of the clip.
-            on_step: called after each step with the number of steps done.
+            conditions: of the segment.
+            on_step: called after each denoising step with the number of steps done.
 
         Returns:
-            (3, frames, H, W) float32 on the device, in [-1, 1]. The first refert_num frames of a later clip repeat
+            (3, frames, H, W) float32 on the device, in [-1, 1]. The first refert_num frames of a later segment repeat
             the guide.
         """
         with self.stopwatch.during("denoising"):
@@ -172,30 +128,52 @@ class Animator:
             return self.vae.decode_video(latents[:, :, 1:])
 
     def _denoise(self, conditions: Conditions, on_step: OnStep) -> Tensor:
-        """Latents, the reference slot first."""
-        y, pose, branches = conditions.known, conditions.pose, conditions.branches
-        latents = self._draw_noise(conditions.frames).to(self.models.device)
-        self.transformer.forget_steps()
-        solver = make_solver(self.settings.sample_solver, self.settings.sampling_steps, self.settings.shift)
+        """Latents (1, 16, T_lat + 1, h, w), the reference slot first."""
+        settings, device = self.settings, self.models.device
+        latents = self._draw_noise(conditions.frames).to(device)
+        solver = make_solver(settings.sample_solver, settings.sampling_steps, settings.shift)
+        self.transformer.reset_step_cache()
         for done, timestep in enumerate(solver.timesteps, start=1):
-            at = timestep[None].to(self.models.device)
-            flows = self._flows(branches, partial(self.transformer.denoise, latents, at, y, pose))
-            flow = flows[0].float()
-            if self.guided:
-                away = flows[1].float()
-                flow = away + self.settings.guide_scale * (flow - away)
+            flow = self._predict_flow(latents, timestep[None].to(device), conditions)
             latents = solver.step(flow, timestep, latents, return_dict=False)[0]
             on_step(done)
         return latents
 
+    def _predict_flow(self, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        """Flow of one denoising step with classifier-free guidance, float32."""
+        denoise = partial(self.transformer.denoise, latents, timestep, conditions.known, conditions.pose)
+        flows = self._flows(conditions.branches, denoise)
+        flow = flows[0].float()
+        if not self.guided:
+            return flow
+        unconditional = flows[1].float()
+        return unconditional + self.settings.guide_scale * (flow - unconditional)
+
     def _flows(self, branches: list[Branch], denoise: Callable[[Branch], Tensor]) -> Sequence[Tensor]:
-        if self.mesh is None or not self.side_by_side:
+        """The flow of each branch."""
+        if self.mesh is None or not self.cfg_parallel:
             return [denoise(branch) for branch in branches]
         own = denoise(branches[self.mesh.get_local_rank("branch")])
         return gather(own, [1, 1], 0, self.mesh.get_group("branch")).split(1)
 
+    def _draw_noise(self, frames: int) -> Tensor:
+        """Noise of one segment, (1, 16, T_lat + 1, h, w). Drawn on the CPU, so it is the same on every device."""
+        slots = (frames - 1) // 4 + 2
+        height, width = (side // cond.VAE_STRIDE for side in self.size)
+        return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=self.generator)
+
+    def _encode_prompts(self) -> list[Tensor]:
+        """(1, 512, text_dim) of the prompt, and with guidance of the negative prompt."""
+        models, settings = self.models, self.settings
+        prompts = [settings.prompt, settings.negative_prompt] if self.guided else [settings.prompt]
+        with models.without_transformer():
+            texts = [self._encode_prompt(prompt) for prompt in prompts]
+            if settings.offload_model:
+                models.free("text_encoder")
+        return texts
+
     def _encode_prompt(self, prompt: str) -> Tensor:
-        """(1, 512, text_dim); the text encoder is loaded only for a prompt that no launch has seen before."""
+        """(1, 512, text_dim). The text encoder is loaded only for a prompt that is not in the cache."""
         models, text = self.models, cond.clean_prompt(prompt)
         states = models.cache.get(
             f"prompt {models.weights_device.type} {models.dtype} {text}",
@@ -203,44 +181,88 @@ class Animator:
         )
         return cond.pad_prompt(states).to(models.device)
 
+    def _prepare_transformer(self, segments: int) -> Compilation:
+        """Choose the attention kernel and whether to compile, and set how ranks share the tokens."""
+        models, settings, config = self.models, self.settings, self.transformer.config
+        self.attention = choose_backend(
+            settings.attention,
+            models.device,
+            models.dtype,
+            config["num_attention_heads"],
+            config["attention_head_dim"],
+        )
+        set_compile_cache(models.cache_root)
+        return self.transformer.prepare(
+            self.attention,
+            self.mesh and self.mesh.get_group("sequence"),
+            self._should_compile(segments),
+            settings.step_cache,
+            self.stopwatch,
+        )
+
+    def _should_compile(self, segments: int) -> bool:
+        """What the settings say. "auto": on CUDA, if the denoising steps save more time than compiling takes."""
+        settings, models, config = self.settings, self.models, self.transformer.config
+        if settings.compile != "auto":
+            return settings.compile == "on"
+        if models.device.type != "cuda":
+            return False
+        branches = 2 if self.guided and not self.cfg_parallel else 1
+        degree = models.ranks.size // (2 if self.cfg_parallel else 1)
+        dim = config["num_attention_heads"] * config["attention_head_dim"]
+        tokens = SegmentShape(*self.size, settings.clip_len).tokens // degree
+        return compiling_pays(
+            segments * settings.sampling_steps * branches,
+            config["num_layers"],
+            tokens * dim * models.dtype.itemsize,
+            models.device,
+            models.cache_root,
+        )
+
+    def _encode_reference(self, picture: Tensor) -> Tensor:
+        """CLIP features (1, 257, image_dim). The encoder is on the device only while it works."""
+        encoder = self.models.image_encoder()
+        nn.Module.to(encoder, self.models.device)
+        features = cond.encode_reference(picture, encoder).to(self.models.dtype)
+        nn.Module.to(encoder, torch.device("cpu"))
+        return features
+
     @torch.no_grad()
     def _embed(self, text: Tensor, features: Tensor) -> Tensor | list[Keys]:
+        """The context of a guidance branch, see `Branch`."""
         context = self.transformer.embed_context(text.to(self.models.dtype), features)
-        # Streamed blocks compute their keys at each step: to keep them all would cost what streaming is to save.
+        # Streamed blocks compute their keys at each step: the keys of all blocks take memory that streaming saves.
         return context if self.transformer.trunk.streamed else self.transformer.cross_keys(context)
 
-    def _encode(self, frames: np.ndarray) -> Tensor:
-        return self.vae.encode_video(cond.to_tensor(frames, self.models.device))
-
-    def _branches(self, clip: ClipInput) -> list[Branch]:
-        motion = self.transformer.encode_face(clip.face, self.models.ranks)
+    def _branches(self, segment: SegmentInput) -> list[Branch]:
+        motion = self.transformer.encode_face(segment.face, self.models.ranks)
         branches = [Branch(self.contexts[0], motion)]
         if self.guided:
             if self.unconditional_motion is None or self.unconditional_motion.shape != motion.shape:
-                black = np.zeros_like(clip.face)
+                black = np.zeros_like(segment.face)
                 self.unconditional_motion = self.transformer.encode_face(black, self.models.ranks)
             branches.append(Branch(self.contexts[1], self.unconditional_motion, "uncond"))
         return branches
 
-    def _known(self, clip: ClipInput, guide: Tensor | None) -> Tensor:
-        """Mask and latents of what is known, (1, 20, T_lat + 1, h, w), the reference picture in the first slot."""
-        frames = len(clip.pose)
+    def _encode_known(self, segment: SegmentInput, guide: Tensor | None) -> Tensor:
+        """Mask and latents of the known pixels, (1, 20, T_lat + 1, h, w), the reference picture in the first slot."""
+        frames = len(segment.pose)
         video = torch.zeros(1, 3, frames, *self.size, device=self.models.device)
         known = torch.zeros(frames, *(side // cond.VAE_STRIDE for side in self.size))
-        if clip.background is not None and clip.mask is not None:
-            video = cond.to_tensor(clip.background, self.models.device)
-            known = cond.background_known(clip.mask)
+        if segment.background is not None and segment.mask is not None:
+            video = cond.to_tensor(segment.background, self.models.device)
+            known = cond.background_known(segment.mask)
         if guide is not None:
             video[0, :, : guide.shape[1]] = guide
             known[: guide.shape[1]] = 1
-        latents = self._encode_known(video, guide) if clip.background is None else self.vae.encode_video(video)
+        latents = self._encode_blank(video, guide) if segment.background is None else self.vae.encode_video(video)
         latents = torch.cat([self.reference_latents, latents], dim=2)
         mask = cond.known_pixels(known).to(latents)
         mask = torch.cat([torch.ones_like(mask[:, :, :1]), mask], dim=2)
         return torch.cat([mask, latents], dim=1)
 
-    def _encode_known(self, video: Tensor, guide: Tensor | None) -> Tensor:
-        """Latents of a video that is all zeros after the guide."""
+    def _encode_blank(self, video: Tensor, guide: Tensor | None) -> Tensor:
+        """Latents of a video that is zero after the guide. Without a guide they come from the cache."""
         if guide is not None:
             return self.vae.encode_video(video, still_from=guide.shape[1])
         shape = "x".join(map(str, video.shape[2:]))
@@ -249,9 +271,3 @@ class Animator:
             lambda: self.vae.encode_video(video, still_from=0),
         )
         return latents.to(self.models.device)
-
-    def _draw_noise(self, frames: int) -> Tensor:
-        """Noise of one clip, (1, 16, T_lat + 1, h, w). On the CPU: the same whatever device generates."""
-        slots = (frames - 1) // 4 + 2
-        height, width = (side // cond.VAE_STRIDE for side in self.size)
-        return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=self.generator)

@@ -1,4 +1,4 @@
-"""Colours of one clip matched to another's, as means and spreads of L, a and b.
+"""Matches the colours of one segment to another's: means and standard deviations of L, a and b.
 
 Reinhard, Ashikhmin, Gooch, Shirley: Color Transfer between Images (2001), in CIE L*a*b* of sRGB under D65.
 """
@@ -10,7 +10,7 @@ Colours = tuple[float, ...]
 """Mean of L, a, b, then their standard deviations."""
 
 MOST_STRETCH = 1.25
-"""A spread is changed by this factor at most: a clip may well show more or less than the first."""
+"""Largest factor for a standard deviation: a segment may rightly show more or fewer colours than the first."""
 
 _TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 _WHITE = (0.95047, 1.0, 1.08883)
@@ -18,7 +18,7 @@ _DELTA = 6 / 29
 
 
 def colours_of(video: Tensor) -> Colours:
-    """Of a clip (3, T, H, W) in [-1, 1], a frame at a time."""
+    """Colours of a segment (3, T, H, W) in [-1, 1]. Works frame by frame."""
     sums, squares = torch.zeros(2, 3, dtype=torch.float64, device=video.device)
     for frame in video.unbind(1):
         lab = to_lab(frame).double()
@@ -30,15 +30,15 @@ def colours_of(video: Tensor) -> Colours:
 
 
 def matched(video: Tensor, wanted: Colours) -> Tensor:
-    """The clip (3, T, H, W) in [-1, 1] with the wanted colours, a frame at a time; what has NaN stays as it is."""
-    found = torch.tensor(colours_of(video), dtype=torch.float32, device=video.device).view(2, 3, 1, 1)
-    if not torch.isfinite(found).all():
+    """The segment (3, T, H, W) in [-1, 1] with the wanted colours. A segment with NaN is returned unchanged."""
+    own = torch.tensor(colours_of(video), dtype=torch.float32, device=video.device).view(2, 3, 1, 1)
+    if not torch.isfinite(own).all():
         return video
     target = torch.tensor(wanted, dtype=torch.float32, device=video.device).view(2, 3, 1, 1)
-    stretch = (target[1] / found[1].clamp(min=1e-3)).clamp(1 / MOST_STRETCH, MOST_STRETCH)
+    stretch = (target[1] / own[1].clamp(min=1e-3)).clamp(1 / MOST_STRETCH, MOST_STRETCH)
     result = torch.empty_like(video)
     for index, frame in enumerate(video.unbind(1)):
-        result[:, index] = from_lab((to_lab(frame) - found[0]) * stretch + target[0])
+        result[:, index] = from_lab((to_lab(frame) - own[0]) * stretch + target[0])
     return result
 
 
@@ -52,7 +52,7 @@ def to_lab(frame: Tensor) -> Tensor:
 
 
 def from_lab(lab: Tensor) -> Tensor:
-    """sRGB (3, H, W) in [-1, 1] of L, a, b (3, H, W); what sRGB cannot show is cut off."""
+    """sRGB (3, H, W) in [-1, 1] of L, a, b (3, H, W). Colours outside sRGB are clipped."""
     y = (lab[0] + 16) / 116
     roots = torch.stack([y + lab[1] / 500, y, y - lab[2] / 200])
     xyz = torch.where(roots > _DELTA, roots**3, 3 * _DELTA**2 * (roots - 4 / 29)) * lab.new_tensor(_WHITE).view(3, 1, 1)

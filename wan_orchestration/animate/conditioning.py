@@ -1,4 +1,4 @@
-"""What a clip is conditioned on: prompt, reference picture, face, known pixels. Layouts are channels first, RGB."""
+"""What a segment is conditioned on: prompt, reference picture, known pixels. Tensors are channels first, RGB."""
 
 import html
 import re
@@ -19,14 +19,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def to_tensor(frames: np.ndarray, device: torch.device | None = None) -> Tensor:
-    """Frames (T, H, W, 3) uint8 as (1, 3, T, H, W) float32 in [-1, 1] on the device, channels last in memory."""
+    """(1, 3, T, H, W) float32 in [-1, 1] of frames (T, H, W, 3) uint8, on the device, channels last in memory."""
     return torch.from_numpy(frames).to(device).permute(3, 0, 1, 2)[None].float().div_(127.5).sub_(1)
 
 
 def to_frames(video: Tensor) -> np.ndarray:
-    """Video (3, T, H, W) in [-1, 1] as (T, H, W, 3) uint8, what lies beyond cut off and NaN as 0.
+    """Frames (T, H, W, 3) uint8 of a video (3, T, H, W) in [-1, 1]. Larger values are clipped; NaN becomes grey.
 
-    All but one copy is done on the video's device.
+    Works on the video's device until a single copy to the host.
     """
     levels = video.nan_to_num().clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
     levels = rearrange(levels, "c t h w -> t h w c").contiguous()
@@ -36,9 +36,9 @@ def to_frames(video: Tensor) -> np.ndarray:
 
 
 def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fit a picture (h, w, 3) uint8 into (height, width, 3) between black bars.
+    """Fit a picture (h, w, 3) uint8 into (height, width, 3) with black bars.
 
-    Sizes and offsets are truncated and the interpolation is plain bilinear, as published.
+    As in the published code, sizes and offsets are truncated and the interpolation is bilinear.
     """
     h, w = picture.shape[:2]
     if h / w > height / width:
@@ -53,20 +53,20 @@ def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def clean_prompt(text: str) -> str:
-    """Text as the umT5 tokenizer of the model saw it: mended, unescaped, single spaces."""
+    """Clean a prompt as for the model's training: fix its Unicode, unescape HTML, collapse blanks."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
 
 @torch.no_grad()
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, encoder: UMT5EncoderModel) -> Tensor:
-    """umT5 states (1, n, text_dim) of the n valid tokens, at most 512, of a clean prompt."""
+    """umT5 states (1, n, text_dim) of a clean prompt's n tokens, at most 512."""
     tokens = tokenizer(text, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt").to(encoder.device)
     return encoder(**tokens).last_hidden_state
 
 
 def pad_prompt(states: Tensor) -> Tensor:
-    """States of a prompt as the model wants them, zero-padded to (1, 512, text_dim) and attended without a mask."""
+    """States padded with zeros to (1, 512, text_dim). The model attends to all of them, without a mask."""
     return F.pad(states, (0, 0, 0, TEXT_TOKENS - states.shape[1]))
 
 
@@ -74,7 +74,8 @@ def pad_prompt(states: Tensor) -> Tensor:
 def encode_reference(reference: Tensor, encoder: CLIPVisionModel) -> Tensor:
     """CLIP features (1, 257, image_dim) of the letterboxed reference (1, 3, 1, H, W) in [-1, 1].
 
-    The picture is squashed to the tower's square without antialiasing, and the last but one layer is taken.
+    As in the published code, the picture is resized to the tower's square without antialiasing or regard to its aspect
+    ratio, and the features are those of the last but one layer.
     """
     size = encoder.config.image_size
     assert isinstance(size, int)
@@ -86,18 +87,18 @@ def encode_reference(reference: Tensor, encoder: CLIPVisionModel) -> Tensor:
 
 
 def known_pixels(mask: Tensor) -> Tensor:
-    """Shares of known pixels (T, h, w) as the mask channels (1, 4, T_lat, h, w) of the model.
+    """The model's mask channels (1, 4, T_lat, h, w) of the shares of known pixels (T, h, w).
 
-    A latent frame has one channel for each of its four frames; the first frame fills all four of its own.
+    A latent frame has one channel for each of its four frames. The first latent frame repeats the first frame.
     """
     groups = torch.cat([mask[:1].expand(4, -1, -1), mask[1:]])
     return rearrange(groups, "(t four) h w -> 1 four t h w", four=4)
 
 
 def background_known(mask: np.ndarray) -> Tensor:
-    """Share of background (T, H / 8, W / 8) from a mask clip (T, H, W, 3) uint8, whose red is 255 on the person.
+    """Share of background (T, H / 8, W / 8) of a mask (T, H, W, 3) uint8 whose red channel is 255 on the person.
 
-    Nearest neighbour, and not binarised, as published.
+    As in the published code, the mask is resized by nearest neighbour and not binarised.
     """
     height, width = mask.shape[1] // VAE_STRIDE, mask.shape[2] // VAE_STRIDE
     share = 1 - torch.from_numpy(mask[:, None, :, :, 0]).float() / 255

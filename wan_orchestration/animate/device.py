@@ -1,4 +1,4 @@
-"""The device that a rank works on, and in which precision."""
+"""The device that a rank works on, and the precision it computes in."""
 
 import torch
 
@@ -8,10 +8,10 @@ from wan_orchestration.settings.generate import GenerateSettings
 
 
 def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device, torch.dtype]:
-    """This rank's device and the precision, as the settings ask for or as suits the machine.
+    """This rank's device and dtype, from the settings. "auto" takes what suits the machine.
 
     Raises:
-        BadInput: CUDA is asked for and there is none, or there are fewer devices than ranks.
+        BadInput: the settings want CUDA and there is none, or there are fewer devices than ranks.
     """
     available = torch.cuda.is_available()
     if settings.device == "cuda" and not available:
@@ -24,18 +24,18 @@ def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device,
     if index >= torch.cuda.device_count():
         raise BadInput(
             f"process {index + 1} of this machine has no CUDA device: there are {torch.cuda.device_count()}; start at "
-            "most as many processes (--nproc-per-node), and see CUDA_VISIBLE_DEVICES"
+            "most as many processes (--nproc-per-node), and check CUDA_VISIBLE_DEVICES"
         )
     return torch.device("cuda", index), getattr(torch, dtype)
 
 
 def wants_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a task's float32 convolutions are to be computed in TF32. The CPU has no such thing."""
+    """Whether to compute float32 convolutions in TF32, which CPUs do not have."""
     return device.type == "cuda" and dtype != torch.float32 and settings.tf32
 
 
 def use_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dtype) -> bool:
-    """Have this process compute as `wants_tf32` says. Matrix products in float32 are exact in any case."""
+    """Make this process compute as `wants_tf32` says. Float32 matrix products never use TF32."""
     wanted = wants_tf32(settings, device, dtype)
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = wanted, False
     return wanted

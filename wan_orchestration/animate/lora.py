@@ -1,7 +1,7 @@
-"""LoRA files, fused into the transformer: W + strength * (alpha / rank) * B A, and differences of whole weights.
+"""Fuses LoRA files into the transformer: W + strength * (alpha / rank) * B A, and differences of whole weights.
 
-Keys are read as the tools for Wan write them: peft, diffusers, ComfyUI and the original code with dotted names, kohya
-with underscores for dots.
+It reads keys as the tools for Wan write them: peft, diffusers, ComfyUI and the original code with dotted names, kohya
+with underscores instead of dots.
 """
 
 import json
@@ -19,15 +19,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from wan_orchestration.animate.layouts.original import convert_transformer, read_pickle
-from wan_orchestration.animate.memory.room import ran_out_of_memory
+from wan_orchestration.animate.layouts.original import convert_transformer
+from wan_orchestration.animate.layouts.weight_files import read_pickle
+from wan_orchestration.animate.memory.capacity import ran_out_of_memory
 from wan_orchestration.animate.transformer.sharding import own_rows
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import describe
 
 _PREFIX = re.compile(r"((base_model|model|diffusion_model|transformer|unet|dit|pipe)\.)*")
 _UNDERSCORED = re.compile(r"(lora_unet|lora_transformer|lycoris)_+")
-# Names of the original transformer with an underscore of their own.
+# Names in the original transformer that contain underscores.
 _COMPOUND = re.compile(
     r"(self_attn|cross_attn|norm_k_img|norm_[qk]|[kv]_img|[qk]_norm|(?:pose_)?patch_embedding|text_embedding"
     r"|time_embedding|time_projection|img_emb|face_adapter|fuser_blocks|linear1_kv|linear1_q|face_encoder|conv1_local"
@@ -42,7 +43,7 @@ _PARTS = {
     "diff_b": re.compile(r"\.diff_b$"),
     "diff_m": re.compile(r"\.diff_m$"),
 }
-"""How keys end; `diff_m` is the difference of a block's modulation."""
+"""Endings of keys. `diff_m` is the difference of a block's modulation."""
 _OTHER_KINDS = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
@@ -78,22 +79,22 @@ class Lora:
 
     @property
     def config(self) -> Path | None:
-        """The configuration that peft writes beside its adapters; it says alpha, where the file does not."""
+        """The configuration file that peft writes beside an adapter, if any. It holds alpha if the adapter does not."""
         beside = self.file.with_name("adapter_config.json")
         return beside if self.file.stem == "adapter_model" and beside.is_file() else None
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is added to a weight: `scale * value`, or, with `down`, `scale * value @ down`."""
+    """What to add to a weight: `scale * value`, or with `down` `scale * value @ down`."""
 
     keys: tuple[str, ...]
-    """Of the file."""
+    """The keys in the file."""
     scale: float
     value: Tensor
-    """Shaped like the weight; with `down` (out, rank), of a convolution (out, rank, 1, ...)."""
+    """Without `down`: shaped like the weight. With `down`: (out, rank), for a convolution (out, rank, 1, ...)."""
     down: Tensor | None = None
-    """(rank, in), of a convolution (rank, in, ...)."""
+    """(rank, in), for a convolution (rank, in, ...)."""
 
     @property
     def shape(self) -> str:
@@ -107,7 +108,7 @@ class Change:
         return up[1] == down[0] and (up[0], down[1]) == whole
 
     def delta(self, weight: Tensor, local: Tensor) -> Tensor:
-        """(rows of `local`) in float32 on its device; `local` holds this rank's rows of `weight`."""
+        """The change in float32 of `local`, which is this rank's rows of `weight`, on the same device."""
         rows = own_rows(weight, self.value).to(local.device, torch.float32)
         if self.down is not None:
             rows = rows.flatten(1) @ self.down.to(local.device, torch.float32).flatten(1)
@@ -116,13 +117,14 @@ class Change:
 
 @torch.no_grad()
 def fuse(model: nn.Module, lora: Lora) -> str | None:
-    """Add a LoRA to the weights it names, in float32, whatever their dtype; alpha defaults to the rank.
+    """Add a LoRA to the weights it names. Sums are computed in float32. Alpha defaults to the rank.
 
-    Returns in words what has no place in the model and was left out; None where all was added.
+    Returns:
+        A message about tensors that do not fit the model and were left out. None if all were added.
 
     Raises:
-        BadInput: the file is no LoRA or is damaged, or most of its modules have no place in the model. The model is
-            as it was.
+        BadInput: the file is not a LoRA or is damaged, or most of its modules do not fit the model. The model is then
+            unchanged.
     """
     tensors = _tensors(lora.file)
     modules, weights = _modules(lora.file, tensors), dict(model.named_parameters())
@@ -130,12 +132,12 @@ def fuse(model: nn.Module, lora: Lora) -> str | None:
     config = _config(lora)
     changes: dict[str, list[Change]] = defaultdict(list)
     left_out: dict[str, str] = {}
-    strangers = 0
+    misfits = 0
     for module, keys in modules.items():
         parts = {part: tensors[key] for part, key in keys.items()}
         wanted = list(_changes(_name(module, dotted), keys, parts, lora.strength, config))
         if not wanted:
-            left_out |= dict.fromkeys(keys.values(), "it is no part of a LoRA")
+            left_out |= dict.fromkeys(keys.values(), "it is not part of a LoRA")
         fits = 0
         for name, change in wanted:
             places = _places(weights, name, change)
@@ -145,16 +147,16 @@ def fuse(model: nn.Module, lora: Lora) -> str | None:
             fits += 1
             for place, part in places.items():
                 changes[place].append(part)
-        strangers += not fits
-    if 2 * strangers > len(modules):
+        misfits += not fits
+    if 2 * misfits > len(modules):
         key, reason = next(iter(left_out.items()))
         raise BadInput(
-            f"{lora.file}: {strangers} of its {len(modules)} modules have no place in the transformer, for instance "
+            f"{lora.file}: {misfits} of its {len(modules)} modules have no place in the transformer, for instance "
             f"{key!r}: {reason}; the file was made for another model"
         )
     for place, parts in changes.items():
         _add(weights[place], parts)
-    return _in_words(lora.file, left_out, len(tensors)) if left_out else None
+    return _message(lora.file, left_out, len(tensors)) if left_out else None
 
 
 def _add(weight: Tensor, changes: Iterable[Change]) -> None:
@@ -166,7 +168,7 @@ def _add(weight: Tensor, changes: Iterable[Change]) -> None:
 
 
 def _modules(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
-    """The keys of each module by part; a key that is no part of a LoRA stands for a module of its own."""
+    """The keys of each module by part. A key that is not part of a LoRA becomes a module of its own."""
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     for key in tensors:
         if kind := next((kind for sign, kind in _OTHER_KINDS.items() if sign in key), None):
@@ -187,7 +189,7 @@ def _modules(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, s
 
 
 def _name(module: str, dotted: Mapping[str, str]) -> str:
-    """A module's dotted name, of diffusers or of the original code."""
+    """A module's dotted name, in diffusers' or in the original naming."""
     if prefix := _UNDERSCORED.match(module):
         underscored = module[prefix.end() :]
         return dotted.get(underscored) or _COMPOUND.sub(lambda match: match[1] or ".", underscored)
@@ -197,7 +199,7 @@ def _name(module: str, dotted: Mapping[str, str]) -> str:
 def _changes(
     module: str, keys: Mapping[str, str], parts: Mapping[str, Tensor], strength: float, config: Mapping[str, Any]
 ) -> Iterator[tuple[str, Change]]:
-    """What the parts of a module add to which of its weights."""
+    """The names of a module's weights, and the change that its parts make to each."""
     if "down" in parts:
         scale = strength * _scale(module, parts["down"].shape[0], parts.get("alpha"), config)
         yield f"{module}.weight", Change((keys["down"], keys["up"]), scale, parts["up"], parts["down"])
@@ -209,7 +211,7 @@ def _changes(
 
 
 def _scale(module: str, rank: int, alpha: Tensor | None, config: Mapping[str, Any]) -> float:
-    """alpha / rank. Patterns in peft's configuration are ends of names."""
+    """alpha / rank. In peft's configuration, a pattern matches the end of a module's name."""
     patterns = config.get("alpha_pattern") or {}
     special = (value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
     value = float(alpha) if alpha is not None else next(special, config.get("lora_alpha") or rank)
@@ -217,13 +219,13 @@ def _scale(module: str, rank: int, alpha: Tensor | None, config: Mapping[str, An
 
 
 def _places(weights: Mapping[str, Tensor], name: str, change: Change) -> dict[str, Change]:
-    """The change by the names of the weights that it is for; a fused key/value has two. Empty: there is none."""
-    for candidate in (name, name.removesuffix(".weight")):  # a modulation is a weight without a module of its own
+    """The change of each weight that `name` stands for: two for a fused key/value, none if there is no such weight."""
+    for candidate in (name, name.removesuffix(".weight")):  # a modulation is a parameter, not a module with a weight
         if candidate in weights:
             return {candidate: change}
         try:
             converted = convert_transformer(candidate, change.value)
-        except IndexError:  # the motion encoder's biases have four dimensions there, this one has fewer
+        except IndexError:  # the converter expects four dimensions for the motion encoder's biases
             return {}
         if converted.keys() <= weights.keys():
             return {place: replace(change, value=value) for place, value in converted.items()}
@@ -235,17 +237,17 @@ def _as_matrix(tensor: Tensor) -> tuple[int, int]:
 
 
 def _misfit(weights: Mapping[str, Tensor], places: Mapping[str, Change]) -> str | None:
-    """Why a change cannot be made."""
+    """Why a change cannot be made. None: it can."""
     if not places:
         return "there is no such weight"
     for place, change in places.items():
         if not change.fits(weights[place]):
-            return f"its shape is {change.shape}, that of the transformer's weight {tuple(weights[place].shape)}"
+            return f"its shape is {change.shape}, but the transformer's weight has {tuple(weights[place].shape)}"
     return None
 
 
-def _in_words(file: Path, left_out: Mapping[str, str], total: int) -> str:
-    """Equal keys of different blocks are named once."""
+def _message(file: Path, left_out: Mapping[str, str], total: int) -> str:
+    """Names the same key of several blocks only once."""
     reasons = {re.sub(r"(?<=blocks[._])\d+", "*", key): reason for key, reason in left_out.items()}
     counts = Counter(re.sub(r"(?<=blocks[._])\d+", "*", key) for key in left_out)
     named = [f"{key} ({counts[key]}; {reason})" for key, reason in reasons.items()]
@@ -254,7 +256,7 @@ def _in_words(file: Path, left_out: Mapping[str, str], total: int) -> str:
 
 
 def _config(lora: Lora) -> dict[str, Any]:
-    """What peft says of the adapter, in the metadata, as diffusers writes it, or in a file beside it."""
+    """peft's configuration of the adapter: from the file beside it, or from its metadata, where diffusers writes it."""
     text, place = "{}", lora.file
     if lora.config:
         text, place = lora.config.read_text(), lora.config

@@ -1,4 +1,4 @@
-"""Opens the models of a snapshot, in either layout, strictly: every tensor has its place and every place a tensor."""
+"""The models of a snapshot: loads each when it is first needed, places it, and frees it."""
 
 import gc
 import logging
@@ -12,7 +12,6 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
@@ -25,22 +24,18 @@ from transformers import (
 from wan_orchestration.animate import lora
 from wan_orchestration.animate.layouts import original
 from wan_orchestration.animate.layouts.diffusers import configured, diffusers_tensors, empty_transformer
-from wan_orchestration.animate.layouts.original import Loaded
-from wan_orchestration.animate.memory.offload import Parking, stream
+from wan_orchestration.animate.layouts.fill import Loaded, fill, refuse
+from wan_orchestration.animate.layouts.weight_files import read_pickle
+from wan_orchestration.animate.memory.capacity import free_memory, ran_out_of_memory
+from wan_orchestration.animate.memory.offload import Swap, stream
 from wan_orchestration.animate.memory.placement import STREAMED, Name
 from wan_orchestration.animate.memory.quantize import quantize
-from wan_orchestration.animate.memory.room import free_memory, ran_out_of_memory
 from wan_orchestration.animate.memory.sizes import text_encoder_size
 from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.animate.tensor_cache import TensorCache
 from wan_orchestration.animate.transformer.model import AnimateTransformer
-from wan_orchestration.animate.transformer.sharding import (
-    kept_in_float32,
-    own_rows,
-    shard_text_encoder,
-    shard_transformer,
-)
-from wan_orchestration.animate.vae.layers import lighten
+from wan_orchestration.animate.transformer.sharding import shard_text_encoder, shard_transformer
+from wan_orchestration.animate.vae.layers import use_own_layers
 from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.errors import BadInput
 from wan_orchestration.settings.generate import Quantization
@@ -55,13 +50,14 @@ P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
 
 @dataclass
 class Models:
-    """The models of one snapshot, each loaded when first asked for.
+    """The models of one snapshot. Each is loaded when it is first needed.
 
-    The transformer and the text encoder run in `dtype`. The CLIP tower and, unless told otherwise, the VAE run in
-    float32: they are small, run once per clip or job, and their rounding is what shows in the picture.
+    The transformer and the text encoder run in `dtype`, the CLIP tower in float32, and the VAE in `vae_dtype`. Float32
+    is the default for the VAE too: both are small and run once per segment or job, and their rounding errors show in
+    the picture.
 
     Ranks share the VAE's work. With `fsdp` they also share the weights of the transformer and the text encoder, and
-    must then load, use and drop models together.
+    must then load, use and free models together.
     """
 
     snapshot: Snapshot
@@ -73,25 +69,25 @@ class Models:
     quantization: Quantization = "off"
     vae_dtype: torch.dtype = torch.float32
     tf32: bool = False
-    """Whether this process computes float32 convolutions in TF32, see `clips.use_tf32`."""
+    """Whether this process computes float32 convolutions in TF32, see `device.use_tf32`."""
     cache_root: Path | None = None
-    """Where tensors that every launch would compute anew are kept; None: in memory only."""
+    """Folder of the tensor cache and the compile cache. None: in memory only."""
     stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False)
     cache: TensorCache = field(init=False, repr=False)
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
     _left_out: list[str] = field(default_factory=list, init=False, repr=False)
-    """What of the LoRAs has no place in the transformer, in words."""
-    _parked: Parking | None = field(default=None, init=False, repr=False)
+    """Messages about LoRA tensors that do not fit the transformer."""
+    _swap: Swap | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
         self.cache = TensorCache(folder, self.ranks, "tf32" if self.tf32 else "")
 
     def transformer(self, loras: tuple[lora.Lora, ...] = ()) -> AnimateTransformer:
-        """The transformer with these LoRAs fused; another set than before reloads the weights.
+        """The transformer with these LoRAs fused. Other LoRAs than before reload the weights.
 
-        What of them has no place in it is a warning, each time, from the leading rank.
+        Rank 0 warns on each call of LoRA tensors that do not fit the transformer.
         """
         if self._loras != loras:
             self.free("transformer")
@@ -105,40 +101,40 @@ class Models:
 
     def _prepare_transformer(self, loras: tuple[lora.Lora, ...]) -> None:
         transformer = self._load_transformer()
-        said = [lora.fuse(transformer, item) for item in loras]
-        self._loras, self._left_out = loras, [text for text in said if text]
+        messages = [lora.fuse(transformer, item) for item in loras]
+        self._loras, self._left_out = loras, [text for text in messages if text]
         self._place(transformer)
         self._loaded["transformer"] = transformer
 
     def _place(self, transformer: AnimateTransformer) -> None:
-        """Quantise the transformer, and have it take less of the device as the placement says; its LoRAs are in."""
+        """Quantise the transformer and place it. Its LoRAs are already fused."""
         if self.quantization != "off":
             quantize(transformer, self.quantization, self.weights_device)
         if self.placement != "resident":
-            transformer.work_in_slices()
+            transformer.use_slices()
         if self.placement == "swap":
-            self._parked = Parking(transformer, self.device)
+            self._swap = Swap(transformer, self.device)
         if self.streamed:
             stream(transformer, self.device)
 
     @contextmanager
     def without_transformer(self) -> Iterator[None]:
-        """While other models work: the transformer gives way to them where the placement says so."""
-        if self._parked:
-            self._parked.leave()
+        """For the time that other models work: with placement `swap`, the transformer leaves the device."""
+        if self._swap:
+            self._swap.swap_out()
         try:
             yield
         finally:
-            if self._parked:
-                self._parked.come()
+            if self._swap:
+                self._swap.swap_in()
 
     def vae(self) -> AnimateVae:
         return self._once("vae", self._load_shared_vae)
 
     def text_encoder(self) -> UMT5EncoderModel:
-        """The text encoder. Where it does not fit beside the transformer, that is dropped, and loaded anew later."""
-        meets = "transformer" in self._loaded and "text_encoder" not in self._loaded and not self.fsdp
-        if meets and text_encoder_size(self.snapshot, self.dtype) > free_memory(self.weights_device):
+        """The text encoder. If it does not fit beside the transformer, the transformer is freed and reloaded later."""
+        both = "transformer" in self._loaded and "text_encoder" not in self._loaded and not self.fsdp
+        if both and text_encoder_size(self.snapshot, self.dtype) > free_memory(self.weights_device):
             self.free("transformer")
         return self._once("text_encoder", self._load_text_encoder)
 
@@ -151,11 +147,11 @@ class Models:
         return self._once("tokenizer", lambda: AutoTokenizer.from_pretrained(path, local_files_only=True))
 
     def free(self, *names: str) -> None:
-        """Drop models, and give their memory back to the device."""
+        """Drop models and release their memory."""
         for name in names:
             self._loaded.pop(name, None)
         if "transformer" in names:
-            self._loras, self._left_out, self._parked = (), [], None
+            self._loras, self._left_out, self._swap = (), [], None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -173,12 +169,12 @@ class Models:
 
     @property
     def streamed(self) -> bool:
-        """Whether the transformer's blocks lie in host memory until they run."""
+        """Whether the transformer's blocks stay in host memory until they run."""
         return self.placement in STREAMED
 
     @property
     def weights_device(self) -> torch.device:
-        """Where the transformer's blocks lie, and prompts are encoded: beside streamed blocks there is no room."""
+        """Where the transformer's blocks lie and the text encoder runs: the CPU if the blocks are streamed."""
         return torch.device("cpu") if self.streamed else self.device
 
     def _load_transformer(self) -> AnimateTransformer:
@@ -189,13 +185,13 @@ class Models:
             tensors = original.transformer_tensors(self.snapshot.path)
         if mesh := self._shards:
             shard_transformer(model, mesh)
-        # To be quantised, blocks come to the device one by one: there may be no room for all of them as they are.
+        # Quantization moves the blocks to the device one by one: unquantised, all of them may not fit.
         device = torch.device("cpu") if self.quantization != "off" else self.weights_device
-        return self._fill(model, tensors, self.dtype, device)
+        return fill(model, tensors, self.dtype, device)
 
     def _load_shared_vae(self) -> AnimateVae:
         vae = self._load_vae()
-        lighten(vae, by_frames=self.placement != "resident")
+        use_own_layers(vae, by_frames=self.placement != "resident")
         vae.tiled = self.placement == "tiled"
         vae.split_over(self.ranks)
         return vae
@@ -205,7 +201,7 @@ class Models:
             folder = self.snapshot.path / "vae"
             with init_empty_weights():
                 model = configured(AnimateVae, folder)
-            return self._fill(model, diffusers_tensors(folder), self.vae_dtype)
+            return fill(model, diffusers_tensors(folder), self.vae_dtype, self.device)
         return self._from_pickle(
             VAE,
             original.vae_config,
@@ -217,7 +213,7 @@ class Models:
     def _load_text_encoder(self) -> UMT5EncoderModel:
         mesh = self._shards
         if self.snapshot.layout == "diffusers":
-            # To be sharded it is loaded on the CPU: its layers then reach the device one by one, already cut.
+            # To be sharded, it is loaded on the CPU. The device then gets only this rank's part of each layer.
             device = torch.device("cpu") if mesh else self.weights_device
             model = self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype, device)
             if mesh:
@@ -226,9 +222,9 @@ class Models:
             return model
         return self._from_pickle(
             TEXT_ENCODER,
-            original.text_config,
+            original.text_encoder_config,
             lambda config: UMT5EncoderModel(UMT5Config(**config)),
-            original.text_tensors,
+            original.text_encoder_tensors,
             self.dtype,
             shard_text_encoder,
             self.weights_device,
@@ -239,9 +235,9 @@ class Models:
             return self._from_transformers(CLIPVisionModel, "image_encoder", torch.float32, self.device)
         return self._from_pickle(
             IMAGE_ENCODER,
-            original.clip_config,
+            original.image_encoder_config,
             lambda config: CLIPVisionModel(CLIPVisionConfig(**config)),
-            original.clip_tensors,
+            original.image_encoder_tensors,
             torch.float32,
         )
 
@@ -256,7 +252,7 @@ class Models:
         device: torch.device | None = None,
     ) -> M:
         file = self.snapshot.path / name
-        weights = original.read_pickle(file)
+        weights = read_pickle(file)
         try:
             config = configure(weights)
         except KeyError as missing:
@@ -265,12 +261,12 @@ class Models:
             model = build(config)
         if shard and (mesh := self._shards):
             shard(model, mesh)
-        return self._fill(model, tensors(file, weights), dtype, device)
+        return fill(model, tensors(file, weights), dtype, device or self.device)
 
     def _from_transformers(self, cls: type[P], name: str, dtype: torch.dtype, device: torch.device) -> P:
         folder = self.snapshot.path / name
         try:
-            # A pair because of output_loading_info; the signature does not say so.
+            # With output_loading_info it returns a pair, which its signature does not say.
             pair: Any = cls.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, output_loading_info=True, device_map=str(device)
             )
@@ -281,54 +277,5 @@ class Models:
             raise BadInput(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report.get(kind):
-                _refuse(folder, kind.removesuffix("_keys"), sorted(map(str, report[kind])))
+                refuse(folder, kind.removesuffix("_keys"), sorted(map(str, report[kind])))
         return loaded.eval().requires_grad_(False)
-
-    def _fill(self, model: M, tensors: Iterable[Loaded], dtype: torch.dtype, device: torch.device | None = None) -> M:
-        """Put each tensor in its place as it is read, so that never two copies of the weights exist."""
-        device = device or self.device
-        if isinstance(model, UMT5EncoderModel):
-            model.tie_weights()
-        places = dict(model.named_parameters())
-        weights, file, unexpected = {}, None, []
-        for file, original_name, converted in tensors:
-            for name, value in converted.items():
-                place = places.pop(name, None)
-                if place is None:
-                    unexpected.append(original_name)
-                    continue
-                if place.shape != value.shape:
-                    value = _reshape_bias(file, original_name, value, place)
-                wanted = torch.float32 if kept_in_float32(model, name) else dtype
-                # A copy, because a slice or a mapped page would hold the whole file.
-                value = own_rows(place, value).to(device, wanted, copy=True)
-                weights[name] = _distribute(place, value) if isinstance(place, DTensor) else value
-        if unexpected:
-            _refuse(file, "unexpected", unexpected)
-        if places:
-            _refuse(file, "missing", sorted(places))
-        model.load_state_dict(weights, strict=False, assign=True)
-        if isinstance(model, UMT5EncoderModel):
-            model.tie_weights()
-        nn.Module.to(model, device)
-        return model.eval().requires_grad_(False)
-
-
-def _distribute(place: DTensor, rows: Tensor) -> DTensor:
-    return DTensor.from_local(
-        rows, place.device_mesh, place.placements, run_check=False, shape=place.shape, stride=place.stride()
-    )
-
-
-def _reshape_bias(file: Path, name: str, value: Tensor, place: Tensor) -> Tensor:
-    if value.numel() == place.numel() and value.squeeze().shape == place.squeeze().shape:
-        return value.reshape(place.shape)
-    raise BadInput(
-        f"{file}: tensor {name!r} has shape {tuple(value.shape)}, but the snapshot's configuration asks for "
-        f"{tuple(place.shape)}"
-    )
-
-
-def _refuse(place: Path | None, kind: str, names: list[str]) -> None:
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    raise BadInput(f"{place}: {len(names)} {kind} tensor(s): {shown}; the snapshot is damaged or of another model")

@@ -13,8 +13,8 @@ Solver = DPMSolverMultistepScheduler | UniPCMultistepScheduler
 def sigmas(steps: int, shift: float, solver: str) -> np.ndarray:
     """Noise levels of the published sampler: (steps + 1,) float32 from about 1 down to 0.
 
-    They are s' = shift * s / (1 + (shift - 1) * s) of evenly spaced s, starting at 1 for dpm++ and at 0.999 for unipc.
-    diffusers spaces them otherwise, up to 2.5e-3 apart.
+    shift * s / (1 + (shift - 1) * s) for evenly spaced s, which start at 1 for dpm++ and at 0.999 for unipc. Those of
+    diffusers differ by up to 2.5e-3.
     """
     start = 1.0 if solver == "dpm++" else 1 - 1 / TRAIN_TIMESTEPS
     even = np.linspace(start, 0, steps + 1)[:-1]
@@ -22,7 +22,7 @@ def sigmas(steps: int, shift: float, solver: str) -> np.ndarray:
 
 
 def make_solver(name: str, steps: int, shift: float) -> Solver:
-    """A solver set to the published sigmas, ready for `step`. Its timesteps are the sigmas in 1/1000, truncated."""
+    """A solver with the published sigmas, ready for `step`. Its timesteps are the sigmas times 1000, truncated."""
     if name == "dpm++":
         solver: Solver = DPMSolverMultistepScheduler(
             num_train_timesteps=TRAIN_TIMESTEPS, prediction_type="flow_prediction", use_flow_sigmas=True
@@ -35,6 +35,6 @@ def make_solver(name: str, steps: int, shift: float) -> Solver:
     levels = sigmas(steps, shift, name)
     solver.sigmas = torch.from_numpy(levels)
     solver.timesteps = torch.from_numpy((levels[:-1] * TRAIN_TIMESTEPS).astype(np.int64))
-    # Truncation can give two steps the same number, so that a step must be found by its place.
+    # Truncation can give two steps the same timestep, so the solver must count steps instead of looking them up.
     solver.set_begin_index(0)
     return solver

@@ -1,4 +1,4 @@
-"""Tensors that follow from a snapshot and a few values alone, kept in memory and on the disk for later launches."""
+"""Caches tensors that depend only on a snapshot and a few values, in memory and on disk for later launches."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,16 +13,17 @@ from torch import Tensor
 from wan_orchestration.animate.parallel.ranks import Ranks
 
 KEPT_IN_MEMORY = 16
+"""Tensors."""
 _VERSIONS = f"{version('torch')} {version('transformers')}"
 
 
 class TensorCache:
-    """Results of the snapshot's own models: prompt embeddings, latents of an empty clip.
+    """Results of the snapshot's models: prompt embeddings, and the latents of an empty segment.
 
     Args:
-        folder: of this snapshot's tensors; None to keep them in memory only. Safe to delete at any time.
-        ranks: where there are several, they agree whether a tensor is there, because they compute it together.
-        precision: how this launch computes, which is part of every key.
+        folder: of this snapshot's tensors. None: in memory only. It may be deleted at any time.
+        ranks: all compute a tensor together unless all of them have it.
+        precision: how this launch computes. It is part of every key.
     """
 
     def __init__(self, folder: Path | None, ranks: Ranks, precision: str = "") -> None:
@@ -30,7 +31,7 @@ class TensorCache:
         self._known: dict[str, Tensor] = {}
 
     def get(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor of that key on the CPU; computed, and kept, where it is not there yet."""
+        """The tensor of a key, on the CPU. Computes and stores it if it is not in the cache."""
         name = hashlib.sha256(f"{key} {self.precision} {_VERSIONS}".encode()).hexdigest()
         if name not in self._known:
             found = self._read(name)
@@ -47,7 +48,7 @@ class TensorCache:
             return None
         try:
             return load_file(self.folder / f"{name}.safetensors")["value"]
-        except Exception:  # missing, cut off by a full disk, or not readable: computed again
+        except Exception:  # missing, cut short by a full disk, or unreadable: compute it again
             return None
 
     def _write(self, name: str, value: Tensor) -> None:
@@ -55,9 +56,9 @@ class TensorCache:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # A file of its own first: several launches and ranks may find out the same at once.
+            # To a temporary file first: several launches and ranks may write the same tensor at once.
             with NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
                 part.write(save({"value": value.contiguous()}))
             Path(part.name).replace(self.folder / f"{name}.safetensors")
         except OSError:
-            return  # a disk that is full or read-only costs time, not the video
+            return  # on a full or read-only disk, later launches compute it again

@@ -10,10 +10,10 @@ import psutil
 import torch
 from accelerate import init_empty_weights
 
-from wan_orchestration.animate.memory.cost import clip_seconds, measured_tflops
-from wan_orchestration.animate.memory.placement import ClipShape, Placement, choose, placements
-from wan_orchestration.animate.memory.room import device_memory
+from wan_orchestration.animate.memory.capacity import device_memory
+from wan_orchestration.animate.memory.placement import Placement, SegmentShape, choose, placements
 from wan_orchestration.animate.memory.sizes import Sizes, sizes
+from wan_orchestration.animate.speed import measured_tflops, segment_seconds
 from wan_orchestration.animate.transformer.model import AnimateTransformer
 from wan_orchestration.cli.flags import Parser
 from wan_orchestration.errors import BadInput
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(argv)
         width, height = size(arguments.resolution)
-        clip = ClipShape(height, width, arguments.clip_len, guided=arguments.guidance)
+        clip = SegmentShape(height, width, arguments.clip_len, guided=arguments.guidance)
         vae_dtype = getattr(torch, arguments.vae_dtype)
         exact, quantized = (snapshot_sizes(arguments.checkpoint_dir, eight, vae_dtype) for eight in (False, True))
         models = exact if arguments.quantization == "off" else quantized
@@ -106,7 +106,7 @@ def snapshot_sizes(folder: Path | None, quantized: bool = False, vae_dtype: torc
     )
 
 
-def all_ways(models: Sizes, clip: ClipShape, gpus: int) -> list[tuple[str, bool, Placement]]:
+def all_ways(models: Sizes, clip: SegmentShape, gpus: int) -> list[tuple[str, bool, Placement]]:
     """Name, whether weights are sharded, and needs of each way; sharding, where there are several GPUs, comes first."""
     ways = [(way.name, False, way) for way in placements(models, clip, gpus)]
     if gpus > 1:
@@ -115,20 +115,22 @@ def all_ways(models: Sizes, clip: ClipShape, gpus: int) -> list[tuple[str, bool,
     return ways
 
 
-def ways_lines(models: Sizes, clip: ClipShape, steps: int, gpus: int, vram: int, ram: int, tflops: float) -> list[str]:
+def ways_lines(
+    models: Sizes, clip: SegmentShape, steps: int, gpus: int, vram: int, ram: int, tflops: float
+) -> list[str]:
     """A table of the ways to place the models."""
     lines = [f"  {'placement':>10} {'GB each':>8} {'host GB':>8} {'s/clip':>7}"]
     chosen = choose(placements(models, clip, gpus), vram, ram)[0].name
     for name, _, way in all_ways(models, clip, gpus):
         fits = "fits" if way.fits(vram, ram) else "does not fit"
-        seconds = clip_seconds(models, clip, steps, way.name, tflops, gpus)
+        seconds = segment_seconds(models, clip, steps, way.name, tflops, gpus)
         mark = "*" if name == chosen else " "
         lines.append(f"{mark} {name:>10} {way.vram / GB:8.1f} {way.ram / GB:8.0f} {seconds:7.0f}  {fits}")
     return lines
 
 
 def card_lines(
-    exact: Sizes, quantized: Sizes, clip: ClipShape, steps: int, gpus: int, gigabytes: int, tflops: float
+    exact: Sizes, quantized: Sizes, clip: SegmentShape, steps: int, gpus: int, gigabytes: int, tflops: float
 ) -> Iterator[str]:
     """The fastest exact way that fits so many cards, given host memory enough; and a faster one with 8-bit weights."""
     found: list[str] = []
@@ -137,7 +139,7 @@ def card_lines(
         # Sharding and 8-bit weights exclude each other.
         way = next((one for one in fitting if not (one[1] and name == "fp8")), None)
         if way and way[0] not in found:
-            seconds = clip_seconds(models, clip, steps, way[2].name, tflops, gpus)
+            seconds = segment_seconds(models, clip, steps, way[2].name, tflops, gpus)
             memory = f"{way[2].vram / GB:8.1f} {way[2].ram / GB:8.0f}"
             yield f"{gpus:>3} x {gigabytes:2d} GB {way[0]:>10} {memory} {seconds:7.0f}  {name}"
             found.append(way[0])

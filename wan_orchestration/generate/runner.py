@@ -21,8 +21,8 @@ import torch
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.device import pick_device, wants_tf32
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.memory.placement import WAYS, ClipShape, Name, has_seams, out_of_memory
-from wan_orchestration.animate.memory.room import ran_out_of_memory
+from wan_orchestration.animate.memory.capacity import ran_out_of_memory
+from wan_orchestration.animate.memory.placement import WAYS, Name, SegmentShape, has_seams, out_of_memory
 from wan_orchestration.animate.parallel.ranks import RankFailed, connect
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing, sha256
@@ -233,7 +233,7 @@ class Runner:
                     break
                 if others is None or not self.ranks.usable:
                     pose, clip_len = plan.clips.pose, plan.task.settings.clip_len
-                    shape = ClipShape(pose.height, pose.width, clip_len)
+                    shape = SegmentShape(pose.height, pose.width, clip_len)
                     raise torch.OutOfMemoryError(out_of_memory(error, way, shape)) from error
                 self.reporter.log(f"{plan.task.job_id}: out of memory with placement {way.name}; trying {others.name}")
 

@@ -13,13 +13,13 @@ import psutil
 import torch
 from torch import Tensor
 
-from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.animator import Animator, SegmentInput
 from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.device import pick_device, use_tf32
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory import quantize
-from wan_orchestration.animate.memory.placement import ClipShape, Name, Placement, choose, has_seams, placements
-from wan_orchestration.animate.memory.room import device_memory, ran_out_of_memory
+from wan_orchestration.animate.memory.capacity import device_memory, ran_out_of_memory
+from wan_orchestration.animate.memory.placement import Name, Placement, SegmentShape, choose, has_seams, placements
 from wan_orchestration.animate.memory.sizes import sizes
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
@@ -119,7 +119,7 @@ class ClipMaker:
         guiding = self._share_guide(guide, (3, settings.refert_num, height, width)) if plan.first else None
         stride, colours = settings.clip_len - settings.refert_num, plan.colours
 
-        def read(index: int) -> ClipInput:
+        def read(index: int) -> SegmentInput:
             length = settings.clip_len
             if settings.trim_last_clip and index == plan.count - 1:
                 length = min(length, enough_frames(clips.pose.frames - index * stride))
@@ -178,7 +178,7 @@ class ClipMaker:
         wanted = "tiled" if settings.placement == "auto" and seams else settings.placement
         if device.type == "cpu":
             return [Placement("resident" if wanted == "auto" or self.fsdp else wanted)]
-        shape = ClipShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
+        shape = SegmentShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
         found = sizes(plan.snapshot, dtype, settings.quantization != "off", getattr(torch, settings.vae_dtype))
         ways = placements(found, shape, self.ranks.size, self.fsdp, keep_text=not settings.offload_model)
         if wanted != "auto":
@@ -219,7 +219,7 @@ def enough_frames(wanted: int) -> int:
     return max(5, -(-(wanted - 1) // 4) * 4 + 1)
 
 
-def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> ClipInput:
+def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> SegmentInput:
     def read(name: str) -> np.ndarray | None:
         reader = streams.get(name)
         return None if reader is None else reader.read(pingpong(reader.info.frames, start, length))
@@ -227,7 +227,7 @@ def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> Clip
     pose, face = read("pose"), read("face")
     assert pose is not None
     assert face is not None
-    return ClipInput(pose, face, read("background"), read("mask"))
+    return SegmentInput(pose, face, read("background"), read("mask"))
 
 
 def _ignore(done: int) -> None:

@@ -1,4 +1,4 @@
-"""What memory the engine is expected to take, against what its own code takes."""
+"""The memory that the engine is expected to take, against what its code takes."""
 
 import weakref
 from dataclasses import replace
@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from wan_orchestration.animate.memory import placement
-from wan_orchestration.animate.memory.placement import ClipShape, Placement, choose, placements
+from wan_orchestration.animate.memory.placement import Placement, SegmentShape, choose, placements
 from wan_orchestration.animate.memory.sizes import Sizes, sizes
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.transformer.model import AnimateTransformer, Branch
-from wan_orchestration.animate.vae.layers import lighten
+from wan_orchestration.animate.vae.layers import use_own_layers
 from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.weights.snapshot import open_snapshot
 
@@ -22,7 +22,7 @@ GB = 10**9
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, as they come and go."""
+    """Counts the bytes of the tensors that operations create, until they are freed."""
 
     def __init__(self, *before):
         super().__init__()
@@ -62,7 +62,7 @@ def test_sizes_are_those_of_the_loaded_models(snapshot):
     assert found.block == max(map(loaded, transformer.blocks))
     assert found.outside == loaded(transformer) - loaded(transformer.blocks) - loaded(transformer.face_adapter)
     assert found.vae == loaded(models.vae())
-    assert found.text_encoder == pytest.approx(loaded(models.text_encoder()), rel=0.3)  # parts of it stay in float32
+    assert found.text_encoder == pytest.approx(loaded(models.text_encoder()), rel=0.3)  # some weights stay in float32
     assert (found.dim, found.layers, found.vae_width) == (128, 5, 4)
 
 
@@ -76,9 +76,9 @@ def test_quantised_weights_take_a_byte_each(snapshot):
 
 @pytest.mark.parametrize("in_slices", [False, True])
 @pytest.mark.parametrize("height, width, dtype", [(480, 832, torch.bfloat16), (720, 1280, torch.bfloat16)])
-def test_activations_are_those_of_a_step(height, width, dtype, in_slices):
+def test_activations_of_a_denoising_step(height, width, dtype, in_slices):
     """At the widths of the 14B model, on tensors without data."""
-    clip = ClipShape(height, width, 77)
+    segment = SegmentShape(height, width, 77)
     slots, rows, columns = 21, height // 8, width // 8
     with FakeTensorMode(), torch.no_grad():
         torch.set_default_dtype(dtype)
@@ -87,7 +87,7 @@ def test_activations_are_those_of_a_step(height, width, dtype, in_slices):
         finally:
             torch.set_default_dtype(torch.float32)
         if in_slices:
-            model.work_in_slices()
+            model.use_slices()
         model.prepare("native", None)
         pose = torch.empty(1, 5120, slots - 1, rows // 2, columns // 2, dtype=dtype)
         branch = Branch(
@@ -97,7 +97,7 @@ def test_activations_are_those_of_a_step(height, width, dtype, in_slices):
         with Peak(*model.parameters(), *model.buffers()) as memory:
             model.denoise(latents, torch.tensor([500]), y, pose, branch)
     maps = placement.SLICED_MAPS if in_slices else placement.DENOISE_MAPS
-    expected = maps * clip.tokens * 5120 * dtype.itemsize
+    expected = maps * segment.tokens * 5120 * dtype.itemsize
     assert expected == pytest.approx(memory.peak, rel=0.1)
 
 
@@ -110,11 +110,11 @@ def test_activations_are_those_of_a_step(height, width, dtype, in_slices):
         pytest.param(480, 832, "tiled", marks=pytest.mark.heavy),
     ],
 )
-def test_the_vae_takes_as_much_as_expected(height, width, name, monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # its convolution wants data
+def test_the_vae_takes_the_expected_memory(height, width, name, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # its convolution needs real data
     with FakeTensorMode(), torch.no_grad():
         vae = AnimateVae()
-        lighten(vae, by_frames=name != "resident")
+        use_own_layers(vae, by_frames=name != "resident")
         vae.tiled = name == "tiled"
         with Peak(*vae.parameters()) as memory:
             vae.decode_video(torch.empty(1, 16, 20, height // 8, width // 8))
@@ -122,9 +122,9 @@ def test_the_vae_takes_as_much_as_expected(height, width, name, monkeypatch):
         with Peak(*vae.parameters()) as memory:
             vae.encode_video(torch.empty(1, 3, 77, height, width))
     assert memory.peak < decoding
-    # Of a model that is nothing but its VAE.
+    # Sizes of a model that has only a VAE.
     alone = replace(BIG, transformer=0, loaded=0, block=0, outside=0, text_encoder=0, vae=0, dim=0)
-    expected = {way.name: way.vram - placement.OVERHEAD for way in placements(alone, ClipShape(height, width, 77))}
+    expected = {way.name: way.vram - placement.OVERHEAD for way in placements(alone, SegmentShape(height, width, 77))}
     assert expected[name] == pytest.approx(decoding, rel=0.06)
 
 
@@ -135,42 +135,42 @@ BIG = Sizes(
 
 
 def test_each_way_takes_less_than_the_one_before():
-    ways = placements(BIG, ClipShape(480, 832, 77))
+    ways = placements(BIG, SegmentShape(480, 832, 77))
     assert [way.name for way in ways] == ["resident", "swap", "offload", "tiled"]
     assert ways[0].vram >= ways[1].vram > ways[2].vram > ways[3].vram
     assert ways[0].vram > BIG.transformer
     assert ways[2].vram < BIG.transformer < ways[2].ram
 
 
-def test_what_is_to_be_quantised_passes_through_host_memory():
+def test_weights_to_quantise_pass_through_host_memory():
     small = replace(BIG, transformer=18 * GB)
-    ways = placements(small, ClipShape(480, 832, 77))
+    ways = placements(small, SegmentShape(480, 832, 77))
     assert all(way.ram > BIG.loaded for way in ways)
-    assert ways[0].vram == placements(BIG, ClipShape(480, 832, 77))[0].vram - 17 * GB
+    assert ways[0].vram == placements(BIG, SegmentShape(480, 832, 77))[0].vram - 17 * GB
 
 
-def test_ranks_share_activations_and_with_fsdp_weights():
-    clip = ClipShape(720, 1280, 77)
-    one, two = placements(BIG, clip)[0].vram, placements(BIG, clip, ranks=2)[0].vram
-    (sharded,) = placements(BIG, clip, ranks=2, fsdp=True)
+def test_ranks_share_activations_and_with_fsdp_also_weights():
+    segment = SegmentShape(720, 1280, 77)
+    one, two = placements(BIG, segment)[0].vram, placements(BIG, segment, ranks=2)[0].vram
+    (sharded,) = placements(BIG, segment, ranks=2, fsdp=True)
     assert one - two > 5 * GB
     assert two - sharded.vram == BIG.transformer // 2
 
 
-def test_a_text_encoder_that_stays_is_counted():
-    clip = ClipShape(480, 832, 77)
-    freed, kept = (placements(BIG, clip, keep_text=keep) for keep in (False, True))
+def test_a_text_encoder_that_stays_loaded_is_counted():
+    segment = SegmentShape(480, 832, 77)
+    freed, kept = (placements(BIG, segment, keep_text=keep) for keep in (False, True))
     assert [after.vram - before.vram for before, after in zip(freed, kept, strict=True)] == [11 * GB, 11 * GB, 0, 0]
 
 
-def test_the_first_that_fits_is_chosen():
+def test_the_first_placement_that_fits_is_chosen():
     ways = [Placement("resident", 40, 1), Placement("swap", 30, 50), Placement("offload", 10, 50)]
     assert [way.name for way in choose(ways, 40, 50)] == ["resident", "swap", "offload"]
     assert [way.name for way in choose(ways, 20, 50)] == ["offload"]
     assert [way.name for way in choose(ways, 35, 10)] == ["offload"]
 
 
-def test_the_message_names_the_way_and_what_to_change():
-    message = placement.out_of_memory(RuntimeError("no room"), Placement("swap"), ClipShape(720, 1280, 77))
+def test_the_message_names_the_placement_and_what_to_change():
+    message = placement.out_of_memory(RuntimeError("no room"), Placement("swap"), SegmentShape(720, 1280, 77))
     for words in ("placement swap", "1280x720x77", "no room", "placement: offload", "clip_len", "wan-animate plan"):
         assert words in message

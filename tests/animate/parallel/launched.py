@@ -1,8 +1,8 @@
-"""Runs a request on the ranks that torchrun started: `launched.py REQUEST.json plain fsdp`, once for each word.
+"""Runs a request on the ranks of torchrun, once for each word: `launched.py REQUEST.json plain fsdp`.
 
-For each word the outputs go to a folder of that name beside the request. Rank 0 prints the results, a JSON line each.
-The words `full`, `raise` and `die` let rank 1 fail in the first denoising step, which others then wait in: for want of
-memory, and then only where all models lie on the device; by an error; or with its process.
+The outputs for a word go to a folder of that name beside the request. Rank 0 prints each result as a JSON line.
+With the words `full`, `raise` and `die`, rank 1 fails in the first denoising step, in which the other ranks then wait:
+it runs out of memory (only with placement `resident`), raises an error, or is killed.
 """
 
 import os
@@ -35,7 +35,7 @@ class Printer:
 
 
 def fail(*arguments):
-    raise RuntimeError("rank 1 has had enough")
+    raise RuntimeError("rank 1 fails on purpose")
 
 
 def fill(animator, *arguments, flows=Animator._flows):

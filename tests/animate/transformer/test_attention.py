@@ -28,7 +28,7 @@ SMALL = {
 }
 
 
-def test_a_step_of_prepared_conditions_is_the_stock_forward():
+def test_a_step_on_prepared_conditions_equals_the_stock_forward():
     torch.manual_seed(0)
     ours = AnimateTransformer(**SMALL).eval()
     stock = WanAnimateTransformer3DModel(**SMALL).eval()
@@ -59,7 +59,7 @@ def test_both_forms_of_the_rotation_agree(monkeypatch):
     assert torch.allclose(turned, rotate(x, tables), atol=1e-6)
 
 
-def test_kernels_that_do_not_run_here_are_refused():
+def test_a_kernel_that_does_not_run_here_is_refused():
     assert choose_backend("auto", CPU, torch.float32, 2, 12) == "native"
     with pytest.raises(BadInput, match="attention: flash3 does not run on this cpu device"):
         choose_backend("flash3", CPU, torch.float32, 2, 12)

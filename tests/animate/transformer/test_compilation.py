@@ -1,4 +1,4 @@
-"""Functions that run compiled, or as they are where that cannot be."""
+"""Functions that run compiled, or uncompiled where compiling fails."""
 
 import time
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wan_orchestration.animate.transformer import compilation as compiled
-from wan_orchestration.animate.transformer.compilation import Compilation, pays
+from wan_orchestration.animate.transformer.compilation import Compilation, compiling_pays
 from wan_orchestration.stopwatch import Stopwatch
 
 CUDA = torch.device("cuda", 0)
@@ -24,7 +24,7 @@ def broken(function):
     return call
 
 
-def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(monkeypatch):
+def test_a_function_that_does_not_compile_runs_uncompiled_and_the_reason_is_kept(monkeypatch):
     monkeypatch.setattr(compiled, "_compiled", broken)
     compilation = Compilation(wanted=True)
     x = torch.ones(1, 3, 2)
@@ -34,7 +34,7 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_why(monkeypatch):
     assert compilation.error == "RuntimeError: Failed to find a compiler"
 
 
-def test_what_has_run_compiled_may_fail(monkeypatch):
+def test_a_function_that_has_run_compiled_may_raise(monkeypatch):
     monkeypatch.setattr(compiled, "_compiled", lambda function: function)
     stopwatch = Stopwatch()
     compilation = Compilation(True, stopwatch)
@@ -49,7 +49,7 @@ def test_what_has_run_compiled_may_fail(monkeypatch):
         compilation.run(double, torch.ones(1, 3, 2))
 
 
-def test_a_device_without_memory_is_no_failure_to_compile(monkeypatch):
+def test_running_out_of_memory_is_not_a_failure_to_compile(monkeypatch):
     def full(function):
         def call(*arguments):
             raise torch.OutOfMemoryError("full")
@@ -61,17 +61,17 @@ def test_a_device_without_memory_is_no_failure_to_compile(monkeypatch):
         Compilation(wanted=True).run(double, torch.ones(1, 3, 2))
 
 
-def test_long_jobs_pay_for_compiling_and_short_ones_do_not(monkeypatch, tmp_path):
-    """At the 14B model's widths on an H100: one clip at 480p saves less than 40 s, one at 720p about as much."""
+def test_compiling_pays_for_long_jobs_only(monkeypatch, tmp_path):
+    """The 14B model's widths on an H100: a segment at 480p saves less than 40 s, one at 720p about 40 s."""
     card = SimpleNamespace(memory_clock_rate=2_619_000, memory_bus_width=5120)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
     monkeypatch.setattr(compiled, "_run_here", set())
     small, large = (tokens * 5120 * 2 for tokens in (32_760, 75_600))
-    assert not pays(20, 40, small, CUDA, None)
-    assert pays(20 * 10, 40, small, CUDA, None)
-    assert pays(20 * 3, 40, large, CUDA, None)
-    assert not pays(6, 40, small, CUDA, None)
+    assert not compiling_pays(20, 40, small, CUDA, None)
+    assert compiling_pays(20 * 10, 40, small, CUDA, None)
+    assert compiling_pays(20 * 3, 40, large, CUDA, None)
+    assert not compiling_pays(6, 40, small, CUDA, None)
     (tmp_path / "triton").mkdir()  # kernels of an earlier launch
-    assert pays(20 * 2, 40, small, CUDA, tmp_path)
+    assert compiling_pays(20 * 2, 40, small, CUDA, tmp_path)
     monkeypatch.setattr(compiled, "_run_here", {double})
-    assert pays(1, 40, small, CUDA, None)
+    assert compiling_pays(1, 40, small, CUDA, None)

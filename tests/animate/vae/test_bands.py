@@ -1,4 +1,4 @@
-"""Bands of a picture: whole where they share nothing but what all see alike, blended where they meet."""
+"""Bands of a picture: exact for operations that see only their own rows, and blended where bands overlap."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from wan_orchestration.animate.vae import bands
-from wan_orchestration.animate.vae.layers import lighten
+from wan_orchestration.animate.vae.layers import use_own_layers
 from wan_orchestration.animate.vae.model import AnimateVae
 
 
@@ -19,7 +19,7 @@ def test_bands_cover_the_picture_and_overlap(rows):
     assert all(band - (later - earlier) >= bands.OVERLAP for earlier, later in pairwise(starts))
 
 
-def test_what_sees_only_its_own_rows_is_whole(monkeypatch):
+def test_operations_on_single_rows_are_exact():
     x = torch.rand(1, 3, 2, 90 * 8, 5)
 
     def run(part):
@@ -30,10 +30,10 @@ def test_what_sees_only_its_own_rows_is_whole(monkeypatch):
     assert torch.allclose(grown, run(x).repeat_interleave(8, -2), atol=1e-6)
 
 
-def test_a_vae_in_bands_comes_close(monkeypatch):
+def test_a_vae_in_bands_gives_a_similar_picture():
     torch.manual_seed(0)
     vae = AnimateVae(base_dim=4).eval()
-    lighten(vae, by_frames=True)
+    use_own_layers(vae, by_frames=True)
     video = F.interpolate(torch.rand(1, 3, 5, 8, 4), (5, 512, 64), mode="trilinear") * 2 - 1
     latents = vae.encode_video(video)
     decoded = vae.decode_video(latents)

@@ -3,7 +3,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from wan_orchestration.animate.vae import model as module
-from wan_orchestration.animate.vae.layers import ChannelNorm, lighten
+from wan_orchestration.animate.vae.layers import ChannelNorm, use_own_layers
 from wan_orchestration.animate.vae.model import AnimateVae
 
 
@@ -15,7 +15,7 @@ def test_chunks_of_any_length_give_the_stock_result(monkeypatch, chunk_bytes, by
     ours = AnimateVae(base_dim=4).eval()
     stock = AutoencoderKLWan(base_dim=4).eval()
     stock.load_state_dict(ours.state_dict())
-    lighten(ours, by_frames)
+    use_own_layers(ours, by_frames)
     video = torch.rand(1, 3, 29, 64, 64) * 2 - 1
     with torch.no_grad():
         latents = stock.encode(video).latent_dist.mode()
@@ -31,10 +31,10 @@ def test_round_trip_of_the_normalisation():
     assert vae.decode_video(latents).shape == (3, 5, 32, 32)
 
 
-def test_bfloat16_needs_no_cpu_that_convolves_in_it(monkeypatch):
+def test_bfloat16_works_on_a_cpu_without_its_convolution(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     vae = AnimateVae(base_dim=4).eval()
-    lighten(vae)
+    use_own_layers(vae)
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     exact = vae.encode_video(video)
     vae.to(torch.bfloat16)
@@ -43,20 +43,20 @@ def test_bfloat16_needs_no_cpu_that_convolves_in_it(monkeypatch):
 
 
 def test_a_pixel_of_zeros_stays_zero():
-    """As with `F.normalize`, whose divisor is never zero."""
+    """As with `F.normalize`, which never divides by zero."""
     vae = AnimateVae(base_dim=4).eval()
-    lighten(vae)
+    use_own_layers(vae)
     norm = next(module for module in vae.modules() if isinstance(module, ChannelNorm))
     assert torch.equal(norm(torch.zeros(1, 4, 1, 2, 2)), torch.zeros(1, 4, 1, 2, 2))
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2**30], ids=["1", "all"])
 @pytest.mark.parametrize("still_from", [0, 1, 5])
-def test_a_video_that_stands_still_takes_less_work(monkeypatch, chunk_bytes, still_from):
+def test_a_still_video_takes_less_work(monkeypatch, chunk_bytes, still_from):
     monkeypatch.setattr(module, "CHUNK_BYTES", chunk_bytes)
     torch.manual_seed(0)
     vae = AnimateVae(base_dim=4).eval()
-    lighten(vae)
+    use_own_layers(vae)
     video = torch.zeros(1, 3, 61, 32, 32)
     video[:, :, :still_from] = torch.rand(1, 3, still_from, 32, 32) * 2 - 1
     frames = []

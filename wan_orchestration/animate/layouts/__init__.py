@@ -1,1 +1,1 @@
-"""The layouts in which snapshots come."""
+"""The two layouts of snapshots, and how their tensors get into the model classes."""

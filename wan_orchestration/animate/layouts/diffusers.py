@@ -1,4 +1,4 @@
-"""What a snapshot of either layout holds, for the model classes: the Diffusers layout here, the original one beside."""
+"""The Diffusers snapshot layout: configurations and tensors for the model classes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from accelerate import init_empty_weights
 
 from wan_orchestration.animate.layouts import original
-from wan_orchestration.animate.layouts.original import Loaded, read_safetensors
+from wan_orchestration.animate.layouts.fill import Loaded
+from wan_orchestration.animate.layouts.weight_files import read_safetensors
 from wan_orchestration.animate.transformer.model import AnimateTransformer
 from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.weights.snapshot import Snapshot
@@ -16,7 +17,7 @@ D = TypeVar("D", AnimateTransformer, AnimateVae)
 
 
 def empty_transformer(snapshot: Snapshot) -> AnimateTransformer:
-    """The snapshot's transformer without its weights."""
+    """The transformer of a snapshot in either layout, without its weights."""
     with init_empty_weights():
         if snapshot.layout == "diffusers":
             return configured(AnimateTransformer, snapshot.path / "transformer")
@@ -24,14 +25,14 @@ def empty_transformer(snapshot: Snapshot) -> AnimateTransformer:
 
 
 def configured(cls: type[D], folder: Path) -> D:
-    """A model as the `config.json` of its folder says, to be filled."""
+    """A model built from the `config.json` in its folder."""
     config: Any = cls.load_config(folder)
     model: Any = cls.from_config(config)
     return model
 
 
 def diffusers_tensors(folder: Path) -> Iterator[Loaded]:
-    """The tensors of a model's folder, file by file."""
+    """The tensors in a model's folder, file by file."""
     for file in sorted(folder.glob("*.safetensors")):
         for name, value in read_safetensors(file):
             yield Loaded(file, name, {name: value})

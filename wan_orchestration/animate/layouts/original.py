@@ -1,47 +1,34 @@
 """The original (ModelScope) snapshot layout: configurations and tensors for the diffusers and transformers classes.
 
-Widths that `config.json` does not carry are read from tensor shapes, so that one loader opens the 14B snapshot and
-a scaled-down one alike. Key maps of the transformer and the VAE are those of diffusers' single-file loader.
+Widths that `config.json` lacks are read from tensor shapes, so one loader opens the 14B snapshot and smaller ones.
+The key maps of the transformer and the VAE are those of diffusers' single-file loader.
 """
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from diffusers.loaders.single_file_utils import (
     convert_wan_transformer_to_diffusers,
     convert_wan_vae_to_diffusers,
 )
-from safetensors import safe_open
 from torch import Tensor
 
-from wan_orchestration.animate.memory.room import ran_out_of_memory
+from wan_orchestration.animate.layouts.fill import Loaded
+from wan_orchestration.animate.layouts.weight_files import read_safetensors, safetensors_shapes
 from wan_orchestration.errors import BadInput
-from wan_orchestration.formats import describe
 from wan_orchestration.weights.snapshot import TRANSFORMER
 
 CLIP_HEAD_DIM = 80  # ViT-H/14: 1280 / 16. The fused projection does not show the number of heads.
 MOTION_ENCODER_SIZE = 512
 MOTION_ENCODER_BLOCKS = 7  # 512 -> 4 pixels
 
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-class Loaded(NamedTuple):
-    """One tensor of a file, under its name there and under the names (and cuts) of the model class."""
-
-    file: Path
-    name: str
-    converted: dict[str, Tensor]
-
 
 def transformer_config(snapshot: Path) -> dict[str, Any]:
     """Arguments of `WanAnimateTransformer3DModel`, from `config.json` and the shapes in the shards."""
     config = json.loads((snapshot / "config.json").read_text())
-    shapes = _safetensors_shapes(snapshot)
+    shapes = {name: shape for shard in _shards(snapshot) for name, shape in safetensors_shapes(shard).items()}
     try:
         return _transformer_config(config, shapes)
     except KeyError as missing:
@@ -51,7 +38,7 @@ def transformer_config(snapshot: Path) -> dict[str, Any]:
         ) from None
 
 
-def _transformer_config(config: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
+def _transformer_config(config: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     dim, heads, layers = config["dim"], config["num_heads"], config["num_layers"]
     hidden = shapes["face_encoder.conv2.conv.weight"][0]
     adapters = {name.split(".")[2] for name in shapes if name.startswith("face_adapter.fuser_blocks.")}
@@ -87,7 +74,7 @@ def _transformer_config(config: dict[str, Any], shapes: Shapes) -> dict[str, Any
 
 
 def transformer_tensors(snapshot: Path) -> Iterator[Loaded]:
-    """The transformer's tensors, shard by shard. The blur kernels are buffers of the class and are left out."""
+    """The transformer's tensors, shard by shard, without the blur kernels, which are buffers of the class."""
     for shard in _shards(snapshot):
         for name, tensor in read_safetensors(shard):
             if not name.endswith(".kernel"):
@@ -95,15 +82,15 @@ def transformer_tensors(snapshot: Path) -> Iterator[Loaded]:
 
 
 def convert_transformer(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A tensor of the original transformer under the diffusers names; a fused key/value gives two."""
-    # The converter takes its Animate rules into use when it sees a face adapter among the keys.
+    """A tensor of the original transformer under its diffusers names. A fused key/value gives two tensors."""
+    # The converter applies its Animate rules only if a face adapter is among the keys.
     hint = {} if "face_adapter" in name else {"face_adapter": tensor}
     converted = convert_wan_transformer_to_diffusers({name: tensor, **hint})
     return {key: value for key, value in converted.items() if key not in hint}
 
 
 def vae_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of `AutoencoderKLWan`. A stage is two residual blocks, then (but for the last) a resampler."""
+    """Arguments of `AutoencoderKLWan`. A stage is two residual blocks and a resampler, which the last stage lacks."""
     base = weights["encoder.conv1.weight"].shape[0]
     stages = range(0, 3 * 4, 3)
     return {
@@ -120,7 +107,7 @@ def vae_tensors(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Loaded]:
         yield Loaded(file, name, convert_wan_vae_to_diffusers({name: tensor}))
 
 
-def text_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def text_encoder_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arguments of `UMT5Config`."""
     buckets, heads = weights["blocks.0.pos_embedding.embedding.weight"].shape
     width, dim = weights["blocks.0.attn.q.weight"].shape
@@ -148,7 +135,7 @@ _TEXT_NAMES = {
 }
 
 
-def text_tensors(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Loaded]:
+def text_encoder_tensors(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Loaded]:
     for name, tensor in weights.items():
         yield Loaded(file, name, {_text_name(name): tensor})
 
@@ -166,7 +153,7 @@ def _text_name(name: str) -> str:
     return name
 
 
-def clip_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+def image_encoder_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arguments of `CLIPVisionConfig`."""
     dim, _, patch, _ = weights["visual.patch_embedding.weight"].shape
     positions = weights["visual.pos_embedding"].shape[1]
@@ -194,8 +181,8 @@ _CLIP_NAMES = {
 }
 
 
-def clip_tensors(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Loaded]:
-    """The vision tower. The text tower, the projection head and the temperature are not used by the model."""
+def image_encoder_tensors(file: Path, weights: Mapping[str, Tensor]) -> Iterator[Loaded]:
+    """CLIP's vision tower. The model does not use the text tower, the projection head and the temperature."""
     for name, tensor in weights.items():
         if name.startswith("visual.") and name != "visual.head":
             yield Loaded(file, name, _convert_clip(name.removeprefix("visual."), tensor))
@@ -215,55 +202,10 @@ def _convert_clip(name: str, tensor: Tensor) -> dict[str, Tensor]:
     return {name: tensor}
 
 
-def read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and memory-mapped tensors of a file, one at a time."""
-    with safe_open(file, framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-            yield name, tensors.get_tensor(name)
-
-
-def read_pickle(file: Path) -> dict[str, Tensor]:
-    """Tensors of a `.pth` or `.ckpt` file, memory-mapped where it can be; only plain tensors are unpickled.
-
-    Raises:
-        BadInput: the file is missing, cut short, or holds anything but tensors.
-    """
-    try:
-        # Files of PyTorch before 1.6 are no archives, and cannot be mapped.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:
-        if ran_out_of_memory(error):
-            raise
-        raise BadInput(
-            f"{file} is {describe(file)}, which cannot be read as a PyTorch weight file: {_first_line(error)}"
-        ) from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise BadInput(f"{file}: expected a dictionary of tensors, found {type(content).__name__}")
-    return content
-
-
 def _shards(snapshot: Path) -> list[Path]:
     index = json.loads((snapshot / f"{TRANSFORMER}.safetensors.index.json").read_text())
     return [snapshot / name for name in sorted(set(index["weight_map"].values()))]
 
 
-def _safetensors_shapes(snapshot: Path) -> Shapes:
-    shapes = {}
-    for shard in _shards(snapshot):
-        try:
-            with safe_open(shard, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except Exception as error:
-            raise BadInput(
-                f"{shard} is {describe(shard)}, which cannot be read as safetensors: {_first_line(error)}"
-            ) from None
-    return shapes
-
-
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.removeprefix(prefix).split(".")[0] for name in weights if name.startswith(prefix)})
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,1 +1,1 @@
-"""How the models fit a device: what each way to place them takes, and what makes them take less."""
+"""How the models fit a device: the memory that each placement needs, and what reduces it."""

@@ -8,11 +8,11 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.settings.generate import Quantization
 
 MATMUL_CAPABILITY = (8, 9)
-"""Least compute capability of CUDA devices that multiply 8-bit floats."""
+"""Lowest compute capability of CUDA devices that multiply 8-bit floats."""
 
 
 def check(how: Quantization, device: torch.device, fsdp: bool) -> None:
-    """BadInput: torchao is not installed, or this device or launch cannot do it."""
+    """Raises BadInput if torchao is missing, or if this device or launch does not support the quantization."""
     if how == "off":
         return
     try:
@@ -29,9 +29,9 @@ def check(how: Quantization, device: torch.device, fsdp: bool) -> None:
 
 
 def quantize(transformer: AnimateTransformer, how: Quantization, device: torch.device) -> None:
-    """Turn the matrices of blocks and face adapters into float8 with a scale for each row, one block after the other.
+    """Convert the matrices of blocks and face adapters to float8 with a scale for each row, one block at a time.
 
-    Each block is brought to `device` for that, and stays there, so that the device never holds more than one as it was.
+    Each block is moved to `device`, quantised and left there, so the device holds at most one block unquantised.
     """
     from torchao.quantization import (  # noqa: PLC0415 (an extra; takes seconds)  # pyright: ignore[reportMissingImports]
         Float8DynamicActivationFloat8WeightConfig,

@@ -1,4 +1,4 @@
-"""How large a snapshot's models are, without reading their weights."""
+"""The sizes of a snapshot's models, found without reading their weights."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,22 +7,23 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
 
+from wan_orchestration.animate.diffusers_internals import kept_in_float32
 from wan_orchestration.animate.layouts import original
 from wan_orchestration.animate.layouts.diffusers import diffusers_tensors, empty_transformer
-from wan_orchestration.animate.transformer.sharding import kept_in_float32
+from wan_orchestration.animate.layouts.weight_files import read_pickle
 from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.weights.snapshot import TEXT_ENCODER, VAE, Snapshot
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a snapshot's models in the dtypes they run in, and the widths that activations depend on."""
+    """Bytes of a snapshot's models in the dtypes they run in, and the widths that decide the size of activations."""
 
     transformer: int
     loaded: int
-    """The transformer before it is quantised, if it is."""
+    """The transformer before quantization."""
     block: int
-    """The largest block; the transformer's `blocks` and `face_adapter` are streamed one by one."""
+    """The largest module of the transformer's `blocks` and `face_adapter`, which are streamed one by one."""
     block_parameters: int
     outside: int
     """The transformer without `blocks` and `face_adapter`."""
@@ -47,7 +48,7 @@ class Sizes:
         vae_itemsize: int,
         quantized: bool,
     ) -> "Sizes":
-        """From a transformer, which may be without data; the other models' bytes are given."""
+        """From a transformer, which may be on the meta device, and the bytes of the other models."""
         streamed, parameters = Counter[str](), Counter[str]()
         whole = loaded = 0
         for name, parameter in transformer.named_parameters():
@@ -78,18 +79,18 @@ class Sizes:
 
 
 def text_encoder_size(snapshot: Snapshot, dtype: torch.dtype) -> int:
-    """Bytes of a snapshot's text encoder in `dtype`; no weights are read."""
+    """Bytes of a snapshot's text encoder in `dtype`."""
     if snapshot.layout == "diffusers":
         files = (tensors for *_, tensors in diffusers_tensors(snapshot.path / "text_encoder"))
     else:
-        files = [original.read_pickle(snapshot.path / TEXT_ENCODER)]
+        files = [read_pickle(snapshot.path / TEXT_ENCODER)]
     return dtype.itemsize * sum(value.numel() for tensors in files for value in tensors.values())
 
 
 def sizes(
     snapshot: Snapshot, dtype: torch.dtype, quantized: bool = False, vae_dtype: torch.dtype = torch.float32
 ) -> Sizes:
-    """What a snapshot's models take when the transformer and the text encoder run in `dtype`; no weights are read."""
+    """Sizes of a snapshot's models if the transformer and the text encoder run in `dtype`."""
     if snapshot.layout == "diffusers":
         vae = sum(
             value.numel() for *_, tensors in diffusers_tensors(snapshot.path / "vae") for value in tensors.values()
@@ -97,7 +98,7 @@ def sizes(
         config: Any = AnimateVae.load_config(snapshot.path / "vae")
         width = config["base_dim"]
     else:
-        weights = original.read_pickle(snapshot.path / VAE)
+        weights = read_pickle(snapshot.path / VAE)
         vae, width = sum(value.numel() for value in weights.values()), original.vae_config(weights)["base_dim"]
     return Sizes.of(
         empty_transformer(snapshot),

@@ -1,1 +1,1 @@
-"""Ranks that make one video together."""
+"""Several ranks that make one video together."""

@@ -1,1 +1,1 @@
-"""The transformer: its forward pass, attention, sharding and compiled blocks."""
+"""The Animate transformer: its attention and blocks, compiled, or sharded over ranks."""

@@ -1,4 +1,4 @@
-"""Attention of the transformer's blocks: what diffusers' modules call, and which kernel computes it."""
+"""Attention of the blocks and face adapters: processors for diffusers' modules, and the kernels they use."""
 
 import time
 from collections.abc import Callable
@@ -8,21 +8,25 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan_animate import WanAttention
+from diffusers.models.transformers.transformer_wan_animate import WanAnimateFaceBlockCrossAttention, WanAttention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wan_orchestration.animate.conditioning import TEXT_TOKENS
-from wan_orchestration.animate.memory.room import ran_out_of_memory
-from wan_orchestration.animate.parallel.sequence import Rotary, SplitTokens
+from wan_orchestration.animate.diffusers_internals import AttentionProcessor
+from wan_orchestration.animate.memory.capacity import ran_out_of_memory
+from wan_orchestration.animate.parallel.sequence import SplitTokens
 from wan_orchestration.errors import BadInput
 
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary embedding, (1, S, 1, d / 2) float32."""
+
 Keys = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Keys and values of a block's cross-attention, (1, n, heads, d): those of the text, then those of the image."""
+"""Of a block's cross-attention, (1, n, heads, d): text keys, text values, image keys, image values."""
 
 
 def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """cuDNN's kernel, on the tensors as they lie in memory; diffusers' way to it copies all three."""
+    """cuDNN's kernel, without the copies of all three tensors that diffusers' backend makes."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return F.scaled_dot_product_attention(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
@@ -30,7 +34,7 @@ def _cudnn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _flash4(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """FlashAttention 4, the package flash-attn-4, which diffusers fetches from a hub only."""
+    """FlashAttention 4, from the package flash-attn-4. diffusers supports only a build from the Hugging Face Hub."""
     from flash_attn.cute import flash_attn_func  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
 
     attended = flash_attn_func(query, key, value)
@@ -41,29 +45,26 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "native": partial(dispatch_attention_fn, backend=AttentionBackendName.NATIVE),
     "cudnn": _cudnn,
     "flash2": partial(dispatch_attention_fn, backend=AttentionBackendName.FLASH),
-    "flash3": partial(dispatch_attention_fn, backend=AttentionBackendName._FLASH_3),
+    "flash3": partial(dispatch_attention_fn, backend=AttentionBackendName("_flash_3")),
     "flash4": _flash4,
     "sage": partial(dispatch_attention_fn, backend=AttentionBackendName.SAGE),
 }
-"""What computes attention of queries, keys and values (1, S, heads, d), to (1, S, heads, d), by its name."""
+"""By name: functions of queries, keys and values (1, S, heads, d) that return (1, S, heads, d)."""
 EXACT = ("native", "cudnn", "flash2", "flash3", "flash4")
-"""All but sage, which computes in 8 bits."""
+"""All kernels except sage, which computes in 8 bits."""
 PROBED_TOKENS = 16384
+"""Sequence length at which the kernels are timed."""
 
 
-class SelfAttention:
-    """Processor of a block's self-attention, on all tokens or on this rank's; see `blocks.Block`, which calls it."""
-
-    # diffusers looks for these on any processor; parallelism of its own it must not add.
-    _attention_backend = None
-    _parallel_config = None
+class SelfAttention(AttentionProcessor):
+    """Processor of a block's self-attention, on all tokens or on this rank's. `blocks.Block` calls its methods."""
 
     def __init__(self, kernel: str, tokens: SplitTokens | None) -> None:
         self.kernel, self.tokens = KERNELS[kernel], tokens
 
     @staticmethod
     def project(attn: WanAttention, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each by itself."""
+        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim). No token sees another."""
         query, key, value = (
             x.unflatten(2, (attn.heads, -1))
             for x in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))
@@ -71,7 +72,7 @@ class SelfAttention:
         return rotate(query, rotary), rotate(key, rotary), value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What all tokens together make of queries, keys and values (1, S, heads, d): (1, S, dim)."""
+        """Attention over all tokens: (1, S, dim) of queries, keys and values (1, S, heads, d)."""
         if self.tokens:
             query, key, value = self.tokens.heads_for_tokens(torch.cat([query, key, value])).unsqueeze(1)
         attended = self.kernel(query, key, value)
@@ -80,11 +81,8 @@ class SelfAttention:
         return attended.flatten(2, 3).type_as(query)
 
 
-class CrossAttention:
-    """Processor of a block's attention to text and image, whose keys and values may have been computed before."""
-
-    _attention_backend = None
-    _parallel_config = None
+class CrossAttention(AttentionProcessor):
+    """Processor of a block's attention to text and image. It accepts keys and values that were computed before."""
 
     def __call__(
         self,
@@ -94,7 +92,7 @@ class CrossAttention:
         attention_mask: Tensor | None = None,
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
-        """(1, S, dim) to (1, S, dim); the context as tokens (1, image tokens + 512, dim) or as `cross_keys` of it."""
+        """(1, S, dim) to (1, S, dim). The context is tokens (1, image tokens + 512, dim), or their `cross_keys`."""
         assert encoder_hidden_states is not None
         assert attention_mask is None
         assert rotary_emb is None
@@ -108,8 +106,45 @@ class CrossAttention:
         return attn.to_out[0](attended.type_as(query))
 
 
+class FaceAttention(AttentionProcessor):
+    """Processor of a face adapter on this rank's tokens.
+
+    A token attends only to the few face features of its own latent frame. The local tokens are cut where latent frames
+    begin in the whole sequence, so ranks need not communicate.
+    """
+
+    def __init__(self, tokens: SplitTokens) -> None:
+        self.tokens = tokens
+
+    def __call__(
+        self,
+        attn: WanAnimateFaceBlockCrossAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(1, local, dim) of local tokens (1, local, dim) and the face features (1, T, n, dim) of all latent frames."""
+        assert encoder_hidden_states is not None
+        assert attention_mask is None
+        tokens = self.tokens
+        per_frame = tokens.total // encoder_hidden_states.shape[1]
+        first, last = tokens.start // per_frame, -(-(tokens.start + tokens.local) // per_frame)
+        before, behind = tokens.start - first * per_frame, last * per_frame - tokens.start - tokens.local
+        # Padding tokens fall into frames that do not exist; they get the features of the last frame.
+        frames = torch.arange(first, last, device=hidden_states.device).clamp(max=encoder_hidden_states.shape[1] - 1)
+        features = attn.pre_norm_kv(encoder_hidden_states[0, frames])
+
+        query = attn.norm_q(attn.to_q(attn.pre_norm_q(hidden_states)).unflatten(2, (attn.heads, -1)))
+        query = F.pad(query[0], (0, 0, 0, 0, before, behind)).unflatten(0, (len(frames), per_frame))
+        key = attn.norm_k(attn.to_k(features).unflatten(2, (attn.heads, -1)))
+        value = attn.to_v(features).unflatten(2, (attn.heads, -1))
+        attended = dispatch_attention_fn(query, key, value)
+        attended = attended.flatten(2, 3).flatten(0, 1)[before : before + tokens.local].type_as(hidden_states)
+        return attn.to_out(attended[None])
+
+
 def cross_keys(attn: WanAttention, context: Tensor) -> Keys:
-    """What a block's cross-attention computes of the context alone."""
+    """Keys and values of a block's cross-attention, which depend on the context (1, image tokens + 512, dim) only."""
     assert attn.add_k_proj is not None
     assert attn.add_v_proj is not None
     image, text = context.split([context.shape[1] - TEXT_TOKENS, TEXT_TOKENS], dim=1)
@@ -124,13 +159,10 @@ def cross_keys(attn: WanAttention, context: Tensor) -> Keys:
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary position embedding of (1, S, heads, d), whose pairs of channels are neighbours, in float32.
-
-    Tables are cosines and sines, (1, S, 1, d / 2).
-    """
+    """Apply the rotary position embedding to (1, S, heads, d), in float32. Neighbouring channels form a pair."""
     cos, sin = rotary
     pairs = x.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # fuses the real form; complex numbers it does not know
+    if torch.compiler.is_compiling():  # the compiler fuses real numbers, but does not support complex ones
         even, odd = pairs.unbind(-1)
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).type_as(x)
     turned = torch.view_as_complex(pairs.contiguous()) * torch.complex(cos, sin)
@@ -138,10 +170,10 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, heads: int, width: int) -> str:
-    """The attention kernel to use: the one asked for, or of the exact ones the fastest here.
+    """The name of the attention kernel to use: the wanted one, or for "auto" the fastest exact one on this device.
 
     Raises:
-        BadInput: the one asked for does not run on this device.
+        BadInput: the wanted kernel does not run on this device.
     """
     if wanted == "auto":
         return _fastest(device, dtype, heads, width)
@@ -161,13 +193,13 @@ def _fastest(device: torch.device, dtype: torch.dtype, heads: int, width: int) -
         return "native"
     seconds = {}
     for name in EXACT:
-        with suppress(Exception):  # not installed, or not for this device or dtype
+        with suppress(Exception):  # not installed, or it does not support this device or dtype
             seconds[name] = _seconds(name, device, dtype, heads, width, PROBED_TOKENS)
     return min(seconds, key=lambda name: seconds[name], default="native")
 
 
 def _seconds(name: str, device: torch.device, dtype: torch.dtype, heads: int, width: int, tokens: int) -> float:
-    """Time of the second call; the first may compile or load something."""
+    """Time of the second call. The first may compile or load something."""
     x = torch.randn(1, tokens, heads, width, device=device, dtype=dtype)
     started = 0.0
     for _ in range(2):

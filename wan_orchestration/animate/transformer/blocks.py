@@ -1,9 +1,9 @@
-"""The transformer's blocks: what treats each token by itself, around the self-attention that sees all of them.
+"""The transformer's blocks and face adapters, which can run compiled and on slices of the tokens.
 
-The same arithmetic as diffusers' `WanTransformerBlock`, cut into what comes before self-attention and what comes after.
-Both parts run compiled where that is asked for, and on a slice of the tokens at a time where memory is short: their
-intermediate results of all tokens take twice the memory. The attention kernel, and what ranks exchange for it, is
-neither compiled nor sliced.
+A block does the same arithmetic as diffusers' `WanTransformerBlock`, in two parts: before and after self-attention.
+Both parts treat each token separately. So they can be compiled, and where memory is short they can work on one slice of
+the tokens at a time, because their intermediate results for all tokens take twice the memory. The attention kernel and
+the exchange between ranks are neither compiled nor sliced.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from diffusers.models.transformers.transformer_wan_animate import (
 )
 from torch import Tensor, nn
 
-from wan_orchestration.animate.parallel.sequence import FaceAttention
+from wan_orchestration.animate.transformer.attention import FaceAttention
 from wan_orchestration.animate.transformer.compilation import Compilation
 
 SLICE = 4096
-"""Tokens in a slice: enough to keep a device busy."""
+"""Tokens in a slice: enough to keep a GPU busy."""
 
 
 class Block(WanTransformerBlock):
-    """A block of the transformer, whose self-attention has a processor such as `attention.SelfAttention`."""
+    """A block of the transformer. Its self-attention needs a processor such as `attention.SelfAttention`."""
 
     sliced = False
-    """Whether tokens are treated in slices: less memory, the same result."""
+    """Whether to work on slices of the tokens: less memory, the same result."""
     compilation = Compilation(wanted=False)
 
     def forward(
@@ -37,7 +37,7 @@ class Block(WanTransformerBlock):
         temb: Tensor,
         rotary_emb: Any,
     ) -> Tensor:
-        """(1, S, dim) tokens to (1, S, dim); the context as for `CrossAttention`, the rotary tables a pair."""
+        """(1, S, dim) tokens to (1, S, dim). The context is as for `CrossAttention`; `rotary_emb` is a `Rotary`."""
         x, (cos, sin), run = hidden_states, rotary_emb, self.compilation.run
         attention: Any = self.attn1.processor
         shift, scale, *after = (self.scale_shift_table + temb.float()).chunk(6, dim=1)
@@ -65,7 +65,7 @@ class Block(WanTransformerBlock):
     def before_attention(
         self, x: Tensor, cos: Tensor, sin: Tensor, shift: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (1, n, heads, d) of tokens (1, n, dim); what modulates them is (1, 1, dim)."""
+        """Queries, keys and values (1, n, heads, d) of tokens (1, n, dim). Shift and scale are (1, 1, dim)."""
         normed = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x)
         attention: Any = self.attn1.processor
         return attention.project(self.attn1, normed, (cos, sin))
@@ -80,7 +80,7 @@ class Block(WanTransformerBlock):
         ffn_scale: Tensor,
         ffn_gate: Tensor,
     ) -> Tensor:
-        """Tokens (1, n, dim) and what self-attention made of them to the block's result (1, n, dim)."""
+        """The block's result (1, n, dim) from its tokens and the output of self-attention, both (1, n, dim)."""
         x = (x.float() + self.attn1.to_out[0](attended) * gate).type_as(x)
         x = x + self.attn2(self.norm2(x.float()).type_as(x), context, None, None)
         normed = (self.norm3(x.float()) * (1 + ffn_scale) + ffn_shift).type_as(x)
@@ -88,7 +88,7 @@ class Block(WanTransformerBlock):
 
 
 class FaceAdapter(WanAnimateFaceBlockCrossAttention):
-    """A face adapter, which can work on some latent frames at a time; to these its attention is confined anyway."""
+    """A face adapter that can work on some latent frames at a time. Its attention never crosses a latent frame."""
 
     sliced = False
     """As `Block.sliced`."""
@@ -100,9 +100,9 @@ class FaceAdapter(WanAnimateFaceBlockCrossAttention):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """(1, S, dim) tokens of (1, T, n, dim) face features' latent frames to (1, S, dim)."""
+        """(1, S, dim) of tokens (1, S, dim) and face features (1, T, n, dim) by latent frame."""
         assert encoder_hidden_states is not None
-        # With several ranks, each has few tokens, cut anywhere.
+        # Each of several ranks has few tokens, and they need not begin with a latent frame.
         if not self.sliced or isinstance(self.processor, FaceAttention):
             return super().forward(hidden_states, encoder_hidden_states, attention_mask)
         frames = encoder_hidden_states.shape[1]
@@ -114,7 +114,7 @@ class FaceAdapter(WanAnimateFaceBlockCrossAttention):
 
 
 def use_own_blocks(blocks: nn.ModuleList, face_adapters: nn.ModuleList) -> None:
-    """Have a transformer's blocks and face adapters be those above, with the weights that they have."""
+    """Turn diffusers' blocks and face adapters into the classes above. They keep their weights."""
     for block in blocks:
         block.__class__ = Block
     for adapter in face_adapters:
@@ -122,6 +122,6 @@ def use_own_blocks(blocks: nn.ModuleList, face_adapters: nn.ModuleList) -> None:
 
 
 def slices(count: int, most: int) -> Iterator[slice]:
-    """Slices of up to `most` that make up `count`."""
+    """Slices of up to `most` that together cover `count`."""
     for start in range(0, count, most):
         yield slice(start, min(start + most, count))

@@ -1,4 +1,4 @@
-"""Functions compiled for the device: whether that pays, what came of it, and where kernels are kept for later."""
+"""Compiles functions for the device: whether compiling pays, whether it worked, and where the kernels are cached."""
 
 import os
 from collections.abc import Callable
@@ -9,34 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wan_orchestration.animate.memory.room import ran_out_of_memory
+from wan_orchestration.animate.memory.capacity import ran_out_of_memory
+from wan_orchestration.animate.torch_internals import mark_dynamic
 from wan_orchestration.stopwatch import Stopwatch
 
 COLD_SECONDS, WARM_SECONDS = 40.0, 10.0
-"""What compiling is expected to take at the 14B model's widths: with no kernels kept from before, and with some."""
+"""Expected compile times at the 14B model's widths: with an empty cache of kernels, and with a filled one."""
 SAVED_MAPS = 90
-"""Passes over a feature map, (tokens, dim) in the transformer's dtype, that a compiled block spares: three quarters of
-those that its unfused norms, modulations and rotations take."""
+"""Passes over a feature map, (tokens, dim) in the transformer's dtype, that a compiled block saves. That is three
+quarters of the passes that its unfused norms, modulations and rotations take."""
 ASSUMED_BANDWIDTH = 1e12
-"""Bytes a second of a device's memory where PyTorch does not tell."""
+"""Bytes a second of a device's memory, if PyTorch does not report it."""
 
 _run_here: set[Callable[..., Any]] = set()
-"""Functions that have run compiled in this process, and cost nothing more."""
+"""Functions that have run compiled in this process. They need no more compiling."""
 
 
 class Compilation:
-    """Runs functions compiled if that is wanted, and as they are once that has failed.
+    """Runs functions compiled if wanted, and uncompiled once compiling has failed.
 
     Args:
         wanted: whether to compile.
-        stopwatch: counts first calls, in which functions are compiled.
+        stopwatch: measures the first call of each function, which compiles it.
     """
 
     def __init__(self, wanted: bool, stopwatch: Stopwatch | None = None) -> None:
         self.wanted = wanted
         self.stopwatch = stopwatch or Stopwatch()
         self.error: str | None = None
-        """Why the functions run uncompiled all the same."""
+        """Why the functions run uncompiled although compiling was wanted."""
         self._proven: set[Callable[..., Any]] = set()
 
     @property
@@ -44,18 +45,18 @@ class Compilation:
         return self.wanted and self.error is None
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function of a module and tensors, whose dimension 1 may change from call to call: tokens."""
+        """Call a function of a module and tensors. Dimension 1 of the tensors (tokens) may change between calls."""
         if not self.compiled:
             return function(*arguments)
         if function in self._proven:
             return _compiled(function)(*arguments)
         for one in arguments:
             if isinstance(one, Tensor) and one.ndim > 2 and one.shape[1] > 1:
-                torch._dynamo.maybe_mark_dynamic(one, 1)
+                mark_dynamic(one, 1)
         try:
             with self.stopwatch.during("compiling"):
                 result = _compiled(function)(*arguments)
-        except Exception as error:  # no compiler, no Triton, a full disk: many kinds, and none is a reason to fail
+        except Exception as error:  # no compiler, no Triton, a full disk: whatever it is, the function runs uncompiled
             if ran_out_of_memory(error):
                 raise
             lines = [line for line in str(error).splitlines() if line.strip()]
@@ -71,22 +72,22 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)
 
 
-def keep_compiled(cache_root: Path | None) -> None:
-    """Have torch.compile keep its graphs and kernels under `cache_root`, unless its own variables say where."""
+def set_compile_cache(cache_root: Path | None) -> None:
+    """Make torch.compile cache graphs and kernels under `cache_root`, unless its own environment variables are set."""
     if cache_root:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root / "inductor"))
         os.environ.setdefault("TRITON_CACHE_DIR", str(cache_root / "triton"))
 
 
-def pays(forwards: int, layers: int, map_bytes: int, device: torch.device, cache_root: Path | None) -> bool:
-    """Whether so many forwards through so many layers save more time than compiling the blocks takes.
+def compiling_pays(forwards: int, layers: int, map_bytes: int, device: torch.device, cache_root: Path | None) -> bool:
+    """Whether compiled blocks save more time than compiling them takes.
 
     Args:
-        forwards: of the whole job, on this rank.
+        forwards: of the transformer, in the whole job on this rank.
         layers: blocks of the transformer.
         map_bytes: of one feature map of this rank's tokens.
         device: where the blocks run.
-        cache_root: as for `keep_compiled`.
+        cache_root: as for `set_compile_cache`.
     """
     saved = forwards * layers * SAVED_MAPS * map_bytes / _bandwidth(device)
     if _run_here:
@@ -96,7 +97,7 @@ def pays(forwards: int, layers: int, map_bytes: int, device: torch.device, cache
 
 
 def _bandwidth(device: torch.device) -> float:
-    """Bytes a second of a CUDA device's memory, by its clock and the width of its bus."""
+    """Bytes a second of a CUDA device's memory, from its clock and bus width."""
     facts = torch.cuda.get_device_properties(device)
     clock, width = getattr(facts, "memory_clock_rate", 0), getattr(facts, "memory_bus_width", 0)  # kHz, bits
     return 2 * clock * 1e3 * width / 8 or ASSUMED_BANDWIDTH

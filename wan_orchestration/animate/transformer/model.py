@@ -1,4 +1,4 @@
-"""The Animate transformer, with what does not change between denoising steps taken out of the step."""
+"""The Animate transformer. Whatever stays the same between denoising steps is computed once, outside the step."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from diffusers.hooks.hooks import HookRegistry
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 from diffusers.models.transformers.transformer_wan_animate import (
     WanAnimateFaceBlockAttnProcessor,
@@ -19,23 +20,30 @@ from torch.distributed.fsdp import FSDPModule
 
 from wan_orchestration.animate.conditioning import to_tensor
 from wan_orchestration.animate.parallel.ranks import Ranks
-from wan_orchestration.animate.parallel.sequence import FaceAttention, Rotary, SplitTokens
-from wan_orchestration.animate.transformer.attention import CrossAttention, Keys, SelfAttention, cross_keys
+from wan_orchestration.animate.parallel.sequence import SplitTokens
+from wan_orchestration.animate.transformer.attention import (
+    CrossAttention,
+    FaceAttention,
+    Keys,
+    Rotary,
+    SelfAttention,
+    cross_keys,
+)
 from wan_orchestration.animate.transformer.blocks import Block, FaceAdapter, use_own_blocks
 from wan_orchestration.animate.transformer.compilation import Compilation
 from wan_orchestration.stopwatch import Stopwatch
 
 STEPS_BEFORE_CACHE = 3
-"""Steps that a step cache computes before it extrapolates."""
+"""Denoising steps that a step cache computes before it extrapolates the first one."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Conditions of one guidance branch, the same at every step of a clip.
+    """Conditions of one guidance branch, the same at every denoising step of a segment.
 
-    context: (1, image tokens + 512, dim) embedded image and text tokens, or for each block its `cross_keys` of them.
-    motion: (1, T_lat + 1, heads + 1, dim) face features by latent frame; the reference slot's are zero.
-    name: under which a step cache remembers the branch.
+    context: embedded image and text tokens (1, image tokens + 512, dim), or their `cross_keys` for each block.
+    motion: (1, T_lat + 1, heads + 1, dim) face features by latent frame; zeros in the reference slot.
+    name: the branch's key in the step cache.
     """
 
     context: Tensor | list[Keys]
@@ -44,16 +52,16 @@ class Branch:
 
 
 class Trunk(nn.Module):
-    """The blocks of a transformer and the face adapters between them: the part that may be streamed."""
+    """The blocks of a transformer and the face adapters between them: the part that can be streamed."""
 
     def __init__(self, transformer: "AnimateTransformer") -> None:
         super().__init__()
         self.every = transformer.config["inject_face_latents_blocks"]
         self.blocks, self.face_adapter, self.norm = transformer.blocks, transformer.face_adapter, transformer.norm_out
         self.streamed = False
-        """Whether the weights lie in host memory until a block runs."""
-        self.at_hand: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
-        """Entered for a block or face adapter while it runs."""
+        """Whether the weights stay in host memory until a block runs."""
+        self.on_device: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
+        """A context that has the weights of a block or face adapter on the device."""
 
     def order(self) -> list[nn.Module]:
         """Blocks and face adapters in the order in which they run."""
@@ -64,26 +72,26 @@ class Trunk(nn.Module):
         ]
 
     def forward(self, x: Tensor, branch: Branch, modulation: Tensor, rotary: Rotary) -> Tensor:
-        """(1, S, dim) tokens to the normed (1, S, dim) float32 of the last block's."""
+        """(1, S, dim) tokens to the normalised output (1, S, dim) float32 of the last block."""
         for index, block in enumerate(self.blocks):
             context = branch.context if isinstance(branch.context, Tensor) else branch.context[index]
-            with self.at_hand(block):
+            with self.on_device(block):
                 x = block(x, context, modulation, rotary)
             if index % self.every == 0:
                 adapter = self.face_adapter[index // self.every]
-                with self.at_hand(adapter):
+                with self.on_device(adapter):
                     x = x + adapter(x, branch.motion)
         return self.norm(x.float())
 
 
 class AnimateTransformer(WanAnimateTransformer3DModel):
-    """`WanAnimateTransformer3DModel` split into what runs once per clip and what runs at each step.
+    """`WanAnimateTransformer3DModel`, split into what runs once per segment and what runs at each denoising step.
 
-    Its own `forward` encodes the face clip and embeds pose, text and image again at every step.
+    The `forward` of diffusers' class encodes the face and embeds pose, text and image again at every step.
     """
 
     tokens: SplitTokens | None = None
-    """How ranks share the tokens of `denoise`; None where one rank has them all."""
+    """How ranks share the tokens of `denoise`. None: this rank has all of them."""
     _tables: tuple[torch.Size, Rotary] | None = None
     _trunk: tuple[Trunk] | None = None
 
@@ -91,13 +99,13 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         super().__init__(*arguments, **options)
         use_own_blocks(self.blocks, self.face_adapter)
 
-    # diffusers reads from it what a configuration may hold.
+    # diffusers reads the names of configuration fields from this signature.
     __init__.__signature__ = signature(WanAnimateTransformer3DModel.__init__)  # pyright: ignore[reportFunctionMemberAccess]
 
     @property
     def trunk(self) -> Trunk:
         if self._trunk is None:
-            self._trunk = (Trunk(self),)  # within a tuple, so that its weights are not counted twice
+            self._trunk = (Trunk(self),)  # in a tuple: as a submodule its parameters would be listed twice
         return self._trunk[0]
 
     def prepare(
@@ -108,23 +116,23 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         step_cache: int = 0,
         stopwatch: Stopwatch | None = None,
     ) -> Compilation:
-        """Choose how `denoise` computes.
+        """Set how `denoise` computes.
 
         Args:
             attention: kernel of the self-attention, one of `attention.KERNELS`.
-            group: ranks that share the tokens of each `denoise`, and then all call it; None: do not share.
-            compiled: compile the blocks at the first step; the graph is kept for later steps and launches.
-            step_cache: compute one in so many steps and extrapolate the others; 0: compute all.
-            stopwatch: counts the compiling.
+            group: ranks that share the tokens; all of them must call `denoise`. None: no sharing.
+            compiled: compile the blocks at the first denoising step. Later steps and launches reuse the kernels.
+            step_cache: compute every n-th step and extrapolate the others. 0: compute all.
+            stopwatch: measures the compiling.
 
         Returns:
-            What comes of the compiling, known after the first `denoise`.
+            Whether compiling worked, known after the first `denoise`.
 
         Raises:
             BadInput: there are more ranks than attention heads.
         """
         tokens = self.tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
-        processor: Any  # diffusers' type for these is a list of its own classes
+        processor: Any  # diffusers allows only its own processor classes as a type
         compilation = Compilation(compiled, stopwatch)
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -146,32 +154,32 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
                     cache_interval=step_cache,
                     disable_cache_before_step=STEPS_BEFORE_CACHE,
                     taylor_factors_dtype=torch.float32,
-                    use_lite_mode=True,  # extrapolates what leaves the model: no memory for each layer's output
+                    use_lite_mode=True,  # extrapolates only the model's output, so no layer's output is stored
                 )
             )
         return compilation
 
-    def work_in_slices(self) -> None:
-        """Have blocks and face adapters treat tokens in slices from now on: less memory, the same result."""
+    def use_slices(self) -> None:
+        """Make blocks and face adapters work on slices of the tokens: less memory, the same result."""
         for one in (*self.blocks, *self.face_adapter):
             assert isinstance(one, Block | FaceAdapter)
             one.sliced = True
 
-    def forget_steps(self) -> None:
-        """Begin a clip: what a step cache has seen of the last one does not count."""
+    def reset_step_cache(self) -> None:
+        """Forget the steps of the segment before. Call it before the first step of each segment."""
         if self.is_cache_enabled:
-            self._reset_stateful_cache()
+            HookRegistry.check_if_exists_or_initialize(self).reset_stateful_hooks(recurse=True)
 
     def embed_context(self, text: Tensor, image: Tensor) -> Tensor:
-        """Text (1, 512, text_dim) and CLIP features (1, 257, image_dim) as tokens (1, 769, dim), image first."""
+        """Tokens (1, 769, dim), image first, of text (1, 512, text_dim) and CLIP features (1, 257, image_dim)."""
         embedder = self.condition_embedder
         assert embedder.image_embedder is not None
         return torch.cat([embedder.image_embedder(image), embedder.text_embedder(text)], dim=1)
 
     def cross_keys(self, context: Tensor) -> list[Keys]:
-        """What the blocks' cross-attentions compute of embedded context, the same at every step of a job.
+        """Keys and values of each block's cross-attention, the same at every denoising step of a job.
 
-        0.6 GB at the 14B model's widths, in bfloat16.
+        They take 0.6 GB at the 14B model's widths in bfloat16.
         """
         keys = []
         for block in self.blocks:
@@ -184,15 +192,15 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         return keys
 
     def embed_pose(self, pose_latents: Tensor) -> Tensor:
-        """Pose latents (1, 16, T_lat, h, w) as (1, dim, T_lat, h/2, w/2)."""
+        """(1, dim, T_lat, h/2, w/2) of pose latents (1, 16, T_lat, h, w)."""
         return self.pose_patch_embedding(pose_latents)
 
     def encode_face(self, face: np.ndarray, ranks: Ranks) -> Tensor:
-        """Face clip (T, 512, 512, 3) uint8 as motion features (1, T_lat + 1, heads + 1, dim).
+        """Motion features (1, T_lat + 1, heads + 1, dim) of face frames (T, 512, 512, 3) uint8.
 
-        Frames pass the motion encoder in groups of `motion_encoder_batch_size`, as published; ranks share the groups.
-        They become floats only there, and channels last: its convolutions, blurs above all, run twice as fast so on a
-        CPU.
+        The motion encoder takes frames in groups of `motion_encoder_batch_size`, as published; ranks share the groups.
+        Each group is converted to floats when it is encoded, channels last in memory: on a CPU the encoder's
+        convolutions, mainly its blurs, run twice as fast that way.
         """
         size, weight = self.config["motion_encoder_batch_size"], self.face_encoder.out_proj.weight
         vectors = weight.new_zeros(len(face), self.motion_encoder.motion_synthesis_weight.shape[0])
@@ -203,14 +211,14 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         return torch.cat([torch.zeros_like(features[:, :1]), features], dim=1)
 
     def denoise(self, latents: Tensor, timestep: Tensor, y: Tensor, pose: Tensor, branch: Branch) -> Tensor:
-        """Predict the flow of one step.
+        """Predict the flow of one denoising step.
 
         Args:
             latents: (1, 16, T_lat + 1, h, w), the reference slot first.
             timestep: (1,) integer in 0..1000.
             y: (1, 20, T_lat + 1, h, w) mask and conditioning latents.
             pose: from `embed_pose`.
-            branch: conditions of this guidance branch.
+            branch: conditions of the guidance branch.
 
         Returns:
             (1, 16, T_lat + 1, h, w) in the model's dtype.
@@ -237,7 +245,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             return self._project_out(x, time, grid)
 
     def _rotary(self, x: Tensor) -> Rotary:
-        """The rotary tables of latents, of which each pair of channels shares one value."""
+        """The rotary tables for latents x. Each pair of channels shares one value."""
         if self._tables is None or self._tables[0] != x.shape:
             cos, sin = self.rope(x)
             self._tables = x.shape, (cos[..., 0::2].contiguous(), sin[..., 1::2].contiguous())

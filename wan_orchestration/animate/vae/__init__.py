@@ -1,1 +1,1 @@
-"""The causal video VAE: in long chunks, over ranks by rows, and within little memory."""
+"""The causal video VAE: fast in long chunks, split over ranks by rows, and with little memory in bands."""

@@ -1,4 +1,4 @@
-"""A picture worked on in bands of rows that overlap and are blended: less memory, faint differences where they meet."""
+"""Work on a picture in overlapping bands of rows, which are blended: less memory, but faint seams between bands."""
 
 import math
 from collections.abc import Callable
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 BAND, OVERLAP = 32, 8
-"""Rows of latents, each 8 rows of pixels, in a band and in what it shares with the next at least."""
+"""Rows of latents in a band, and at least shared with the next band. A row of latents is 8 rows of pixels."""
 
 
 def in_bands(run: Callable[[Tensor], Tensor], x: Tensor, rows_in: int, rows_out: int) -> Tensor:
-    """`run` over bands of (..., H, W), of which `rows_in` rows make a row of latents, joined to (..., H', W').
+    """Apply `run` to bands of x (..., H, W), and blend the results to (..., H', W').
 
-    `run` gives `rows_out` rows for each row of latents.
+    A row of latents is `rows_in` rows of x and `rows_out` rows of the result.
     """
     rows = x.shape[-2] // rows_in
     whole, known = x.new_empty(0), 0
@@ -31,6 +31,6 @@ def in_bands(run: Callable[[Tensor], Tensor], x: Tensor, rows_in: int, rows_out:
 
 
 def starts(rows: int) -> list[int]:
-    """First rows of the fewest bands that make up so many rows, evenly spread."""
+    """First rows of the bands: as few as cover `rows` rows of latents, evenly spread."""
     count = max(1, math.ceil((rows - OVERLAP) / (BAND - OVERLAP)))
     return [round(index * (rows - BAND) / (count - 1)) for index in range(count)] if count > 1 else [0]

@@ -1,6 +1,6 @@
-"""Layers of the Wan VAE that pass over memory less often than diffusers' own, with the same weights and results.
+"""Layers of the Wan VAE that read and write less memory than diffusers' own, with the same weights and results.
 
-Videos are channels last in memory throughout, as the convolutions' weights are: a convolution copies any other first.
+Videos and weights are channels last in memory throughout: a convolution would first copy any other layout.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,25 +18,29 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from einops import rearrange
 from torch import Tensor, nn
 
+from wan_orchestration.animate.diffusers_internals import causal_padding
+from wan_orchestration.animate.torch_internals import onednn_convolution, onednn_convolves
+
 SMALLEST_NORM = 1e-12
-"""What `F.normalize`, which diffusers uses here, divides by at least."""
+"""The smallest divisor of `F.normalize`, which diffusers uses here."""
 FIRST = object()
-"""Carried over from the video's first frame where frames are doubled: it is not, and the next do not depend on it."""
+"""In the cache where frames are doubled: the chunk before was the video's first frame, which is not doubled and on
+which the next frames do not depend."""
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Parts (n, C, T, H, W) of a video joined in time, channels last in memory.
 
-    `torch.cat` alone leaves that order if any part is empty, expanded or so thin that its strides fit other layouts.
+    `torch.cat` alone loses this layout if a part is empty, expanded, or so thin that its strides fit other layouts too.
     """
     return torch.cat([part.movedim(1, -1) for part in parts], 1).movedim(-1, 1)
 
 
 class ChannelNorm(WanRMS_norm):
-    """Scales each pixel's channels to unit RMS in one pass; diffusers' takes four."""
+    """Scales each pixel's channels to unit RMS in one pass. diffusers needs four passes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, C, ...) to the same shape and, where it is channels last in memory, the same layout."""
+        """(n, C, ...) to the same shape. A channels-last input gives a channels-last output."""
         channels = x.shape[1]
         last = x.movedim(1, -1).float()
         normed = F.rms_norm(last, (channels,), self.gamma.flatten().float(), SMALLEST_NORM**2 / channels)
@@ -44,32 +48,29 @@ class ChannelNorm(WanRMS_norm):
 
 
 class CausalConv(WanCausalConv3d):
-    """Pads the picture within the convolution; diffusers' copies each video into a larger one first."""
+    """Pads the picture within the convolution. diffusers copies each video into a larger one first."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """(n, C, T, H, W); `cache_x` are the last frames of the chunk before, of which there were zeros at first."""
-        padding: Any = self._padding
-        columns, _, rows, _, frames, _ = padding
+        """(n, C, T, H, W). `cache_x` are the last frames of the chunk before; None stands for zeros."""
+        frames, rows, columns = causal_padding(self)
         if frames:
             before = [] if cache_x is None else [cache_x]
             missing = frames - sum(part.shape[2] for part in before)
             zeros = x.new_zeros(()).expand(*x.shape[:2], missing, *x.shape[3:])
             x = joined([zeros, *before, x])
-        if x.device.type == "cpu" and _onednn_takes(x.dtype):
-            # Where F.conv3d arrives too, but for short chunks of few channels: there it takes a far slower way.
-            padding = [0, rows, columns]
-            return torch.ops.aten.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, [1, 1, 1], 1)
+        if x.device.type == "cpu" and onednn_convolves(x.dtype):
+            return onednn_convolution(x, self.weight, self.bias, [0, rows, columns], self.stride)
         return F.conv3d(x, self.weight, self.bias, self.stride, (0, rows, columns))
 
 
 class Resample(WanResample):
-    """Makes the picture, and with mode "...3d" the frames, twice or half as many, and keeps it channels last.
+    """Doubles or halves the picture, and with a mode "...3d" also the number of frames, and keeps it channels last.
 
-    Diffusers' own joins frames channels first, and gives a single one strides that do not tell its layout.
+    diffusers' class joins frames channels first, and the strides of a single frame do not show its layout.
     """
 
     def forward(self, x: Tensor, feat_cache: list[Any] | None = None, feat_idx: list[int] | None = None) -> Tensor:
-        """A chunk (n, C, T, H, W), whose frames are as many as before where it is the video's first frame."""
+        """A chunk (n, C, T, H, W). The video's first frame stays one frame."""
         assert feat_cache is not None
         assert feat_idx is not None
         index = feat_idx[0]
@@ -93,38 +94,39 @@ class Resample(WanResample):
 
 
 class Encoder(WanEncoder3d):
-    """Can leave out layers of the first stages while a video stands still, and pass the outermost ones frame by frame.
+    """An encoder that can skip its first stages while a video is still, and run the outermost layers frame by frame.
 
-    They are causal, so that some frames after the last change their output no longer changes either. They make up most
-    of the encoder's work, because they see the picture at its full size and all of its frames.
+    The first stages are causal, so their output becomes constant some frames after the last change of the input. They
+    are most of the encoder's work, because they see the picture at its full size and all frames.
     """
 
     still = False
-    """Set for a chunk of a still video whose predecessor's first stages saw nothing but the same picture."""
+    """Set it for a chunk of equal frames if, for the chunk before, the first stages saw only this frame too."""
     by_frames = False
-    """Whether the layers that see the picture at its full size take a frame at a time: less memory, the same result."""
+    """Whether the layers that see the picture at full size take one frame at a time: less memory, the same result."""
     _last: tuple[Tensor, int] | None = None
+    """Output of the first stages for the last chunk, and the cache index after them."""
 
     @property
     def outermost(self) -> int:
-        """Layers of `down_blocks` that see the picture at its full size, and what makes it smaller."""
+        """How many layers of `down_blocks` see the picture at full size, including the one that halves it."""
         return next(i for i, layer in enumerate(self.down_blocks) if hasattr(layer, "mode")) + 1
 
     @property
     def early(self) -> int:
-        """Layers of `down_blocks` before and with the first that halves the number of frames."""
+        """How many layers of `down_blocks` the first stages have: up to the first that halves the number of frames."""
         modes = [getattr(layer, "mode", None) for layer in self.down_blocks]
         return modes.index("downsample3d") + 1
 
     @property
     def reach(self) -> int:
-        """Frames before its own that the first stages' output depends on: two for each causal convolution."""
+        """How many earlier frames the first stages' output depends on: two for each causal convolution."""
         layers = (self.conv_in, *self.down_blocks[: self.early])
         convs = [module for layer in layers for module in layer.modules() if isinstance(module, WanCausalConv3d)]
         return sum(2 for conv in convs if conv.kernel_size[0] == 3)
 
     def forward(self, x: Tensor, feat_cache: list[Any] | None = None, feat_idx: list[int] | None = None) -> Tensor:
-        """A chunk (1, 3, T, H, W) of a video; the last frames of each layer are carried over in `feat_cache`."""
+        """Encode a chunk (1, 3, T, H, W). `feat_cache` carries each layer's last frames over to the next chunk."""
         assert feat_cache is not None
         assert feat_idx is not None
         if self.still:
@@ -151,19 +153,19 @@ class Encoder(WanEncoder3d):
         return x
 
     def forget(self) -> None:
-        """At the end of a video."""
+        """Drop what is kept between chunks. Call it at the end of a video."""
         self.still, self._last = False, None
 
 
 class Decoder(WanDecoder3d):
-    """Can pass its last stages, which see the picture at its full size, frame by frame."""
+    """A decoder that can run its last stages, which see the picture at full size, frame by frame."""
 
     by_frames = False
     """As `Encoder.by_frames`."""
 
     @property
     def outermost(self) -> int:
-        """The first of `up_blocks` after the last that doubles the number of frames."""
+        """Index in `up_blocks` of the first block after the last one that doubles the number of frames."""
         last = 0
         for index, block in enumerate(self.up_blocks):
             if any(getattr(module, "mode", None) == "upsample3d" for module in block.modules()):
@@ -177,7 +179,7 @@ class Decoder(WanDecoder3d):
         feat_idx: list[int] | None = None,
         first_chunk: bool = False,
     ) -> Tensor:
-        """A chunk (1, 16, T, h, w) of latents; the last frames of each layer are carried over in `feat_cache`."""
+        """Decode a chunk (1, 16, T, h, w). `feat_cache` carries each layer's last frames over to the next chunk."""
         assert feat_cache is not None
         assert feat_idx is not None
         x = _carried(self.conv_in, x, feat_cache, feat_idx)
@@ -194,17 +196,10 @@ class Decoder(WanDecoder3d):
         return _carried(self.conv_out, self.nonlinearity(self.norm_out(x)), feat_cache, feat_idx)
 
 
-def _onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether this CPU has oneDNN's convolution in a precision: that in bfloat16 wants AVX-512 or the like."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def _by_frames(
     stages: Callable[[Tensor, list[Any], list[int]], Tensor], x: Tensor, feat_cache: list[Any], feat_idx: list[int]
 ) -> Tensor:
-    """Run causal stages on each frame of (n, C, T, H, W) by itself; what they carry over joins the frames."""
+    """Run causal stages on each frame of (n, C, T, H, W) separately. `feat_cache` connects the frames."""
     start, parts = feat_idx[0], []
     for frame in x.split(1, dim=2):
         feat_idx[0] = start
@@ -213,7 +208,7 @@ def _by_frames(
 
 
 def _carried(conv: nn.Module, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
-    """Run a causal convolution after the frames of the chunk before, and leave its last two for the next."""
+    """Run a causal convolution with the last two frames of the chunk before, and keep this chunk's for the next."""
     index = feat_idx[0]
     before, last = feat_cache[index], x[:, :, -2:].clone()
     if last.shape[2] < 2 and before is not None:
@@ -224,10 +219,10 @@ def _carried(conv: nn.Module, x: Tensor, feat_cache: list[Any], feat_idx: list[i
     return x
 
 
-def lighten(vae: nn.Module, by_frames: bool = False) -> None:
-    """Have a VAE's layers work as those above, and keep its weights as convolutions read them fastest.
+def use_own_layers(vae: nn.Module, by_frames: bool = False) -> None:
+    """Turn diffusers' layers into the classes above, and store the weights channels last.
 
-    `by_frames` is for devices of little memory, see `Encoder` and `Decoder`.
+    `by_frames` is for devices with little memory, see `Encoder` and `Decoder`.
     """
     for module in vae.modules():
         if type(module) is WanRMS_norm:

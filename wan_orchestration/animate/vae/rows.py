@@ -1,8 +1,8 @@
-"""The VAE's work split over ranks by rows of the picture, exactly.
+"""The VAE's work split over ranks by rows of the picture, with exact results.
 
-Convolutions see one row beyond their own, which neighbours hand over before each of them. So each rank computes its
-rows as one rank would compute them all; nothing is blended, as it is with tiles. Attention, which sees the whole
-picture at an eighth of its size, is computed whole by every rank.
+A convolution sees one row beyond a rank's own rows. Neighbouring ranks send each other this row before each
+convolution, so every rank computes the same values as a single rank would, and nothing is blended. Attention sees the
+whole picture at an eighth of its size; every rank computes all of it.
 """
 
 from typing import Any
@@ -17,35 +17,36 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor, nn
 
-from wan_orchestration.animate.parallel.ranks import Ranks, gather
+from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.animate.parallel.tensors import gather
 from wan_orchestration.animate.vae.layers import joined
 
 
 class SplitRows:
     """Makes the layers of a VAE work on this rank's rows of a picture.
 
-    Rows run from top to bottom in the order of the ranks. The unit is a row of latents, 8 rows of pixels, so that every
-    layer's rows begin at a whole row on each rank.
+    Rank 0 has the top rows, the last rank the bottom rows. The unit is a row of latents, 8 rows of pixels, so that each
+    rank's part begins at a whole row in every layer.
     """
 
     def __init__(self, vae: AutoencoderKLWan, ranks: Ranks) -> None:
         self.ranks = ranks
         self.latent_rows: list[int] = []
-        """Rows of latents on each rank; empty while pictures are not split."""
+        """Rows of latents on each rank. Empty while pictures are not split."""
         for module in (*vae.encoder.modules(), *vae.decoder.modules()):
             if isinstance(module, WanCausalConv3d) and module.kernel_size[1] == 3:
-                self._hook(module, self._with_both, self._without_both)
+                self._hook(module, self._add_neighbours, self._remove_neighbours)
             elif isinstance(module, WanResample) and module.mode.startswith("upsample"):
                 assert isinstance(module.resample, nn.Sequential)
-                self._hook(module.resample[1], self._with_both, self._without_both)
+                self._hook(module.resample[1], self._add_neighbours, self._remove_neighbours)
             elif isinstance(module, WanResample) and module.mode.startswith("downsample"):
-                # Its convolution has stride 2 and looks down only.
-                self._hook(module.resample, self._with_below)
+                # Its convolution has stride 2 and sees only the row below.
+                self._hook(module.resample, self._add_below)
             elif isinstance(module, WanAttentionBlock):
-                self._hook(module, self._whole, self._own)
+                self._hook(module, self._join_input, self.take)
 
     def begin(self, latent_rows: int) -> bool:
-        """Split pictures of so many rows of latents from now on; False if there are too few to be worth it."""
+        """Start to split pictures with this many rows of latents. False if there are fewer rows than ranks."""
         share, more = divmod(latent_rows, self.ranks.size)
         self.latent_rows = [share + (rank < more) for rank in range(self.ranks.size)] if share else []
         return bool(share)
@@ -54,7 +55,7 @@ class SplitRows:
         self.latent_rows = []
 
     def take(self, picture: Tensor, scale: int = 1) -> Tensor:
-        """This rank's rows of (..., H, W), of which `scale` make a row of latents."""
+        """This rank's rows of (..., H, W). A row of latents is `scale` rows of the picture."""
         before = sum(self.latent_rows[: self.ranks.rank])
         return picture.narrow(-2, scale * before, scale * self.latent_rows[self.ranks.rank])
 
@@ -67,29 +68,26 @@ class SplitRows:
         if after:
             module.register_forward_hook(lambda _, __, output: after(output) if self.latent_rows else None)
 
-    def _with_both(self, x: Tensor, cache: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    def _add_neighbours(self, x: Tensor, cache: Tensor | None = None) -> tuple[Tensor | None, ...]:
         if cache is None:
             return (_stacked(self._between(x, above=True)),)
-        # The cache holds the frames before, so that one exchange serves both.
+        # The cache holds the frames before. One exchange serves both.
         both = joined([cache, x])
         both = _stacked(self._between(both, above=True))
         return both[:, :, cache.shape[2] :], both[:, :, : cache.shape[2]]
 
-    def _without_both(self, y: Tensor) -> Tensor:
+    def _remove_neighbours(self, y: Tensor) -> Tensor:
         above, below = int(self.ranks.rank > 0), int(self.ranks.rank < self.ranks.size - 1)
         return y.narrow(-2, above, y.shape[-2] - above - below)
 
-    def _with_below(self, x: Tensor) -> tuple[Tensor]:
+    def _add_below(self, x: Tensor) -> tuple[Tensor]:
         return (_stacked(self._between(x, above=False)),)
 
-    def _whole(self, x: Tensor) -> tuple[Tensor]:
+    def _join_input(self, x: Tensor) -> tuple[Tensor]:
         return (self.join(x),)
 
-    def _own(self, y: Tensor) -> Tensor:
-        return self.take(y)
-
     def _between(self, x: Tensor, above: bool) -> list[Tensor]:
-        """Rows x between the neighbours' nearest: the one above, if asked for, and the one below, where there are."""
+        """The rows x with the neighbours' nearest rows, where they exist: above if asked for, and below."""
         rank, last = self.ranks.rank, self.ranks.size - 1
         top, bottom = (x.narrow(-2, row, 1).contiguous() for row in (0, x.shape[-2] - 1))
         upper, lower = torch.empty_like(top), torch.empty_like(bottom)
@@ -108,5 +106,5 @@ class SplitRows:
 
 
 def _stacked(parts: list[Tensor]) -> Tensor:
-    """Rows (n, C, ..., h, W) one below the other, channels last in memory, as the layers want them."""
+    """Rows (n, C, ..., h, W) joined from top to bottom, channels last in memory."""
     return torch.cat([part.movedim(1, -1) for part in parts], -3).movedim(-1, 1)

@@ -1,41 +1,44 @@
-"""How much arithmetic a clip takes, and how long that may last: estimates from shapes."""
+"""How much arithmetic a segment takes, and how many seconds: estimates from shapes, and a measured peak."""
 
 import time
 
 import torch
 
-from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, STREAMED, ClipShape, Name
+from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, STREAMED, Name, SegmentShape
 from wan_orchestration.animate.memory.sizes import Sizes
 
 EFFICIENCY = 0.5
-"""Share of a card's dense bfloat16 peak that the transformer is expected to reach."""
+"""Share of a GPU's dense bfloat16 peak that the transformer is expected to reach."""
 VAE_EFFICIENCY = 0.15
 """The same for the VAE, whose convolutions run in float32 (TF32)."""
 VAE_FLOPS = 1340e12 / (1280 * 720 * 77)
-"""Of the 14B snapshot's VAE for each pixel of a clip: pose and known frames encoded, the result decoded."""
+"""Operations of the 14B snapshot's VAE for each pixel of a segment: to encode pose and known frames, and to decode."""
 VAE_WIDTH = 96
+"""Channels of that VAE's outermost layer."""
 BUS = 20e9
 """Bytes a second from pinned host memory to a device (PCIe 4.0 x16)."""
 
 
-def forward_flops(sizes: Sizes, clip: ClipShape) -> float:
-    """Floating-point operations of one forward of the transformer; what is computed once per job is left out."""
-    tokens, dim, layers = clip.tokens, sizes.dim, sizes.layers
+def forward_flops(sizes: Sizes, segment: SegmentShape) -> float:
+    """Floating-point operations of one forward of the transformer, without what is computed once per job."""
+    tokens, dim, layers = segment.tokens, sizes.dim, sizes.layers
     linear = 2 * tokens * layers * (sizes.block_parameters - 4 * dim**2)
     attention = 4 * tokens * (tokens + CONTEXT_TOKENS) * dim * layers
     adapters = 2 * tokens * 2 * dim**2 * (layers // 5)
     return linear + attention + adapters
 
 
-def clip_seconds(sizes: Sizes, clip: ClipShape, steps: int, placement: Name, tflops: float, ranks: int = 1) -> float:
-    """Seconds that a clip is expected to take on cards with so many dense bfloat16 TFLOP/s each."""
-    forward = forward_flops(sizes, clip) / ranks / (EFFICIENCY * tflops * 1e12)
+def segment_seconds(
+    sizes: Sizes, segment: SegmentShape, steps: int, placement: Name, tflops: float, ranks: int = 1
+) -> float:
+    """Expected seconds of a segment, on GPUs with `tflops` dense bfloat16 TFLOP/s each."""
+    forward = forward_flops(sizes, segment) / ranks / (EFFICIENCY * tflops * 1e12)
     if placement in STREAMED:
         forward = max(forward, sizes.transformer / BUS)
-    pixels = clip.height * clip.width * clip.frames
+    pixels = segment.height * segment.width * segment.frames
     vae = VAE_FLOPS * pixels * (sizes.vae_width / VAE_WIDTH) ** 2 / ranks / (VAE_EFFICIENCY * tflops * 1e12)
     travel = sizes.transformer / BUS if placement == "swap" else 0
-    return steps * forward * (2 if clip.guided else 1) + vae + travel
+    return steps * forward * (2 if segment.guided else 1) + vae + travel
 
 
 def measured_tflops(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:

@@ -22,7 +22,7 @@ def as_before():
         ("cpu", torch.bfloat16, {}, False),
     ],
 )
-def test_float32_is_exact_where_it_is_asked_for(device, dtype, settings, expected):
+def test_tf32_is_used_only_with_bfloat16_on_cuda(device, dtype, settings, expected):
     torch.backends.cuda.matmul.allow_tf32 = True
     assert use_tf32(GenerateSettings(**settings), torch.device(device), dtype) == expected
     assert torch.backends.cudnn.allow_tf32 == expected

@@ -4,7 +4,7 @@ import mmap
 import pytest
 import torch
 
-from wan_orchestration.animate.memory.room import ran_out_of_memory
+from wan_orchestration.animate.memory.capacity import ran_out_of_memory
 from wan_orchestration.errors import BadInput
 
 
@@ -17,7 +17,7 @@ def too_large_a_map():
 
 
 @pytest.mark.parametrize("fail", [too_large_a_tensor, too_large_a_map])
-def test_what_this_machine_says_without_memory(fail):
+def test_errors_of_this_machine_without_memory(fail):
     with pytest.raises((RuntimeError, OSError)) as caught:
         fail()
     assert ran_out_of_memory(caught.value)
@@ -35,7 +35,7 @@ def test_what_this_machine_says_without_memory(fail):
         RuntimeError("unable to mmap 9 bytes from file <a.pth>: Cannot allocate memory (12)"),
     ],
 )
-def test_what_libraries_say_without_memory(error):
+def test_errors_of_libraries_without_memory(error):
     assert ran_out_of_memory(error)
 
 

@@ -10,7 +10,7 @@ from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.settings.variables import take_in
+from wan_orchestration.settings.variables import with_variables
 
 VARIABLES = {
     "WAN_DEFAULT_SAMPLING_STEPS": "3",
@@ -34,7 +34,7 @@ def test_variables_count_where_a_job_is_taken_in(make_job, variables):
     assert (settings.sampling_steps, settings.lora) == (3, ["style.safetensors"])
     # The preset fills what neither the job nor a variable gives.
     assert (settings.shift, settings.seed, settings.sample_solver, settings.step_cache) == (4, 7, "unipc", 2)
-    assert job.preprocess_settings().fps == take_in(PreprocessSettings, {}).fps == 12
+    assert job.preprocess_settings().fps == with_variables(PreprocessSettings, {}).fps == 12
 
 
 def test_a_result_says_the_same_under_any_variables(variables):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from wan_orchestration.errors import BadInput
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 PIPED_WIDTH = 100_000
@@ -31,7 +32,7 @@ class ProgressLine:
 
     def __init__(self, quiet_seconds: float = 5.0) -> None:
         """`quiet_seconds`: least time between two plain lines."""
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() and _stderr().is_interactive
         self._quiet_seconds = quiet_seconds
         self._printed = float("-inf")
         self._bar: tuple[Progress, TaskID] | None = None
@@ -72,14 +73,19 @@ class ProgressLine:
         self.close()
 
 
-def _open_bar() -> "tuple[Progress, TaskID]":
+def _stderr() -> "Console":
     from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _open_bar() -> "tuple[Progress, TaskID]":
     from rich.progress import BarColumn, Progress, TextColumn
 
     progress = Progress(
         BarColumn(bar_width=30),
         TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True, force_terminal=True),
+        console=_stderr(),
         transient=True,
     )
     progress.start()
@@ -116,10 +122,9 @@ def print_error(message: str) -> None:
     if not sys.stderr.isatty():
         print(f"error: {message}", file=sys.stderr, flush=True)
         return
-    from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
+    _stderr().print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
 
 
 Command = Callable[[Sequence[str]], int | None]

@@ -1,4 +1,4 @@
-"""The client commands on a real server; no daemon works on the jobs. With one: test_daemon.py."""
+"""The client commands on a server without a daemon, so that jobs stay queued. With a daemon: test_daemon.py."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -87,7 +87,7 @@ def test_a_token_is_needed(run, monkeypatch):
 
 
 def test_a_busy_server_is_asked_again(tmp_path):
-    """Also with files, which are then sent from their start again."""
+    """Files are sent from their start again."""
     bodies = []
 
     def answer(request: httpx.Request) -> httpx.Response:

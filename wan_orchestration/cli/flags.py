@@ -46,7 +46,9 @@ def flag(field: str) -> str:
 
 
 def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
-    text = f"{field.description} (default: {shorten(field.get_default())})".replace("%", "%%")
+    default = field.get_default()
+    text = f"{field.description}" + ("" if default is None else f" (default: {shorten(default)})")
+    text = text.replace("%", "%%")
     kind = field.annotation
     if get_origin(kind) is UnionType:
         kind = next(part for part in get_args(kind) if part is not type(None))

@@ -61,7 +61,7 @@ class GenerateSettings(BaseModel):
     use_relighting_lora: bool = Field(False, description="Fuse the snapshot's relighting LoRA, meant for replace mode.")
     offload_model: bool = Field(
         True,
-        description="Free the text encoder's memory once the prompts are encoded.",
+        description="Free the text encoder once the prompts are encoded; false: keep it on the device.",
     )
     attention: Literal["auto", "native", "cudnn", "flash2", "flash3", "flash4", "sage"] = Field(
         "auto",
@@ -125,7 +125,7 @@ class GenerateSettings(BaseModel):
         description="Compute float32 convolutions, above all the VAE's, in TF32 on GPUs that have it: faster, rounded "
         "to about 1e-3, as the published code does. Has no effect with dtype: float32.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a device for it.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a CUDA device.")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what a video shows, as JSON.

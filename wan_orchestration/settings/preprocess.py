@@ -33,9 +33,9 @@ class PreprocessSettings(BaseModel):
     person: str = Field(
         "largest",
         description="The person, if there are several. largest; index:N: its number on the contact sheet (1 is the "
-        "largest); box:x0,y0,x1,y1: contains or touches the person; point:x,y: lies on it. Boxes and points refer to "
-        "the frame where people first appear, in px of the driving video as it is shown, or in fractions of its sides "
-        "if no number is above 1.",
+        "largest); box:x0,y0,x1,y1: contains or touches the person; point:x,y: on the person. Boxes and points refer "
+        "to the frame where people first appear, in px of the driving video as it is shown, or in fractions of its "
+        "sides if no number is above 1.",
     )
     fps: float | None = Field(
         None,
@@ -76,12 +76,12 @@ class PreprocessSettings(BaseModel):
         1,
         ge=1,
         le=100,
-        description="Columns of cells in the mask's box that are filled whole.",
+        description="Columns of the grid whose cells are filled where they hold any mask.",
     )
-    mask_rows: int = Field(1, ge=1, le=100, description="Rows of these cells.")
+    mask_rows: int = Field(1, ge=1, le=100, description="Rows of this grid.")
     empty_mask: Literal["error", "box"] = Field(
         "error",
-        description="For frames without an outline. error: stop; box: the box around the keypoints.",
+        description="What to do in a frame without an outline. error: stop; box: use the box around the keypoints.",
     )
     truncated_ok: bool = Field(
         False, description="Accept a truncated driving video, and use the frames that are complete."
@@ -95,7 +95,7 @@ class PreprocessSettings(BaseModel):
     light_models: Path | None = Field(
         None, description="Folder with the light estimator's six .tflite files; default: downloaded once."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a device for it.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a CUDA device.")
 
     @field_validator("person")
     @classmethod

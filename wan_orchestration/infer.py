@@ -125,7 +125,7 @@ def infer(arguments: argparse.Namespace, env: Environment, reporter: TerminalRep
         save_frames=arguments.save_frames and arguments.save_frames.absolute(),
     )
     reporter.progress(Progress(job_id=job.key, phase="starting"))
-    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch, which is loaded only once the input is known to be good)
+    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch, once the input is known to be good)
 
     return run(Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task]), reporter)[0]
 

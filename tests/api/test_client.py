@@ -1,4 +1,4 @@
-"""The client commands on a server without a daemon, so that jobs stay queued. With a daemon: test_daemon.py."""
+"""The client commands with a real server but without a daemon; test_daemon.py has one."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -86,6 +86,14 @@ def test_a_token_is_needed(run, monkeypatch):
     assert "token" in run("status")[2]
 
 
+def test_files_that_are_sent_are_those_the_server_takes():
+    from wan_orchestration.api.uploads import FILES
+
+    assert set(client.FILES) == set(FILES)
+    assert ClientSettings.model_fields["url"].default == "http://127.0.0.1:8000"
+    assert Path(client.__file__).read_text().count("wan_orchestration.api") == 0
+
+
 def test_a_busy_server_is_asked_again(tmp_path):
     """Files are sent from their start again."""
     bodies = []
@@ -114,11 +122,3 @@ def test_a_server_that_refuses(status, tries):
     with pytest.raises(client.RequestRefused, match="not today"):
         server.ask("GET", "/")
     assert len(list(remaining)) == client.TRIES - tries
-
-
-def test_files_that_are_sent_are_those_the_server_takes():
-    from wan_orchestration.api.uploads import FILES
-
-    assert set(client.FILES) == set(FILES)
-    assert ClientSettings.model_fields["url"].default == "http://127.0.0.1:8000"
-    assert Path(client.__file__).read_text().count("wan_orchestration.api") == 0

@@ -1,9 +1,8 @@
-"""Draws the demo job: a dancer in front of a camera, its keypoints, and a picture of another character to dance so.
+"""Draws the demo job: a video of a dancer, the dancer's keypoints, and a picture of another character.
 
     uv run python scripts/draw_demo_job.py [FOLDER]
 
-Everything is made up here, down to the tune, so that the job may be shared freely. The same files come out of
-every run.
+Everything is synthetic, the tune included, so that the job can be shared freely. Every run writes the same files.
 """
 
 import sys
@@ -39,7 +38,7 @@ preprocess:
 
 
 def tune(seconds: float, rate: int = 48000) -> np.ndarray:
-    """(1, samples) float32: sixteen soft plucked notes over a bass, as long as the dance."""
+    """(1, samples) float32: sixteen soft plucked notes over a bass line."""
     t = np.arange(round(seconds * rate)) / rate
     step = seconds / 16
     notes = (72, 76, 79, 76, 74, 77, 81, 77, 76, 79, 84, 79, 77, 74, 71, 67)

@@ -1,4 +1,4 @@
-"""Draws the README's strip: frames of a job's pose clip over those of its video, beside the reference picture.
+"""Draws the README's strip: the reference picture, and beside it frames of a job's pose clip above those of its video.
 
 uv run python scripts/draw_strip.py demo docs/demo-strip.png
 """

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Packs benchmarks/gpu_check.py for a machine with a GPU and no network: scripts/pack_gpu_check.sh OUTDIR
 #
-# OUTDIR gets archives of this working tree's source, the wheels that such a machine lacks and the recorded outputs, and
-# run.sh, which unpacks and runs them. Expected there: Python 3.12, torch, triton, transformers, accelerate, safetensors,
-# einops, opencv, psutil, pillow, pyyaml and huggingface-hub. Versions of the wheels are those of uv.lock.
+# It writes to OUTDIR: archives of this working tree's source, of wheels and of the recorded outputs, and run.sh, which
+# unpacks them and runs the check. The machine needs Python 3.12, torch, triton, transformers, accelerate, safetensors,
+# einops, opencv, psutil, pillow, pyyaml and huggingface-hub; the wheels hold the rest, in the versions of uv.lock.
 #
-# PYTHON: an interpreter with pip. PARITY: folder of the recorded outputs. MOST_MIB: how large all of it may be.
+# PYTHON: an interpreter with pip. PARITY: folder of the recorded outputs. MOST_MIB: largest size of all archives.
 set -euo pipefail
 
 if [ $# -ne 1 ]; then
@@ -26,7 +26,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/packages/packages" "$work/wheels" "$work/source" "$work/parity/parity" "$work/lora/parity/snapshot"
 rm -f "$out"/{source,parity,lora}.tar.xz
 
-# pip is asked for the exact versions of uv.lock: pydantic-core must match pydantic.
+# The exact versions of uv.lock: pydantic-core must match pydantic.
 "$python" - "${packages[@]}" > "$work/wanted" <<'PY'
 import sys, tomllib
 with open("uv.lock", "rb") as file:
@@ -73,7 +73,7 @@ PY
 size() {
   du --bytes --summarize --apparent-size "$out" | cut -f1
 }
-# Packing them takes minutes; they are kept from one time to the next.
+# Packing the wheels takes minutes, so their archive is kept for the next run.
 [ -e "$out/packages.tar.xz" ] || pack packages &
 pack source
 if [ -d "$parity" ]; then
@@ -82,9 +82,9 @@ if [ -d "$parity" ]; then
 fi
 wait $!
 cp "$work/wanted" "$out/packages.txt"
-# The LoRA of one recorded case is missed most easily.
+# Only one recorded case needs the relighting LoRA, so it is left out first.
 if [ "$(size)" -gt "$most" ]; then
-  echo "too large: leaving out the relighting LoRA, whose case is then not measured" >&2
+  echo "too large: the relighting LoRA is left out, and its case is not measured" >&2
   rm -f "$out/lora.tar.xz"
 fi
 if [ "$(size)" -gt "$most" ]; then
@@ -94,7 +94,7 @@ fi
 
 cat > "$out/run.sh" <<'SH'
 #!/usr/bin/env bash
-# Unpacks the check into a folder of its own and runs it: bash run.sh --deadline SECONDS --out DIR
+# Unpacks the check into a temporary folder and runs it: bash run.sh --deadline SECONDS --out DIR
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tree=$(mktemp -d)
@@ -102,7 +102,7 @@ trap 'rm -rf "$tree"' EXIT
 for archive in "$here"/*.tar.xz; do
   python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="data")' "$archive" "$tree"
 done
-# Before the machine's own packages; torch, transformers and the like are not among these.
+# The wheels come before the machine's packages; torch, transformers and the like are the machine's.
 PYTHONPATH="$tree:$tree/packages${PYTHONPATH:+:$PYTHONPATH}" python3 "$tree/benchmarks/gpu_check.py" "$@"
 SH
-echo "$(($(size) / 1024 / 1024)) MiB in $out. There: bash run.sh --deadline 540 --out DIR"
+echo "$(($(size) / 1024 / 1024)) MiB in $out. On the machine: bash run.sh --deadline 540 --out DIR"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A real Slurm of two nodes on this machine, for tests and for trying things out. Needs root; leaves /etc alone.
+# Runs Slurm with two nodes on this machine, for tests and trials. Needs root; does not change /etc.
 #
-#   scripts/slurm_single_machine.sh install        Debian or Ubuntu packages
-#   scripts/slurm_single_machine.sh start FOLDER   everything it keeps goes into FOLDER
+#   scripts/slurm_single_machine.sh install        installs Debian or Ubuntu packages
+#   scripts/slurm_single_machine.sh start FOLDER   all its files are in FOLDER
 #   export SLURM_CONF=FOLDER/slurm.conf            for sbatch, squeue, ...
 #   scripts/slurm_single_machine.sh stop FOLDER
 #
-# Both nodes, n1 and n2, listen on 127.0.0.1 only. Each claims two GPUs, which are not there.
+# Both nodes, n1 and n2, listen on 127.0.0.1 only. Each has two GPUs, which are simulated.
 set -euo pipefail
 
 usage() {
@@ -20,7 +20,7 @@ install() {
 }
 
 configure() {
-    # munged insists on folders that nobody else can write to, and on a socket that everybody can reach.
+    # munged requires folders that only its user can write to, and a socket that all users can reach.
     mkdir -p "$folder"/{munge,socket,log,ctld}
     chmod 700 "$folder/munge"
     chmod 755 "$folder/socket"
@@ -53,7 +53,7 @@ MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 GresTypes=gpu
-# Short, so that a time limit and a lost node are noticed while a test waits.
+# Short, so that tests need not wait long for a time limit or a lost node.
 KillWait=5
 OverTimeLimit=0
 SlurmdTimeout=15
@@ -61,7 +61,7 @@ NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17001 CPUs=$cpus Real
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17002 CPUs=$cpus RealMemory=1000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 CONF
-    # Slurm counts device files; that these are plain ones does not trouble it.
+    # Slurm counts device files; it accepts regular files as such.
     touch "$folder"/gpu{0,1}
     echo "Name=gpu File=$folder/gpu[0-1]" >"$folder/gres.conf"
 }
@@ -99,7 +99,7 @@ stop() {
         if [ -f "$file" ]; then
             pid=$(cat "$file")
             kill "$pid" 2>/dev/null || true
-            # Until its port is free.
+            # Wait until its port is free.
             timeout 20 tail --pid="$pid" -f /dev/null || true
         fi
     done

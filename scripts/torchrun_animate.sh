@@ -4,7 +4,7 @@
 #   scripts/torchrun_animate.sh --src-root data/jobs/demo [flags of wan-animate infer]
 #
 # CUDA_VISIBLE_DEVICES  the GPUs to use (default 0,1)
-# NPROC                 processes to start, one for each of these GPUs (default: as many as are listed)
+# NPROC                 number of processes, one for each of these GPUs (default: the number of listed GPUs)
 # WAN_ENABLE_FSDP=1     also shard the weights over the GPUs
 set -euo pipefail
 

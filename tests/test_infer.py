@@ -1,4 +1,4 @@
-"""`infer` as a user runs it: flags in, one JSON object out."""
+"""`infer` as a user runs it: it gets flags and prints one JSON object."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def call(tiny_snapshot, tmp_path, capsys, monkeypatch):
 
 
 def test_smoke_test_of_the_readme(make_job, tiny_snapshot, tmp_path):
-    """As a process of its own, so that nothing else reaches stdout."""
+    """In a process of its own, to see that nothing else reaches stdout."""
     done = subprocess.run(
         [
             sys.executable,

@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that a user can correct."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
@@ -11,18 +11,22 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class BadInput(ValueError):
-    """A file, field or folder given from outside cannot be used.
+    """A file, folder or field that a user gave cannot be used.
 
-    The message names the file or field, what was found, what was expected and, where it is not
-    obvious, what to do. It is shown without a traceback and such a job is never retried.
+    The message names the file or field, what was found, what was expected and, if that is not obvious, what to do. It
+    is shown without a traceback. The job is not retried.
     """
 
 
 def validate(model: type[M], values: Mapping[str, Any], name: Callable[[str], str] = str) -> M:
-    """`model(**values)` with BadInput for unknown keys and bad values, those from `WAN_*` variables included.
+    """`model(**values)`, with errors in words.
 
-    `name` turns a field (`clip_len`, or the empty string for all of them) into what the user knows it by, such
-    as `job.yaml: generate.clip_len` or `--clip-len`.
+    Args:
+        name: gives the name by which the user knows a field, for instance `job.yaml: generate.clip_len` or
+            `--clip-len` for `clip_len`. It gets "" for an error that concerns several fields.
+
+    Raises:
+        BadInput: unknown keys; bad values, also of `WAN_*` variables.
     """
     for key in values:
         if key not in model.model_fields:
@@ -43,12 +47,16 @@ def validate(model: type[M], values: Mapping[str, Any], name: Callable[[str], st
 
 
 def from_validation_error(error: ValidationError, name: Callable[[str], str] = str) -> BadInput:
-    """A line per problem: the field as `name` calls it, what was found, what is expected."""
+    """One line for each problem: the name of the field, what was found, what was expected."""
     return BadInput("\n".join(_sentence(problem, name) for problem in error.errors(include_url=False)))
 
 
 def unknown_key(where: str, key: str, known: Iterable[str]) -> BadInput:
-    """For a key that no field has."""
+    """The error for a key that is not among the known ones.
+
+    Args:
+        where: the key as the user knows it.
+    """
     known = list(known)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     hint = f"did you mean {close[0]}? " if close else ""

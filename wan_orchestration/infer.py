@@ -1,14 +1,14 @@
-"""Runs one job from a shell, alone or under torchrun, and prints its result as one JSON object on stdout."""
+"""`wan-animate infer`: one job from a shell, alone or under torchrun. Prints the result as one JSON object."""
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 
 from wan_orchestration.cli.flags import Parser, add_settings, given_settings
+from wan_orchestration.cli.terminal import ProgressLine, print_error
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
@@ -18,63 +18,48 @@ from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights import hub
 
 
-class TerminalReporter:
-    """Shows a launch on stderr: a line that moves on a terminal, a line now and then elsewhere."""
-
-    quiet_seconds = 5.0
-
-    def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-        self.shown = 0.0
-
-    def log(self, message: str) -> None:
-        print(("\n" if self.live and self.shown else "") + message, file=sys.stderr)
+class TerminalReporter(ProgressLine):
+    """Shows a launch on stderr; see `protocol.messages.Reporter`."""
 
     def progress(self, progress: Progress) -> None:
-        if self.live:
-            print(f"\r\033[K{progress}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.shown >= self.quiet_seconds:
-            print(progress, file=sys.stderr, flush=True)
-        else:
-            return
-        self.shown = time.monotonic()
+        self.show(str(progress), progress.fraction)
 
     def clip(self, clip: FinishedClip) -> None:
-        if not self.live:
-            print(clip, file=sys.stderr, flush=True)
+        self.log(str(clip))
 
     def finished(self, result: Result) -> None:
+        self.close()
         seconds = f"{result.seconds.total:.1f} s"
         self.log(f"{result.job_id}: {result.status} after {seconds}" + (f": {result.error}" if result.error else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code, 0 only when the video is there.
+    """Entry point; returns the exit code, 0 only if the video was made.
 
-    Of several ranks, rank 0 says how it went. The others return 0 whatever happens: torchrun would end rank 0 before it
-    has spoken.
+    Of several ranks, only rank 0 reports the outcome. The others return 0 even after an error: torchrun would otherwise
+    kill rank 0 before it can report.
     """
     world = World()
     created_at = datetime.now(UTC)
     result = Result(job_id="", status="failed", created_at=created_at)
     try:
         arguments = parse(argv)
-        # Libraries print to stdout as they like; it is kept for the one JSON object.
-        with redirect_stdout(sys.stderr):
+        # Libraries may print to stdout, which is kept for the JSON object.
+        with redirect_stdout(sys.stderr), TerminalReporter() as reporter:
             if world.rank > 0:
                 return follow()
-            result = infer(arguments, environment(arguments.checkpoint_dir), result)
+            result = infer(arguments, environment(arguments.checkpoint_dir), reporter, result)
     except BadInput as error:
         result.error, result.bad_input = str(error), True
         if world.rank > 0:
             return 0
-        print(f"error: {error}", file=sys.stderr)
+        print_error(str(error))
     print(result.model_dump_json(indent=2, exclude={"kind"}))
     return 0 if result.status == "succeeded" else 1
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Flags as they were given; those of settings are None where they were not.
+    """The flags; a setting whose flag is not given is None.
 
     Raises:
         BadInput: an unknown flag, or a value of the wrong type.
@@ -113,15 +98,15 @@ def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
 
 
 def follow() -> int:
-    """What ranks other than 0 do: take part in rank 0's job."""
+    """Work on rank 0's job, on any other rank."""
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
     run(None, None)
     return 0
 
 
-def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Result:
-    """Run the job that the flags describe.
+def infer(arguments: argparse.Namespace, env: Environment, reporter: TerminalReporter, result: Result) -> Result:
+    """Make the video of the job that the flags name.
 
     Raises:
         BadInput: the job folder, a setting or the snapshot cannot be used.
@@ -129,7 +114,6 @@ def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Re
     job = Job.open(arguments.src_root)
     result.job_id = job.key
     settings = job.generate_settings(**given_settings(arguments, GenerateSettings))
-    reporter = TerminalReporter()
     snapshot = hub.resolve(env, reporter.log)
     folder = job.folder if job.kind == "clips" else make_clips(job, env, reporter)
     task = Task(
@@ -141,7 +125,7 @@ def infer(arguments: argparse.Namespace, env: Environment, result: Result) -> Re
         save_frames=arguments.save_frames and arguments.save_frames.absolute(),
     )
     reporter.progress(Progress(job_id=job.key, phase="starting"))
-    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch: only once the input is known to be good)
+    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch, once the input is known to be good)
 
     return run(Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task]), reporter)[0]
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from api_server import free_port, serving
@@ -48,6 +49,7 @@ def test_files_are_sent_and_the_job_is_cancelled(run, raw, tmp_path, project):
     }
     assert run("status", "sent")[1] == "sent: queued, number 1 in the queue\n"
     assert run("status", "--status", "succeeded")[1] == "no jobs\n"
+    assert run("status")[1].splitlines()[1] == "sent  queued  number 1 in the queue"
     assert [job["job_id"] for job in json.loads(run("status", "--json")[1])] == ["sent"]
     code, _, err = run("fetch", "sent", "-o", str(tmp_path / "out.mp4"))
     assert code == 1 and "queued" in err and not (tmp_path / "out.mp4").exists()
@@ -90,3 +92,33 @@ def test_client_and_server_know_the_same_files():
     assert set(client.FILES) == set(FILES)
     assert ClientSettings.model_fields["url"].default == "http://127.0.0.1:8000"
     assert Path(client.__file__).read_text().count("wan_orchestration.api") == 0
+
+
+def test_a_busy_server_is_asked_again(tmp_path):
+    """Files are sent from their start again."""
+    bodies = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.read())
+        busy = len(bodies) == 1
+        return httpx.Response(503 if busy else 200, json={"detail": "busy"}, headers={"retry-after": "0"})
+
+    server = client.RemoteServer(ClientSettings())
+    server.http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    (tmp_path / "file").write_bytes(b"content")
+    with (tmp_path / "file").open("rb") as file:
+        assert server.ask(
+            "POST", "/", files={"file": file}, headers={"content-type": "multipart/form-data; boundary=b"}
+        )
+    assert len(bodies) == 2 and bodies[0] == bodies[1] and b"content" in bodies[0]
+
+
+@pytest.mark.parametrize("status, tries", [(503, client.TRIES), (409, 1)])
+def test_a_server_that_refuses(status, tries):
+    answers = [httpx.Response(status, json={"detail": "not today"}, headers={"retry-after": "0"})] * client.TRIES
+    remaining = iter(answers)
+    server = client.RemoteServer(ClientSettings())
+    server.http = httpx.Client(base_url="http://server", transport=httpx.MockTransport(lambda request: next(remaining)))
+    with pytest.raises(client.RequestRefused, match="not today"):
+        server.ask("GET", "/")
+    assert len(list(remaining)) == client.TRIES - tries

@@ -1,4 +1,4 @@
-"""`wan-animate` from a shell, and what is then to be seen in Dagster: one demo run serves the tests that look at it."""
+"""`wan-animate` from a shell, and what Dagster shows afterwards. One demo run serves all tests that need a run."""
 
 import contextlib
 import io
@@ -69,7 +69,7 @@ def instance(project, demo_output) -> dg.DagsterInstance:
 
 @pytest.fixture(scope="module")
 def status(project, demo_output) -> Iterator[Callable[[str], tuple[str, list[str]]]]:
-    """Asks a real webserver for an asset's stale status for the demo job, and for the assets that caused it."""
+    """Asks a webserver for an asset's stale status for the demo job, and for the assets that caused it."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     arguments = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
@@ -112,7 +112,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_demo_makes_the_video_and_says_what_it_did(project, demo_output):
+def test_demo_makes_the_video_and_prints_where_it_is(project, demo_output):
     assert f"The video: {project / 'data' / 'videos' / 'demo' / 'video.mp4'}" in demo_output
     assert f"{FRAMES} frames of 64x64" in demo_output
     assert re.search(r"generated_video - demo: (starting|loading the weights|encoding|part 1 of 1, step)", demo_output)
@@ -123,7 +123,7 @@ def test_demo_makes_the_video_and_says_what_it_did(project, demo_output):
     assert names == ["poster.jpg", "preview.webp", "result.json", "video.mp4"]
 
 
-def test_the_run_tells_all_about_the_video(instance, project):
+def test_metadata_of_the_video(instance, project):
     (record,) = instance.fetch_materializations(dg.AssetKey("generated_video"), limit=1).records
     metadata = record.asset_materialization.metadata
     assert record.partition_key == "demo"
@@ -143,7 +143,7 @@ def test_the_run_tells_all_about_the_video(instance, project):
 
 
 def test_every_check_was_made(instance):
-    """Noise has the integrity of a video; what its quality is does not matter here."""
+    """The video of two denoising steps passes the integrity checks; its quality does not matter here."""
     evaluations = {
         entry.dagster_event.event_specific_data.check_name: entry.dagster_event.event_specific_data
         for run in instance.get_runs()
@@ -157,12 +157,12 @@ def test_every_check_was_made(instance):
 
 
 def test_a_video_is_stale_once_its_inputs_settings_or_weights_change(instance, project, status, monkeypatch):
-    """Each change is undone by a new run where that is quick, else by the next change being another."""
+    """After a change the quick assets are made again; the video is not."""
     job = project / "data" / "jobs" / "demo"
     repository = definitions().get_repository_def()
 
-    def look_again():
-        """What the drop_folder sensor does."""
+    def observe_job():
+        """Does what the drop_folder sensor does."""
         for observation in observe(Job.open(job)):
             instance.report_runless_asset_event(observation)
 
@@ -173,7 +173,7 @@ def test_a_video_is_stale_once_its_inputs_settings_or_weights_change(instance, p
 
     assets = ("weight_snapshot", "preprocessed_clips", "generated_video")
     assert [status(asset) for asset in assets] == [("FRESH", [])] * 3
-    look_again()
+    observe_job()
     assert [status(asset) for asset in assets] == [("FRESH", [])] * 3
 
     weights = project / "data" / "models" / shell.DEMO_WEIGHTS
@@ -181,18 +181,20 @@ def test_a_video_is_stale_once_its_inputs_settings_or_weights_change(instance, p
     environment.cache_clear()
     materialize("weight_snapshot", None)
     materialize("preprocessed_clips", "demo")
-    assert status("generated_video") == ("FRESH", []), "the same was made anew"
+    assert status("generated_video") == ("FRESH", []), "the same was made again"
     os.utime(weights / "config.json", (0, 0))
     materialize("weight_snapshot", None)
     assert status("generated_video") == ("STALE", ["weight_snapshot"])
 
     (job / "job.yaml").write_text("generate: {seed: 7}")
-    look_again()
-    assert status("preprocessed_clips") == ("STALE", ["weight_snapshot"]), "its networks may have found the keypoints"
+    observe_job()
+    assert status("preprocessed_clips") == ("STALE", ["weight_snapshot"]), (
+        "the snapshot's networks may have found the keypoints"
+    )
     assert status("generated_video") == ("STALE", ["job_settings", "weight_snapshot"])
 
     Image.new("RGB", (64, 64), "red").save(job / "src_ref.png")
-    look_again()
+    observe_job()
     assert status("preprocessed_clips") == ("STALE", ["job_inputs", "weight_snapshot"])
     materialize("preprocessed_clips", "demo")
     assert status("preprocessed_clips") == ("FRESH", [])

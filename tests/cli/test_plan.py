@@ -1,3 +1,5 @@
+"""`wan-animate plan` on described machines."""
+
 import pytest
 
 from wan_orchestration.cli import plan
@@ -33,12 +35,12 @@ def test_what_fits_common_cards(card, resolution, chosen, capsys):
     assert line.endswith("  fits")
 
 
-def test_what_does_not_fit_is_said(capsys):
+def test_what_does_not_fit(capsys):
     _, out, _ = run(capsys, "--vram=6", "--ram=16")
     assert out.count("does not fit") == 4
 
 
-def test_common_cards_are_listed_where_there_is_none(capsys, monkeypatch):
+def test_common_cards_are_listed_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(plan.torch.cuda, "is_available", lambda: False)
     _, out, _ = run(capsys, "--resolution=1280x720")
     cards = [line.split() for line in out.splitlines() if " x " in line and " GB " in line]
@@ -46,7 +48,7 @@ def test_common_cards_are_listed_where_there_is_none(capsys, monkeypatch):
     assert chosen[12, "off"] == "tiled" and chosen[80, "off"] == "resident" and chosen[48, "fp8"] == "resident"
 
 
-def test_a_snapshot_of_its_own(tiny_snapshot, capsys):
+def test_a_given_snapshot(tiny_snapshot, capsys):
     code, out, _ = run(capsys, f"--checkpoint-dir={tiny_snapshot}", "--vram=8", "--ram=16", "--resolution=192x128")
     assert (code, out.count("does not fit")) == (0, 0)
 

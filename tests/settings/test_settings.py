@@ -10,7 +10,7 @@ from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.settings.variables import take_in
+from wan_orchestration.settings.variables import with_variables
 
 VARIABLES = {
     "WAN_DEFAULT_SAMPLING_STEPS": "3",
@@ -27,18 +27,18 @@ def variables(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def test_variables_count_where_a_job_is_taken_in(make_job, variables):
+def test_variables_fill_what_a_job_leaves_out(make_job, variables):
     job = Job.open(make_job(yaml="generate: {shift: 4}"))
     settings = job.generate_settings(seed=7)
     assert type(settings) is GenerateSettings
     assert (settings.sampling_steps, settings.lora) == (3, ["style.safetensors"])
-    # The preset fills what neither the job nor a variable gives.
+    # The preset fills what neither the job nor a variable sets.
     assert (settings.shift, settings.seed, settings.sample_solver, settings.step_cache) == (4, 7, "unipc", 2)
-    assert job.preprocess_settings().fps == take_in(PreprocessSettings, {}).fps == 12
+    assert job.preprocess_settings().fps == with_variables(PreprocessSettings, {}).fps == 12
 
 
-def test_a_result_says_the_same_under_any_variables(variables):
-    """Also one of a version that knew fewer settings."""
+def test_variables_do_not_change_a_result(variables):
+    """Not even that of a version with fewer settings."""
     old = f'{{"job_id": "a", "status": "succeeded", "created_at": "{NOW.isoformat()}", "settings": {{"seed": 7}}}}'
     settings = Result.model_validate_json(old).settings
     assert settings == GenerateSettings(seed=7)

@@ -1,4 +1,4 @@
-"""`wan-animate`: a first run, one job from a shell, and the engine without Dagster."""
+"""`wan-animate`: finds the command and runs it."""
 
 import argparse
 import importlib
@@ -11,15 +11,16 @@ COMMANDS = {
     "batch": ("wan_orchestration.cli.batch", "main", "make all videos that are missing or out of date"),
     "serve": ("wan_orchestration.cli.serve", "serve", "serve the HTTP API and its page"),
     "submit": ("wan_orchestration.cli.remote", "submit", "ask a server for a video"),
-    "status": ("wan_orchestration.cli.remote", "status", "say how a server's job is, or list its jobs"),
-    "wait": ("wan_orchestration.cli.remote", "wait", "show a server's job up to its end"),
+    "status": ("wan_orchestration.cli.remote", "status", "show one job of a server, or list its jobs"),
+    "wait": ("wan_orchestration.cli.remote", "wait", "show the progress of a server's job until it ends"),
     "fetch": ("wan_orchestration.cli.remote", "fetch", "download the video of a server's job"),
     "cancel": ("wan_orchestration.cli.remote", "cancel", "cancel a server's job"),
     "preprocess": ("wan_orchestration.cli.preprocess", "main", "make clips from a driving video and a picture"),
-    "preview": ("wan_orchestration.cli.preprocess", "preview", "write a check video of clips"),
-    "plan": ("wan_orchestration.cli.plan", "main", "show how the models fit this machine, or one that is described"),
+    "preview": ("wan_orchestration.cli.preprocess", "preview", "write a video that shows clips side by side"),
+    "plan": ("wan_orchestration.cli.plan", "main", "show how the models fit this machine, or one that you describe"),
     "infer": ("wan_orchestration.infer", "main", "make the video of one job without Dagster, print the result as JSON"),
 }
+"""Module, function and help text of each command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,12 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="wan-animate COMMAND ...",
         description="Character animation with Wan2.2-Animate-14B.",
         epilog="\n".join(f"  {name:12}{text}" for name, (_, _, text) in COMMANDS.items())
-        + "\n\n`wan-animate COMMAND --help` says more.",
+        + "\n\n`wan-animate COMMAND --help` shows the flags of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of these:")
     module, function, _ = COMMANDS[parser.parse_args(argv[:1]).command]
-    # Imported here, because the commands' imports take from one to several seconds.
+    # Only this command's modules are imported: the imports of some take seconds.
     return getattr(importlib.import_module(module), function)(argv[1:])
 
 

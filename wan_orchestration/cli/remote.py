@@ -2,19 +2,18 @@
 
 import argparse
 import json
-import shutil
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
 
-from wan_orchestration.cli.flags import Parser, add_settings, given_settings
+from wan_orchestration.cli.flags import Parser, add_settings, flag, given_settings
+from wan_orchestration.cli.terminal import CommandFailed, ProgressLine, print_table, reports_errors
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.files import replacing
 from wan_orchestration.settings.generate import GenerateSettings
@@ -24,25 +23,39 @@ from wan_orchestration.settings.service import ClientSettings
 JOBS = "/animate/jobs"
 FINISHED = ("succeeded", "failed", "cancelled")
 FILES = ("driving", "reference", "src_pose", "src_face", "src_ref", "src_bg", "src_mask")
-LOCAL = {"mode", "device", "keypoints", "mask_file", "light_models"}
-"""Settings of preprocessing that name files of the server, or that generation has as well."""
+NOT_SENT = {"mode", "device", "keypoints", "mask_file", "light_models"}
+"""Preprocessing settings without a flag: those that name files of the server, and those that generation has too."""
 
 TRIES = 8
-"""Of a request that the server is too busy for, or does not answer."""
-LOOK_SECONDS = 1.0
+"""Of a request, while the server is busy or connections break."""
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
+"""Between two tries: if the server names no time, and at most."""
+POLL_SECONDS = 1.0
 AWAY_SECONDS = 300.0
-"""How long a server that is waited for may be away, while it is started anew for example."""
+"""How long `wait` waits for a server that does not answer, for example because it restarts."""
 
 
-class Refused(Exception):
-    """The server's answer is an error; the message says why."""
+class RequestRefused(CommandFailed):
+    """The server's answer is an error."""
 
 
-class Away(Exception):
+class ServerBusy(RequestRefused):
+    """The server asks to send the request again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ServerAway(CommandFailed):
     """The server does not answer."""
 
 
-class Server:
+class ConnectionBroken(ServerAway):
+    """The connection broke during a request. It can be sent again: submissions carry an Idempotency-Key."""
+
+
+class RemoteServer:
     """A server, by its URL and token."""
 
     def __init__(self, settings: ClientSettings) -> None:
@@ -50,59 +63,68 @@ class Server:
         headers = {"authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self.http = httpx.Client(base_url=settings.url, headers=headers, timeout=httpx.Timeout(120, connect=10))
 
-    def ask(self, method: str, path: str, send: Callable[[], Mapping[str, Any]] = dict) -> Any:
-        """The JSON of an answer; `send` gives what goes with the request, anew for each try. Refused, Away."""
-        tries = 0
-        while True:
-            tries += 1
-            try:
-                response = self.http.request(method, path, **send())
-            except httpx.ConnectError as error:
-                raise Away(f"{self.http.base_url} does not answer ({error}); wan-animate serve starts one") from None
-            except httpx.TransportError as error:
-                # Submissions bear an Idempotency-Key, so that sending one again does no harm.
-                if tries == TRIES:
-                    raise Away(f"{self.http.base_url} breaks off: {error or type(error).__name__}") from None
-                time.sleep(2.0)
-                continue
-            if response.is_success:
-                return response.json() if response.content else None
-            if response.status_code not in (429, 503) or tries == TRIES:
-                raise Refused(reason(response))
-            time.sleep(min(float(response.headers.get("retry-after", 2.0)), 60.0))
+    def ask(self, method: str, path: str, **request: Any) -> Any:
+        """Send a request, again if need be; returns the JSON of the answer. RequestRefused, ServerAway."""
+        retrying = Retrying(
+            retry=retry_if_exception_type((ServerBusy, ConnectionBroken)),
+            wait=_pause,
+            stop=stop_after_attempt(TRIES),
+            reraise=True,
+        )
+        return retrying(self._ask_once, method, path, **request)
+
+    def _ask_once(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            response = self.http.request(method, path, **request)
+        except httpx.ConnectError as error:
+            raise ServerAway(f"{self.http.base_url} does not answer ({error}); wan-animate serve starts one") from None
+        except httpx.TransportError as error:
+            words = error or type(error).__name__
+            raise ConnectionBroken(f"{self.http.base_url}: the connection broke: {words}") from None
+        if response.is_success:
+            return response.json() if response.content else None
+        if response.status_code in (429, 503):
+            raise ServerBusy(reason(response), float(response.headers.get("retry-after", PAUSE_SECONDS)))
+        raise RequestRefused(reason(response))
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self.ask("GET", f"{JOBS}/{job_id}")
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """The job, again and again up to its end, also while the server is started anew. Refused, Away."""
-        seen = time.monotonic()
+        """Poll the job until it ends, also while the server restarts. RequestRefused, ServerAway."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(ServerAway),
+            wait=wait_fixed(POLL_SECONDS),
+            stop=stop_after_delay(AWAY_SECONDS),
+            reraise=True,
+        )
         yield (job := self.job(job_id))
         while job["status"] not in FINISHED:
-            time.sleep(LOOK_SECONDS)
-            try:
-                job, seen = self.job(job_id), time.monotonic()
-            except Away:
-                if time.monotonic() - seen > AWAY_SECONDS:
-                    raise
-            yield job
+            time.sleep(POLL_SECONDS)
+            yield (job := retrying(self.job, job_id))
 
     def fetch(self, job_id: str, target: Path) -> None:
-        """Write the job's video to a file, which appears once it is whole. Refused, Away."""
+        """Write the job's video to a file, which appears once it is complete. RequestRefused, ServerAway."""
         try:
             with self.http.stream("GET", f"{JOBS}/{job_id}/media") as response:
                 if not response.is_success:
                     response.read()
-                    raise Refused(reason(response))
+                    raise RequestRefused(reason(response))
                 with replacing(target) as part, part.open("wb") as file:
                     for chunk in response.iter_bytes(2**20):
                         file.write(chunk)
         except httpx.TransportError as error:
-            raise Away(f"the video did not come whole: {error or type(error).__name__}; try again") from None
+            raise ServerAway(f"the download broke off: {error or type(error).__name__}; try again") from None
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds before the next try."""
+    error = state.outcome and state.outcome.exception()
+    return min(error.retry_after, LONGEST_PAUSE_SECONDS) if isinstance(error, ServerBusy) else PAUSE_SECONDS
 
 
 def reason(response: httpx.Response) -> str:
-    """Why a request was refused, a line for each field at fault."""
+    """Why a request was refused: a line for each field that is wrong."""
     try:
         problem = response.json()
         lines = [f"{entry['field']}: {entry['detail']}" for entry in problem.get("errors", [])]
@@ -111,143 +133,117 @@ def reason(response: httpx.Response) -> str:
         return f"status {response.status_code} from {response.url}"
 
 
-class Bar:
-    """A job's progress on stderr: a bar on a terminal, a line when something has changed elsewhere."""
-
-    width = 30
-
-    def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-        self.said = ""
-
-    def show(self, job: Mapping[str, Any]) -> None:
-        line = describe(job)
-        # That time passes is no news.
-        news = describe({**job, "progress": {**job["progress"], "eta_seconds": None}} if job["progress"] else job)
-        if self.live:
-            fraction = (job["progress"] or {}).get("fraction") or 0.0
-            filled = round(self.width * fraction)
-            bar = f"[{'#' * filled}{'.' * (self.width - filled)}] " if job["status"] == "running" else ""
-            columns = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{(bar + line)[:columns]}", end="", file=sys.stderr, flush=True)
-        elif news != self.said:
-            print(line, file=sys.stderr, flush=True)
-        self.said = news
-
-    def end(self) -> None:
-        if self.live:
-            print(file=sys.stderr)
+def state_of(job: Mapping[str, Any]) -> str:
+    return "stopping" if job["cancelling"] else job["status"]
 
 
-def describe(job: Mapping[str, Any]) -> str:
-    """A job in a line."""
-    words = [f"{job['job_id']}: {'stopping' if job['cancelling'] else job['status']}"]
+def details(job: Mapping[str, Any], eta: bool = True) -> str:
+    """Place in the queue, progress, seconds left (unless `eta` is false) and error of a job."""
+    words: list[str] = []
     progress = job["progress"]
     if job["queue_position"]:
         words.append(f"number {job['queue_position']} in the queue")
     if progress:
         words.append(progress["words"])
-    if progress and progress["eta_seconds"] is not None:
+    if progress and eta and progress["eta_seconds"] is not None:
         words.append(f"about {progress['eta_seconds']:.0f} s left")
     if job["error"]:
         words.append(job["error"])
     return ", ".join(words)
 
 
-def in_words(command: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
-    """A command whose errors are words and an exit code."""
-
-    @wraps(command)
-    def run(argv: Sequence[str]) -> int:
-        try:
-            return command(argv)
-        except (BadInput, Refused, Away) as error:
-            if "--json" in argv:
-                print(json.dumps({"error": str(error)}, ensure_ascii=False))
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            return 130
-
-    return run
+def describe(job: Mapping[str, Any], eta: bool = True) -> str:
+    """A job in one line."""
+    words = details(job, eta)
+    return f"{job['job_id']}: {state_of(job)}" + (f", {words}" if words else "")
 
 
-@in_words
+command = reports_errors(as_json=lambda argv, error: {"error": error} if "--json" in argv else None)
+
+
+@command
 def submit(argv: Sequence[str]) -> int:
-    """`wan-animate submit`; returns the exit code."""
-    parser = _parser("submit", "Ask a server for a video: of one of its job folders, or of files that are sent to it.")
-    add = parser.add_argument
-    add("folder", nargs="?", metavar="FOLDER", help="a job folder of the server, for instance data/jobs/demo")
-    for name in FILES:
-        add(f"--{name.replace('_', '-')}", type=Path, metavar="FILE", help=f"send this file as the job's {name}")
-    add("--name", help="name of the job that is made of files (default: after the files)")
-    add("--priority", type=int, help="jobs of higher priority run first (default: 0)")
-    add("--webhook-url", help="is sent the job once it has ended")
-    add(
-        "--idempotency-key", default=str(uuid.uuid4()), help="a submission that is repeated with it makes no second run"
-    )
-    add("--wait", action="store_true", help="wait for the end, as wan-animate wait does")
-    add_settings(parser, GenerateSettings)
-    add_settings(parser, PreprocessSettings, leave_out=LOCAL)
-    arguments = parser.parse_args(argv)
+    """`wan-animate submit`."""
+    arguments = parse_submission(argv)
     files = {name: path for name in FILES if (path := getattr(arguments, name))}
     if bool(arguments.folder) == bool(files):
         raise BadInput("expected either a job folder of the server, or files to send: --driving and --reference")
     for name, path in files.items():
         if not path.is_file():
-            raise BadInput(f"--{name} {path}: there is no such file")
-    fields = given_settings(arguments, GenerateSettings)
-    arguments.mode = arguments.device = None
-    fields |= {"preprocess": given_settings(arguments, PreprocessSettings) or None}
-    fields |= {name: getattr(arguments, name) for name in ("name", "priority", "webhook_url")}
+            raise BadInput(f"{flag(name)} {path}: there is no such file")
+    fields: dict[str, Any] = {
+        **given_settings(arguments, GenerateSettings),
+        "preprocess": given_settings(arguments, PreprocessSettings, leave_out=NOT_SENT) or None,
+        **{name: getattr(arguments, name) for name in ("name", "priority", "webhook_url")},
+    }
     fields = {name: value for name, value in fields.items() if value is not None}
-    headers = {"idempotency-key": arguments.idempotency_key}
     server = _server(arguments)
-    with ExitStack() as stack:
+    with ExitStack() as opened:
+        # httpx reads the files from their start at each try.
+        parts = {name: (path.name, opened.enter_context(path.open("rb"))) for name, path in files.items()}
+        content: dict[str, Any] = (
+            {"files": parts, "data": {name: _form_field(value) for name, value in fields.items()}}
+            if files
+            else {"json": {"src_root_path": arguments.folder, **fields}}
+        )
+        job = server.ask("POST", JOBS, headers={"idempotency-key": arguments.idempotency_key}, **content)
+    return _wait(server, arguments, job["job_id"]) if arguments.wait else _print_job(arguments, job)
 
-        def send() -> dict[str, Any]:
-            if not files:
-                return {"json": {"src_root_path": arguments.folder, **fields}, "headers": headers}
-            stack.pop_all().close()
-            parts = {name: (path.name, stack.enter_context(path.open("rb"))) for name, path in files.items()}
-            return {"files": parts, "data": {name: _form(value) for name, value in fields.items()}, "headers": headers}
 
-        job = server.ask("POST", JOBS, send)
-    return _wait(server, arguments, job["job_id"]) if arguments.wait else _say(arguments, job)
+def parse_submission(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of `wan-animate submit`. BadInput."""
+    parser = _parser("submit", "Ask a server for a video: of one of its job folders, or of files that you send.")
+    add = parser.add_argument
+    add("folder", nargs="?", metavar="FOLDER", help="a job folder of the server, for instance data/jobs/demo")
+    for name in FILES:
+        add(flag(name), type=Path, metavar="FILE", help=f"send this file as the job's {name}")
+    add("--name", help="name of the job that the files become (default: made from the files' names)")
+    add("--priority", type=int, help="jobs of higher priority run first (default: 0)")
+    add("--webhook-url", help="the server posts the job to this URL when it ends")
+    add("--idempotency-key", default=str(uuid.uuid4()), help="submissions with the same key start only one run")
+    add("--wait", action="store_true", help="wait for the end, as wan-animate wait does")
+    add_settings(parser, GenerateSettings)
+    add_settings(parser, PreprocessSettings, leave_out=NOT_SENT)
+    return parser.parse_args(argv)
 
 
-@in_words
+@command
 def status(argv: Sequence[str]) -> int:
-    """`wan-animate status`; returns the exit code."""
-    parser = _parser("status", "Say how a job is, or list the newest.")
-    parser.add_argument("job", nargs="?", metavar="JOB", help="its job_id; without one, all jobs")
+    """`wan-animate status`."""
+    parser = _parser("status", "Show one job, or list the newest.")
+    parser.add_argument("job", nargs="?", metavar="JOB", help="its job_id (default: list jobs)")
     parser.add_argument("--status", choices=("queued", "running", *FINISHED), help="list only jobs of this status")
-    parser.add_argument("--limit", type=int, default=20, help="list so many at most (default: 20)")
+    parser.add_argument("--limit", type=int, default=20, help="list at most this many (default: 20)")
     arguments = parser.parse_args(argv)
     server = _server(arguments)
     if arguments.job:
-        return _say(arguments, server.job(arguments.job))
+        return _print_job(arguments, server.job(arguments.job))
     query = {"limit": arguments.limit, **({"status": arguments.status} if arguments.status else {})}
-    jobs = server.ask("GET", JOBS, lambda: {"params": query})["jobs"]
-    print(json.dumps(jobs, indent=2) if arguments.json else "\n".join(map(describe, jobs)) or "no jobs")
+    jobs = server.ask("GET", JOBS, params=query)["jobs"]
+    if arguments.json:
+        print(json.dumps(jobs, indent=2))
+    elif jobs:
+        print_table(("job", "status", "details"), [(job["job_id"], state_of(job), details(job)) for job in jobs])
+    else:
+        print("no jobs")
     return 0
 
 
-@in_words
+@command
 def wait(argv: Sequence[str]) -> int:
-    """`wan-animate wait`; returns the exit code, 0 only when the job has succeeded."""
-    parser = _parser("wait", "Show a job's progress up to its end; the exit code is 0 when it has succeeded.")
+    """`wan-animate wait`; the exit code is 0 only if the job succeeded."""
+    parser = _parser("wait", "Show a job's progress until it ends; the exit code is 0 if it succeeded.")
     parser.add_argument("job", metavar="JOB", help="its job_id")
     arguments = parser.parse_args(argv)
     return _wait(_server(arguments), arguments, arguments.job)
 
 
-@in_words
+@command
 def fetch(argv: Sequence[str]) -> int:
-    """`wan-animate fetch`; returns the exit code."""
+    """`wan-animate fetch`."""
     parser = _parser("fetch", "Download a job's video, and print its path.")
     parser.add_argument("job", metavar="JOB", help="its job_id")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (default: JOB.mp4)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write (default: JOB.mp4)")
     arguments = parser.parse_args(argv)
     target = arguments.output or Path(f"{arguments.job}.mp4")
     _server(arguments).fetch(arguments.job, target)
@@ -255,17 +251,17 @@ def fetch(argv: Sequence[str]) -> int:
     return 0
 
 
-@in_words
+@command
 def cancel(argv: Sequence[str]) -> int:
-    """`wan-animate cancel`; returns the exit code."""
+    """`wan-animate cancel`."""
     parser = _parser("cancel", "Cancel a job.")
     parser.add_argument("job", metavar="JOB", help="its job_id")
-    parser.add_argument("--purge", action="store_true", help="remove its files as well")
+    parser.add_argument("--purge", action="store_true", help="also remove its files")
     arguments = parser.parse_args(argv)
     query = {"purge": "true"} if arguments.purge else {}
-    job = _server(arguments).ask("DELETE", f"{JOBS}/{arguments.job}", lambda: {"params": query})
+    job = _server(arguments).ask("DELETE", f"{JOBS}/{arguments.job}", params=query)
     if job:
-        return _say(arguments, job)
+        return _print_job(arguments, job)
     print(json.dumps({"job_id": arguments.job, "purged": True}) if arguments.json else f"{arguments.job}: removed")
     return 0
 
@@ -277,28 +273,31 @@ def _parser(command: str, text: str) -> Parser:
     return parser
 
 
-def _server(arguments: argparse.Namespace) -> Server:
-    return Server(validate(ClientSettings, {"url": arguments.url} if arguments.url else {}))
+def _server(arguments: argparse.Namespace) -> RemoteServer:
+    return RemoteServer(validate(ClientSettings, {"url": arguments.url} if arguments.url else {}))
 
 
-def _wait(server: Server, arguments: argparse.Namespace, job_id: str) -> int:
-    bar, job = Bar(), None
-    try:
+def _wait(server: RemoteServer, arguments: argparse.Namespace, job_id: str) -> int:
+    """Show a job's progress until it ends; returns the exit code."""
+    job, printed = None, ""
+    with ProgressLine(quiet_seconds=0) as line:
         for job in server.follow(job_id):
-            bar.show(job)
-    finally:
-        bar.end()
-    assert job is not None
+            news = describe(job, eta=False)
+            if job["status"] not in FINISHED and (line.live or news != printed):
+                line.show(describe(job), (job["progress"] or {}).get("fraction"))
+                printed = news
+        assert job is not None
+        line.log(describe(job))
     if arguments.json:
         print(json.dumps(job, indent=2))
     return 0 if job["status"] == "succeeded" else 1
 
 
-def _say(arguments: argparse.Namespace, job: Mapping[str, Any]) -> int:
+def _print_job(arguments: argparse.Namespace, job: Mapping[str, Any]) -> int:
     print(json.dumps(job, indent=2) if arguments.json else describe(job))
     return 0
 
 
-def _form(value: Any) -> Any:
+def _form_field(value: Any) -> Any:
     """A setting as a field of a form."""
     return value if isinstance(value, str | list) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""`wan-animate serve`: the API and its page, and Dagster beside them when asked."""
+"""`wan-animate serve`: the API and its page, and with `--dagster` also Dagster."""
 
 import ipaddress
 import os
@@ -14,6 +14,7 @@ import uvicorn
 
 from wan_orchestration.api.services import api_settings
 from wan_orchestration.cli.flags import Parser
+from wan_orchestration.cli.terminal import reports_errors
 from wan_orchestration.errors import BadInput
 from wan_orchestration.launch.processes import managed_process
 from wan_orchestration.settings.environment import DagsterHome
@@ -22,38 +23,32 @@ STOP_SECONDS = 10
 """How long Dagster may take to stop by itself."""
 
 
-def serve(argv: Sequence[str]) -> int:
-    """Entry point; returns the exit code."""
+@reports_errors()
+def serve(argv: Sequence[str]) -> None:
+    """`wan-animate serve`."""
     parser = Parser("wan-animate serve", description="Serve the HTTP API and its page.")
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1); others need WAN_API_TOKEN")
     add("--port", type=int, default=8000, help="default: 8000")
-    add("--dagster", action="store_true", help="also start Dagster's UI and daemon, which work on the jobs")
+    add("--dagster", action="store_true", help="also start Dagster's UI, and its daemon, which runs the jobs")
     add("--dagster-port", type=int, default=3000, help="of Dagster's UI, on 127.0.0.1 (default: 3000)")
-    try:
-        arguments = parser.parse_args(argv)
-        check_host(arguments.host)
-        if not arguments.dagster:
-            run(arguments.host, arguments.port)
-        else:
-            signal.signal(signal.SIGTERM, end)
-            with dagster(arguments.dagster_port):
-                run(arguments.host, arguments.port)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    arguments = parser.parse_args(argv)
+    check_host(arguments.host)
+    if not arguments.dagster:
+        run(arguments.host, arguments.port)
+        return
+    signal.signal(signal.SIGTERM, end)
+    with dagster(arguments.dagster_port):
+        run(arguments.host, arguments.port)
 
 
 def end(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends the process by an exception, so that Dagster ends with it; uvicorn passes on the signal that stopped it."""
+    """Handles SIGTERM, which uvicorn raises again when it has stopped: raises SystemExit, which also stops Dagster."""
     raise SystemExit(128 + number)
 
 
 def check_host(host: str) -> None:
-    """BadInput: an address that other machines reach, and no token to ask of them."""
+    """BadInput: other machines can reach the address, and there is no token."""
     try:
         local = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -66,8 +61,8 @@ def check_host(host: str) -> None:
 
 
 def run(host: str, port: int) -> None:
-    """Serve until told to stop."""
-    from wan_orchestration.api import app  # noqa: PLC0415 (its settings are looked at as it is made)
+    """Serve until a signal stops the process."""
+    from wan_orchestration.api import app  # noqa: PLC0415 (reads its settings when it is imported)
 
     print(f"The page: http://{f'[{host}]' if ':' in host else host}:{port}/", flush=True)
     uvicorn.run(app, host=host, port=port, server_header=False, timeout_graceful_shutdown=10)
@@ -75,7 +70,7 @@ def run(host: str, port: int) -> None:
 
 @contextmanager
 def dagster(port: int) -> Iterator[None]:
-    """Dagster's UI and daemon, for as long as the block runs. BadInput: this is not the project's root folder."""
+    """Runs Dagster's UI and daemon during the block. BadInput: this is not the project's root folder."""
     if not Path("workspace.yaml").is_file():
         raise BadInput("workspace.yaml: no such file; start this in the project's root folder")
     environment = {**os.environ, "DAGSTER_HOME": str(DagsterHome().home.absolute())}

@@ -19,7 +19,7 @@ from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.generate import Mode
-from wan_orchestration.settings.variables import from_variables
+from wan_orchestration.settings.variables import variables_model
 
 
 class JobFolders(dg.ConfigurableResource):
@@ -93,7 +93,7 @@ def launcher(devices: Gpus) -> Launcher:
 
 
 def _given(kind: type[dg.ConfigurableResource], prefix: str) -> dict[str, Any]:
-    return validate(from_variables(kind, prefix, exclude={"gpus"}), {}).model_dump(exclude_unset=True)
+    return validate(variables_model(kind, prefix, exclude={"gpus"}), {}).model_dump(exclude_unset=True)
 
 
 @dg.definitions

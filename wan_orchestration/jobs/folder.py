@@ -24,7 +24,7 @@ from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.inputs import EXPECTED, RAW, find_inputs
 from wan_orchestration.settings.generate import GenerateSettings, Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.settings.variables import Settings, take_in
+from wan_orchestration.settings.variables import Settings, with_variables
 
 KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -162,4 +162,4 @@ def _settings(
             return field
         return f"{path}: {field}" if field == "mode" else f"{path}: {block}.{field}".rstrip(".")
 
-    return take_in(model, ({} if mode is None else {"mode": mode}) | given | overrides, name)
+    return with_variables(model, ({} if mode is None else {"mode": mode}) | given | overrides, name)

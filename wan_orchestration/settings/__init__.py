@@ -1,1 +1,1 @@
-"""Settings: pydantic models of what users may set, and the `WAN_*` environment."""
+"""Settings: pydantic models of everything that users can set, by file, flag or `WAN_*` variable."""

@@ -1,4 +1,4 @@
-"""Where things are, and this process's place among others: the `WAN_*` environment, torchrun's, Dagster's."""
+"""Variables of the environment: where files are (`WAN_*`), this process's rank (torchrun's), Dagster's home."""
 
 import os
 from functools import cache
@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Environment(BaseSettings):
-    """Where things are and how processes run, from `WAN_*` variables."""
+    """Where files are and how processes run, from `WAN_*` variables."""
 
     model_config = SettingsConfigDict(env_prefix="WAN_", protected_namespaces=())
 
@@ -27,22 +27,22 @@ class Environment(BaseSettings):
     )
     cache_root: Path | None = Field(
         default=None,
-        description="Where launches keep what the next would compute again: prompt embeddings, compiled kernels; "
-        "default MODELS_ROOT/.cache. Safe to delete.",
+        description="Cache of prompt embeddings and compiled kernels for later launches; default MODELS_ROOT/.cache. "
+        "Safe to delete.",
     )
     model_id: str = Field(default="Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
     model_revision: str = Field(default="master", description="Revision (branch, tag or commit) of the repository.")
     model_endpoint: str | None = Field(
-        default=None, description="URL of a ModelScope-compatible hub; default: the client's."
+        default=None, description="URL of a ModelScope-compatible hub; default: that of the modelscope client."
     )
     enable_sequence_parallel: bool | None = Field(
-        default=None, description="Split a clip over the ranks; default: on when torchrun started more than one."
+        default=None, description="Split each segment over the ranks; default: on if torchrun started more than one."
     )
     enable_fsdp: bool = Field(default=False, description="Shard the transformer over the ranks.")
     launcher: Literal["torchrun", "slurm"] = Field(
         default="torchrun",
         description="Where videos are generated. torchrun: on this machine; slurm: on a cluster. "
-        "`WAN_TORCHRUN_<FIELD>` or `WAN_SLURM_<FIELD>` set how.",
+        "`WAN_TORCHRUN_<FIELD>` and `WAN_SLURM_<FIELD>` configure them.",
     )
 
     @model_validator(mode="after")
@@ -72,13 +72,13 @@ class Environment(BaseSettings):
 
 
 class World(BaseSettings):
-    """This process's place among those that torchrun started; torchrun sets the variables, but for the last."""
+    """This process's rank. torchrun sets all variables except `wan_leases`."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     wan_leases: str = ""
-    """Locks of the devices that a Dagster step leased for this process, joined as in PATH."""
+    """Lock files of the devices that a Dagster step leased for this process, joined as in PATH."""
 
     @property
     def leases(self) -> list[Path]:
@@ -86,7 +86,7 @@ class World(BaseSettings):
 
 
 class DagsterHome(BaseSettings):
-    """Where the Dagster instance is, from `DAGSTER_HOME`."""
+    """Folder of the Dagster instance, from `DAGSTER_HOME`."""
 
     model_config = SettingsConfigDict(env_prefix="DAGSTER_")
 
@@ -95,5 +95,5 @@ class DagsterHome(BaseSettings):
 
 @cache
 def environment() -> Environment:
-    """The process's `WAN_*` environment, read once."""
+    """This process's `Environment`, read at the first call."""
     return Environment()

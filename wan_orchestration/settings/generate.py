@@ -1,4 +1,4 @@
-"""How a video is generated: the `generate` block of `job.yaml`, the launchpad, the API's fields and the flags."""
+"""Settings of generation: the `generate` block of `job.yaml`, the launchpad, the API's fields and the flags."""
 
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"sampling_steps": 6, "shift": 5.0, "sample_solver": "unipc", "trim_last_clip": True},
     "draft": {"sampling_steps": 6, "sample_solver": "unipc", "step_cache": 2, "trim_last_clip": True},
 }
-"""What `GenerateSettings.preset` fills in."""
+"""The fields that each value of `GenerateSettings.preset` fills."""
 
 Mode = Literal["animate", "replace"]
 
@@ -25,86 +25,97 @@ Quantization = Literal["off", "fp8", "fp8_matmul"]
 
 
 class GenerateSettings(BaseModel):
-    """How a video is generated. Where a job is taken in, `WAN_DEFAULT_<FIELD>` gives what it leaves out."""
+    """How a video is generated.
+
+    When a job is read, `WAN_DEFAULT_<FIELD>` variables fill the fields that it leaves out.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mode: Mode = Field(
         "animate",
-        description="animate: the picture's character performs the motion; "
-        "replace: it takes the place of the person in the driving video.",
+        description="animate: the character of the picture performs the motion; "
+        "replace: the character replaces the person in the driving video.",
     )
-    clip_len: int = Field(77, ge=5, description="Frames generated at once, 4n+1.")
-    refert_num: Literal[1, 5] = Field(1, description="Frames of the last clip that guide the next.")
-    sampling_steps: int = Field(20, ge=1, le=1000, description="Denoising steps per clip.")
+    clip_len: int = Field(77, ge=5, description="Frames of a segment: those generated at once, 4n+1.")
+    refert_num: Literal[1, 5] = Field(1, description="Last frames of a segment that guide the next segment.")
+    sampling_steps: int = Field(20, ge=1, le=1000, description="Denoising steps per segment.")
     shift: float = Field(5.0, gt=0, description="Shift of the flow-matching noise schedule.")
     sample_solver: Literal["dpm++", "unipc"] = Field("dpm++", description="ODE solver.")
-    guide_scale: float = Field(1.0, ge=0, description="Classifier-free guidance; above 1 each step costs two forwards.")
+    guide_scale: float = Field(
+        1.0,
+        ge=0,
+        description="Classifier-free guidance; above 1 each denoising step needs two forward passes.",
+    )
     prompt: str = Field(PROMPT, description="What the video shows.")
-    negative_prompt: str = Field(NEGATIVE_PROMPT, description="What guidance leads away from; unused at scale 1.")
+    negative_prompt: str = Field(
+        NEGATIVE_PROMPT, description="What guidance leads away from; unused if guide_scale is at most 1."
+    )
     cfg_parallel: bool = Field(
         False,
-        description="With guidance and an even number of GPUs: half of them compute what guidance leads to, half what "
-        "it leads away from, instead of all of them the one after the other.",
+        description="With guidance and an even number of GPUs: one half computes the branch of the prompt, the other "
+        "half that of the negative prompt, at the same time. Otherwise all GPUs compute one branch after the other.",
     )
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the noise; the same on every device.")
-    lora: list[str] = Field([], description="LoRA files fused into the transformer, each FILE or FILE:STRENGTH.")
+    lora: list[str] = Field([], description="LoRA files to fuse into the transformer, each FILE or FILE:STRENGTH.")
     use_relighting_lora: bool = Field(False, description="Fuse the snapshot's relighting LoRA, meant for replace mode.")
     offload_model: bool = Field(
         True,
-        description="Free the text encoder once the prompts are encoded, instead of keeping it on the device.",
+        description="Free the text encoder once the prompts are encoded; false: keep it on the device.",
     )
     attention: Literal["auto", "native", "cudnn", "flash2", "flash3", "flash4", "sage"] = Field(
         "auto",
-        description="Attention kernel. auto: the fastest that is installed, by a short trial on this device; "
-        "sage computes in 8 bits, which auto never chooses.",
+        description="Attention kernel. auto: the fastest installed one, found by a short trial on this device; "
+        "sage: computes in 8 bits, auto never chooses it.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Compile the transformer's blocks: faster steps after up to a minute once. auto: on CUDA, where "
-        "the steps of the whole job are expected to gain more than that.",
+        description="Compile the transformer's blocks, which takes up to a minute and makes denoising steps faster. "
+        "auto: on CUDA, if the whole job is expected to save more time than compiling takes.",
     )
     placement: Literal["auto", "resident", "swap", "offload", "tiled"] = Field(
         "auto",
-        description="Where the models lie. resident: on the device; swap: the transformer in host memory while the "
-        "VAE works; offload: its blocks brought to the device one by one; tiled: besides, the VAE works on bands of "
-        "the picture, whose seams are faint but not nothing. auto: the fastest that fits.",
+        description="Where the models lie. resident: on the device; swap: the transformer is moved to host memory "
+        "while the VAE works; offload: the transformer's blocks are brought to the device one by one; tiled: as "
+        "offload, and the VAE works on bands of the picture, which leaves faint seams. auto: the fastest that fits.",
     )
     tiled_fallback: Literal["restart", "fail"] = Field(
         "restart",
-        description="With placement auto, when only tiled has memory enough in the middle of a video. restart: make "
-        "the finished clips anew, so that all clips are alike; fail: stop, and keep them for a run with more memory.",
+        description="With placement auto: what to do if memory runs out in the middle of a video and only tiled still "
+        "fits. restart: generate the finished segments again, so that all are alike; fail: stop, and keep them for a "
+        "run with more memory.",
     )
     quantization: Quantization = Field(
         "off",
-        description="fp8: the weights of the transformer's blocks in 8 bits, half the memory; fp8_matmul: their "
-        "products as well, faster on GPUs since Ada and Hopper. Both change the picture and need the extra fp8.",
+        description="fp8: 8-bit weights of the transformer's blocks, half the memory; fp8_matmul: 8-bit products too, "
+        "faster on Ada, Hopper and later GPUs. Both change the picture and need the extra fp8.",
     )
     vae_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the VAE; bfloat16 takes half the memory and time, and shows a little."
+        "float32",
+        description="Precision of the VAE; bfloat16: half the memory and time, slightly visible.",
     )
     step_cache: int = Field(
         0,
         ge=0,
         le=10,
-        description="Compute only one in so many steps after the first three, and extrapolate the others (TaylorSeer): "
-        "faster, less exact. 0: compute all.",
+        description="After the first three denoising steps compute every Nth only, and extrapolate the others "
+        "(TaylorSeer): faster, less exact. 0: compute all.",
     )
     trim_last_clip: bool = Field(
         False,
-        description="Generate only the frames of the last clip that the video needs: faster, but that clip comes out "
-        "differently.",
+        description="Generate only the frames of the last segment that the video needs: faster, but the segment then "
+        "looks different.",
     )
     preset: Literal["exact", "balanced", "fast", "draft"] = Field(
         "exact",
-        description="Fills sampling_steps, shift, sample_solver and step_cache where they are not given. exact: the "
-        "defaults; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: 6 steps "
-        "without one, for a first look.",
+        description="Default values of sampling_steps, shift, sample_solver, step_cache and trim_last_clip. exact: the "
+        "usual ones; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: 6 steps "
+        "without such a LoRA, for a first look. All but exact set trim_last_clip.",
     )
     color_match: Literal["off", "lab"] = Field(
         "off",
-        description="lab: give each clip the first clip's means and spreads of L, a and b, against colours that drift "
-        "over long videos.",
+        description="lab: give each segment the means and standard deviations of L, a and b of the first segment, "
+        "against colour drift in long videos.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."
@@ -112,17 +123,17 @@ class GenerateSettings(BaseModel):
     tf32: bool = Field(
         True,
         description="Compute float32 convolutions, above all the VAE's, in TF32 on GPUs that have it: faster, rounded "
-        "to about 1e-3, and what the published code does. Never with dtype: float32.",
+        "to about 1e-3, as the published code does. Has no effect with dtype: float32.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA when there is a device.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a CUDA device.")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what a video shows, as JSON.
 
-        A setting counts if it changes what is computed, or the precision. It does not count if the same is computed in
-        another order or another place: attention kernels, compiled blocks, devices, ranks and where the models lie
-        change a video by the rounding of its precision only. Two of their values do count: attention in 8 bits, and
-        the seams of bands.
+        A setting is included if it changes what is computed, or the precision. It is left out if it changes only the
+        order or the place of the computation (attention kernel, compilation, device, ranks, placement): such a setting
+        changes a video by rounding only. Two values are exceptions and are included: `sage`, which computes attention
+        in 8 bits, and `tiled`, which leaves seams.
         """
         exclude = {"attention", "cfg_parallel", "compile", "device", "offload_model", "placement", "preset"}
         exclude |= {"tiled_fallback"} | ({"guide_scale", "negative_prompt"} if self.guide_scale <= 1 else set())
@@ -132,7 +143,7 @@ class GenerateSettings(BaseModel):
     @field_validator("color_match", "compile", "quantization", mode="before")
     @classmethod
     def _yaml_switch(cls, value: object) -> object:
-        """YAML reads a bare `off` as false, and `on` as true."""
+        """YAML reads an unquoted `off` as false, and `on` as true."""
         return {False: "off", True: "on"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("clip_len")

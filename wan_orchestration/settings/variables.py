@@ -1,4 +1,4 @@
-"""A job's settings where it is taken in: what is given, over `WAN_*` variables, over the defaults."""
+"""`WAN_*` variables that fill the settings that a job leaves out."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -14,25 +14,28 @@ Settings = TypeVar("Settings", GenerateSettings, PreprocessSettings)
 
 
 class GenerateVariables(GenerateSettings, BaseSettings):
-    """Settings whose missing fields come from `WAN_DEFAULT_*` variables."""
+    """Settings whose missing fields are read from `WAN_DEFAULT_*` variables."""
 
     model_config = SettingsConfigDict(env_prefix="WAN_DEFAULT_")
 
 
 class PreprocessVariables(PreprocessSettings, BaseSettings):
-    """Settings whose missing fields come from `WAN_PREPROCESS_*` variables."""
+    """Settings whose missing fields are read from `WAN_PREPROCESS_*` variables."""
 
     model_config = SettingsConfigDict(env_prefix="WAN_PREPROCESS_")
 
 
-def take_in(model: type[Settings], given: Mapping[str, Any], name: Callable[[str], str] = str) -> Settings:
-    """A job's settings: what is given, over the environment, over the defaults. BadInput, as by `validate`."""
-    variables = GenerateVariables if issubclass(model, GenerateSettings) else PreprocessVariables
-    return model.model_validate(validate(variables, given, name).model_dump())
+def with_variables(model: type[Settings], given: Mapping[str, Any], name: Callable[[str], str] = str) -> Settings:
+    """A job's settings: given values win over `WAN_*` variables, and variables over the defaults.
+
+    BadInput: see `validate`, also for `name`.
+    """
+    with_environment = GenerateVariables if issubclass(model, GenerateSettings) else PreprocessVariables
+    return model.model_validate(validate(with_environment, given, name).model_dump())
 
 
-def from_variables(model: type[BaseModel], prefix: str, exclude: set[str]) -> type[BaseSettings]:
-    """A model's fields as settings, each with the variable `<prefix><FIELD>`, but for those to leave out."""
+def variables_model(model: type[BaseModel], prefix: str, exclude: set[str]) -> type[BaseSettings]:
+    """A settings class with the fields of `model` except `exclude`, each read from the variable `<prefix><FIELD>`."""
     fields: dict[str, Any] = {
         name: (field.annotation, field) for name, field in model.model_fields.items() if name not in exclude
     }

@@ -21,7 +21,7 @@ from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.settings.service import DropSettings
-from wan_orchestration.settings.variables import take_in
+from wan_orchestration.settings.variables import with_variables
 from wan_orchestration.weights import hub
 
 # Limits of one tick, so that it takes a second or two however much was dropped; the next tick does the rest. Dagster
@@ -117,7 +117,7 @@ def read(
     reading, now, started = Reading(), time.time(), time.monotonic()
     for name in cursor.folders.keys() - folders.keys():
         del cursor.folders[name]
-    defaults = _hash(f"{take_in(GenerateSettings, {})!r}{take_in(PreprocessSettings, {})!r}")
+    defaults = _hash(f"{with_variables(GenerateSettings, {})!r}{with_variables(PreprocessSettings, {})!r}")
     for name, folder in folders.items():
         if not folder.settled(now, settings.settle_seconds):
             continue

@@ -386,8 +386,8 @@ def measure_engine(work: dict, device) -> dict:
         if one.error:
             sys.exit(one.error)
     took = result.seconds
-    steps = settings.sampling_steps * (result.clips or 0)
-    warm_up = sum(one.seconds.denoise - took.denoise / steps * (one.clips or 0) for one in before)
+    steps = settings.sampling_steps * (result.segments or 0)
+    warm_up = sum(one.seconds.denoise - took.denoise / steps * (one.segments or 0) for one in before)
     return {
         "load": took.load + sum(one.seconds.load for one in before),
         "compile": max(0.0, warm_up),

@@ -70,7 +70,7 @@ def test_smoke_test_of_the_readme(make_job, tiny_snapshot, tmp_path):
     assert done.returncode == 0, done.stderr
     assert set(CONTRACT) <= result.keys()
     assert (result["job_id"], result["status"], result["frames"]) == ("demo", "succeeded", 5)
-    assert "demo: starting the engine\n" in done.stderr and "demo: clip 1 of 1, 5 frames in" in done.stderr
+    assert "demo: starting the engine\n" in done.stderr and "demo: segment 1 of 1, 5 frames in" in done.stderr
     assert Path(result["video_path"]).is_file()
 
 

@@ -12,7 +12,7 @@ from wan_orchestration.cli.terminal import ProgressLine, print_error
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
-from wan_orchestration.protocol.messages import FinishedClip, Progress, Request, Result, Task
+from wan_orchestration.protocol.messages import FinishedSegment, Progress, Request, Result, Task
 from wan_orchestration.settings.environment import Environment, World
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights import hub
@@ -24,8 +24,8 @@ class TerminalReporter(ProgressLine):
     def progress(self, progress: Progress) -> None:
         self.show(str(progress), progress.fraction)
 
-    def clip(self, clip: FinishedClip) -> None:
-        self.log(str(clip))
+    def segment(self, segment: FinishedSegment) -> None:
+        self.log(str(segment))
 
     def finished(self, result: Result) -> None:
         self.close()

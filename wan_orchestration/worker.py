@@ -23,7 +23,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.protocol.leases import hold
 from wan_orchestration.protocol.messages import (
     AnyRequest,
-    FinishedClip,
+    FinishedSegment,
     PreprocessOutcome,
     PreprocessProgress,
     PreprocessRequest,
@@ -51,13 +51,13 @@ class PipesReporter:
     def progress(self, progress: Progress) -> None:
         self._send(progress)
 
-    def clip(self, clip: FinishedClip) -> None:
-        self._send(clip)
+    def segment(self, segment: FinishedSegment) -> None:
+        self._send(segment)
 
     def finished(self, result: Result) -> None:
         self._send(result)
 
-    def _send(self, message: Progress | FinishedClip | Result) -> None:
+    def _send(self, message: Progress | FinishedSegment | Result) -> None:
         with self._lock:
             self.pipes.report_custom_message(message.model_dump(mode="json"))
 

@@ -61,7 +61,8 @@ def of_result(record: Record, name: str, result: Result, listener: Listener) -> 
     why = getattr(result, "compile_error", None)
     if name == "second":
         how += "; denoise includes the profiler's own time"
-    record.row(f"{name} job of the process, {result.clips} segments", figures, note=how + (f"; {why}" if why else ""))
+    note = how + (f"; {why}" if why else "")
+    record.row(f"{name} job of the process, {result.segments} segments", figures, note=note)
 
 
 class Seam:
@@ -76,7 +77,7 @@ class Seam:
     def step(self, progress: Progress) -> None:
         if progress.job_id != "second":
             return
-        at = progress.clip, progress.step
+        at = progress.segment, progress.step
         if at == (1, STEPS):
             self.note("peak GB, first segment until its decoding")
             self.start()

@@ -13,7 +13,7 @@ from gpu_parts.record import Work
 from wan_orchestration.animate.memory.placement import SegmentShape
 from wan_orchestration.animate.memory.sizes import Sizes
 from wan_orchestration.jobs.clips import check_clips
-from wan_orchestration.protocol.messages import FinishedClip, Progress, Request, Result, Task
+from wan_orchestration.protocol.messages import FinishedSegment, Progress, Request, Result, Task
 from wan_orchestration.settings.generate import GenerateSettings
 
 REAL = {"480p": SegmentShape(480, 832, 77), "720p": SegmentShape(720, 1280, 77)}
@@ -123,15 +123,15 @@ class Listener:
         print(message, flush=True)
 
     def progress(self, progress: Progress) -> None:
-        if self.steps and self.steps[-1][:3] == (progress.job_id, progress.clip, progress.step):
+        if self.steps and self.steps[-1][:3] == (progress.job_id, progress.segment, progress.step):
             return  # a repeated report of the same step
         synchronize(self.work)
-        self.steps.append((progress.job_id, progress.clip, progress.step, time.perf_counter()))
+        self.steps.append((progress.job_id, progress.segment, progress.step, time.perf_counter()))
         if self.on_step:
             self.on_step(progress)
 
-    def clip(self, clip: FinishedClip) -> None:
-        print(clip, flush=True)
+    def segment(self, segment: FinishedSegment) -> None:
+        print(segment, flush=True)
 
     def finished(self, result: Result) -> None:
         return

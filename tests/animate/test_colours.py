@@ -6,7 +6,7 @@ from media import moving_frames
 
 from wan_orchestration.animate.colours import colours_of, from_lab, matched, to_lab
 from wan_orchestration.animate.conditioning import to_frames, to_tensor
-from wan_orchestration.quality.frames import FrameMeasures
+from wan_orchestration.quality.frame_measures import FrameMeasures
 
 
 def segment(seed: int = 0) -> torch.Tensor:

@@ -42,22 +42,23 @@ def test_from_the_queue_to_the_video(api, add_job, report_event, finish, project
     progress.write(folder, run.run_id, PreprocessProgress(job_id=key, phase="clips", done=120, total=120))
     at = get(api, key)["progress"]
     assert at["words"] == "finishing the clips" and 0.18 <= at["fraction"] < 0.19, "it grows with time after that"
-    step = Progress(job_id=key, phase="denoising", fraction=0.25, clip=2, clips=4, step=1, steps=2, eta_seconds=9.5)
+    step = Progress(job_id=key, phase="denoising", fraction=0.25, segment=2, segments=4, step=1, steps=2)
+    step.eta_seconds = 9.5
     for update, words, done in (
-        ({"phase": "starting", "fraction": None, "clip": 0, "clips": 0}, "starting the engine", 0.19),
-        ({"phase": "loading", "fraction": 0.0, "clip": 0}, "loading the weights", 0.2),
-        ({"phase": "encoding", "clip": 0}, "encoding the prompt and the picture", 0.395),
-        ({"phase": "encoding"}, "encoding part 2 of 4", 0.395),
-        ({}, "part 2 of 4, step 1 of 2", 0.395),
-        ({"phase": "decoding"}, "decoding part 2 of 4", 0.395),
-        ({"phase": "finishing"}, "writing part 2 of 4", 0.395),
-        ({"phase": "finishing", "clip": 4, "fraction": 1.0}, "the video is made", 0.98),
+        ({"phase": "starting", "fraction": None, "segment": 0, "segments": 0}, "starting the engine", 0.19),
+        ({"phase": "loading", "fraction": 0.0, "segment": 0}, "loading the weights", 0.2),
+        ({"phase": "encoding", "segment": 0}, "encoding the prompt and the picture", 0.395),
+        ({"phase": "encoding"}, "encoding segment 2 of 4", 0.395),
+        ({}, "segment 2 of 4, step 1 of 2", 0.395),
+        ({"phase": "decoding"}, "decoding segment 2 of 4", 0.395),
+        ({"phase": "finishing"}, "writing segment 2 of 4", 0.395),
+        ({"phase": "finishing", "segment": 4, "fraction": 1.0}, "the video is made", 0.98),
     ):
         now = step.model_copy(update=update)
         progress.write(folder, run.run_id, now)
         at = get(api, key)["progress"]
         assert (at["phase"], at["words"], at["fraction"]) == (now.phase, words, pytest.approx(done, abs=0.003))
-        assert (at["clip"] or 0, at["eta_seconds"]) == (now.clip, 9.5)
+        assert (at["clip"] or 0, at["eta_seconds"]) == (now.segment, 9.5)
     progress.write(folder, "another run", step)
     assert get(api, key)["progress"]["phase"] == "preparing"
 

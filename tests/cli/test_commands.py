@@ -115,7 +115,9 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 def test_demo_makes_the_video_and_prints_where_it_is(project, demo_output):
     assert f"The video: {project / 'data' / 'videos' / 'demo' / 'video.mp4'}" in demo_output
     assert f"{FRAMES} frames of 64x64" in demo_output
-    assert re.search(r"generated_video - demo: (starting|loading the weights|encoding|part 1 of 1, step)", demo_output)
+    assert re.search(
+        r"generated_video - demo: (starting|loading the weights|encoding|segment 1 of 1, step)", demo_output
+    )
     assert "uv run dagster asset materialize -m wan_orchestration.definitions" in demo_output
     assert re.search(r'DAGSTER_HOME="\$PWD"/dagster_home WAN_CHECKPOINT_DIR=\S+ uv run dagster dev', demo_output)
     assert "mini" in demo_output and "14B" in demo_output

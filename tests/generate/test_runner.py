@@ -15,8 +15,8 @@ from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.generate import runner
-from wan_orchestration.generate.resume import Work
-from wan_orchestration.generate.segments import ClipMaker, enough_frames
+from wan_orchestration.generate.resume import UnfinishedVideo
+from wan_orchestration.generate.segments import SegmentMaker, enough_frames
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.generate import GenerateSettings
@@ -28,7 +28,7 @@ OUTPUTS = ["poster.jpg", "preview.webp", "result.json", "video.mp4"]
 
 class Recorder:
     def __init__(self):
-        self.lines, self.steps, self.clips, self.results = [], [], [], []
+        self.lines, self.steps, self.segments, self.results = [], [], [], []
 
     def log(self, message):
         self.lines.append(message)
@@ -36,8 +36,8 @@ class Recorder:
     def progress(self, progress):
         self.steps.append(progress)
 
-    def clip(self, clip):
-        self.clips.append(clip)
+    def segment(self, segment):
+        self.segments.append(segment)
 
     def finished(self, result):
         self.results.append(result)
@@ -67,10 +67,10 @@ def run(snapshot, *tasks):
     return results, recorder
 
 
-def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
+def test_three_segments_become_a_video(tiny_snapshot, make_task, tmp_path):
     task = make_task(frames=11, save_frames=tmp_path / "exact.npz")
     [result], recorder = run(tiny_snapshot, task)
-    assert (result.status, result.error, result.finite, result.clips) == ("succeeded", None, True, 3)
+    assert (result.status, result.error, result.finite, result.segments) == ("succeeded", None, True, 3)
     assert (result.frames, result.fps, result.width, result.height) == (11, 30.0, 96, 64)
     assert min(result.seconds.load, result.seconds.encode, result.seconds.denoise, result.seconds.decode) > 0
     info = probe(task.output / "video.mp4")
@@ -83,11 +83,11 @@ def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
     ]
     assert json.loads((task.output / "result.json").read_text())["status"] == "succeeded"
     steps = [(c, s) for c in (1, 2, 3) for s in (0, 1, 2)]
-    assert list(dict.fromkeys((p.clip, p.step) for p in recorder.steps)) == [(0, 0), *steps]
+    assert list(dict.fromkeys((p.segment, p.step) for p in recorder.steps)) == [(0, 0), *steps]
     fractions = [p.fraction for p in recorder.steps]
     assert fractions == sorted(fractions) and len(set(fractions)) == len(fractions) and fractions[-1] == 1
     assert (recorder.steps[-1].eta_seconds, recorder.steps[-1].words) == (0, "the video is made")
-    assert [(clip.clip, clip.clips, clip.frames) for clip in recorder.clips] == [(1, 3, 5), (2, 3, 4), (3, 3, 2)]
+    assert [(one.segment, one.segments, one.frames) for one in recorder.segments] == [(1, 3, 5), (2, 3, 4), (3, 3, 2)]
     exact = np.load(tmp_path / "exact.npz")["frames"]
     assert (exact.shape, exact.dtype) == ((3, 11, 64, 96), np.float32)
     with FrameReader(task.output / "video.mp4") as reader:
@@ -97,7 +97,7 @@ def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, frames, clips",
+    "settings, frames, segments",
     [
         ({"refert_num": 5, "clip_len": 9}, 14, 3),
         ({"sample_solver": "unipc", "sampling_steps": 3}, 5, 1),
@@ -108,10 +108,10 @@ def test_three_clips_become_a_video(tiny_snapshot, make_task, tmp_path):
     ],
     ids=["refert_num 5", "unipc", "guidance", "2 frames", "bfloat16", "lora"],
 )
-def test_settings(tiny_snapshot, make_task, settings, frames, clips):
+def test_settings(tiny_snapshot, make_task, settings, frames, segments):
     task = make_task(frames=frames, settings=settings)
     [result], _ = run(tiny_snapshot, task)
-    assert (result.error, result.clips, result.frames, result.finite) == (None, clips, frames, True)
+    assert (result.error, result.segments, result.frames, result.finite) == (None, segments, frames, True)
 
 
 def test_a_shorter_face_and_bad_sound_are_told_and_cost_nothing(tiny_snapshot, make_task):
@@ -119,7 +119,7 @@ def test_a_shorter_face_and_bad_sound_are_told_and_cost_nothing(tiny_snapshot, m
     without_decoder(write_video(task.clips.folder / "src_pose.mp4", moving_frames(8, 64, 96), sound=sine(0.3)))
     task = task.model_copy(update={"clips": check_clips(task.clips.folder, "replace")})
     [result], recorder = run(tiny_snapshot, task)
-    assert (result.error, result.frames, result.clips) == (None, 8, 2)
+    assert (result.error, result.frames, result.segments) == (None, 8, 2)
     face, sound = result.notices
     assert "src_face.mp4: 3 frames, but src_pose.mp4 has 8" in face and "src_pose.mp4: the sound has a codec" in sound
     assert recorder.lines[:2] == [f"job: {face}", f"job: {sound}"]
@@ -187,7 +187,7 @@ def test_unwritable_output(tiny_snapshot, make_task, tmp_path):
 
 def test_output_in_use(tiny_snapshot, make_task):
     task = make_task()
-    with runner.Work(task.output, "someone else's"):
+    with runner.UnfinishedVideo(task.output, "someone else's"):
         [result], _ = run(tiny_snapshot, task)
     assert "another process" in result.error
 
@@ -230,19 +230,19 @@ def test_out_of_memory_goes_on_with_the_next_placement(tiny_snapshot, make_task,
 
     monkeypatch.setattr(Animator, "animate", too_large)
     ways = [Placement("resident", 2, 1), Placement("swap", 1, 1)]
-    monkeypatch.setattr(ClipMaker, "ways", lambda self, plan, seams: ways)
+    monkeypatch.setattr(SegmentMaker, "ways", lambda self, plan, seams: ways)
     [result], recorder = run(tiny_snapshot, make_task())
     assert (result.error, result.placement, result.attention, result.compiled) == (None, "swap", "native", False)
     assert any("out of memory with placement resident; trying swap" in line for line in recorder.lines)
 
 
 TALL = {"frames": 9, "height": 272, "width": 16}
-"""Two clips, each of two bands where it is tiled."""
+"""Two segments, each of two bands where it is tiled."""
 
 
 @pytest.fixture
-def stop_second_clip(monkeypatch):
-    """Has the second clip fail once, by an error, where the models lie so."""
+def stop_second_segment(monkeypatch):
+    """Has the second segment fail once, by an error, where the models lie so."""
 
     def stop(error, placement, ways):
         def animate(self, conditions, on_step, whole=Animator.animate):
@@ -254,7 +254,7 @@ def stop_second_clip(monkeypatch):
 
         calls = []
         monkeypatch.setattr(Animator, "animate", animate)
-        monkeypatch.setattr(ClipMaker, "ways", lambda self, plan, seams: [Placement(name) for name in ways])
+        monkeypatch.setattr(SegmentMaker, "ways", lambda self, plan, seams: [Placement(name) for name in ways])
 
     return stop
 
@@ -262,42 +262,42 @@ def stop_second_clip(monkeypatch):
 FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
 
-def test_no_seams_begin_in_the_middle_of_a_video(tiny_snapshot, make_task, stop_second_clip, monkeypatch):
+def test_no_seams_begin_in_the_middle_of_a_video(tiny_snapshot, make_task, stop_second_segment, monkeypatch):
     settings = {"color_match": "lab", "sampling_steps": 1}
     tiled = make_task("tiled", settings={**settings, "placement": "tiled"}, **TALL)
     assert run(tiny_snapshot, tiled)[0][0].error is None
     with_seams = (tiled.output / "video.mp4").read_bytes()
 
     task = make_task("anew", settings=settings, **TALL)
-    stop_second_clip(FULL, "offload", ["offload", "tiled"])
+    stop_second_segment(FULL, "offload", ["offload", "tiled"])
     [result], recorder = run(tiny_snapshot, task)
-    assert (result.error, result.placement, result.resumed_clips) == (None, "tiled", 0)
-    assert [clip.placement for clip in result.made_clips] == ["tiled", "tiled"]
-    assert "seams would begin after clip 1 of 2" in result.restarted
+    assert (result.error, result.placement, result.resumed_segments) == (None, "tiled", 0)
+    assert [segment.placement for segment in result.made_segments] == ["tiled", "tiled"]
+    assert "seams would begin after segment 1 of 2" in result.restarted
     assert any(result.restarted in line for line in recorder.lines)
     assert (task.output / "video.mp4").read_bytes() == with_seams
 
     task = make_task("kept", settings={**settings, "tiled_fallback": "fail"}, **TALL)
-    stop_second_clip(FULL, "offload", ["offload", "tiled"])
+    stop_second_segment(FULL, "offload", ["offload", "tiled"])
     [result], _ = run(tiny_snapshot, task)
     assert (result.status, result.bad_input) == ("failed", False)
     assert "tiled_fallback: restart" in result.error
     monkeypatch.undo()
     [result], _ = run(tiny_snapshot, task)
-    assert (result.error, result.placement, result.resumed_clips, result.restarted) == (None, "resident", 1, None)
-    assert [clip.placement for clip in result.made_clips] == ["offload", "resident"]
+    assert (result.error, result.placement, result.resumed_segments, result.restarted) == (None, "resident", 1, None)
+    assert [segment.placement for segment in result.made_segments] == ["offload", "resident"]
     assert (task.output / "video.mp4").read_bytes() != with_seams
 
 
-def test_a_video_begun_with_seams_goes_on_with_them(tiny_snapshot, make_task, stop_second_clip, monkeypatch):
+def test_a_video_begun_with_seams_resumes_with_them(tiny_snapshot, make_task, stop_second_segment, monkeypatch):
     """Also where there is memory for more by then."""
     task = make_task(settings={"sampling_steps": 1}, **TALL)
-    stop_second_clip(RuntimeError("stopped"), "tiled", ["tiled"])
+    stop_second_segment(RuntimeError("stopped"), "tiled", ["tiled"])
     assert run(tiny_snapshot, task)[0][0].error == "RuntimeError: stopped"
     monkeypatch.undo()
     [result], _ = run(tiny_snapshot, task)
-    assert (result.error, result.resumed_clips) == (None, 1)
-    assert [clip.placement for clip in result.made_clips] == ["tiled", "tiled"]
+    assert (result.error, result.resumed_segments) == (None, 1)
+    assert [segment.placement for segment in result.made_segments] == ["tiled", "tiled"]
 
 
 def test_seams_are_part_of_a_videos_identity(tiny_snapshot, make_task):
@@ -305,7 +305,7 @@ def test_seams_are_part_of_a_videos_identity(tiny_snapshot, make_task):
     import torch
 
     def identities(task, ranks=1):
-        maker = ClipMaker(Ranks())
+        maker = SegmentMaker(Ranks())
         maker.ranks.size = ranks
         worker = runner.Runner(open_snapshot(tiny_snapshot), Recorder(), maker)
         return worker._identities(task, task.clips, (), torch.device("cpu"), torch.float32)
@@ -335,25 +335,25 @@ def test_ways_to_go_on(settings, first, seams, names, tiny_snapshot, make_task, 
     """On a card that only tiled is expected to fit."""
     import torch
 
-    from wan_orchestration.generate import segments as clips
+    from wan_orchestration.generate import segments
 
     estimate = [Placement("resident", 9), Placement("swap", 9), Placement("offload", 9), Placement("tiled", 1)]
-    monkeypatch.setattr(clips, "pick_device", lambda settings, ranks: (torch.device("cuda", 0), torch.bfloat16))
-    monkeypatch.setattr(clips, "device_memory", lambda device: 5)
-    monkeypatch.setattr(clips, "placements", lambda *arguments, **options: estimate)
+    monkeypatch.setattr(segments, "pick_device", lambda settings, ranks: (torch.device("cuda", 0), torch.bfloat16))
+    monkeypatch.setattr(segments, "device_memory", lambda device: 5)
+    monkeypatch.setattr(segments, "placements", lambda *arguments, **options: estimate)
     task = make_task(settings=settings, **TALL)
-    plan = clips.Plan(open_snapshot(tiny_snapshot), task, task.clips, (), first, count=2)
-    assert [way.name for way in ClipMaker(Ranks()).ways(plan, seams)] == names
+    plan = segments.Plan(open_snapshot(tiny_snapshot), task, (), first, count=2)
+    assert [way.name for way in SegmentMaker(Ranks()).ways(plan, seams)] == names
 
 
-def test_a_trimmed_last_clip(tiny_snapshot, make_task, tmp_path):
-    """Of a second clip of nine frames the video needs two."""
+def test_a_trimmed_last_segment(tiny_snapshot, make_task, tmp_path):
+    """Of a second segment of nine frames the video needs two."""
     tasks = [
         make_task(key, frames=10, settings={"clip_len": 9, **settings}, save_frames=tmp_path / f"{key}.npz")
         for key, settings in {"whole": {}, "trimmed": {"trim_last_clip": True}}.items()
     ]
     results, _ = run(tiny_snapshot, *tasks)
-    assert [(result.error, result.frames, result.clips) for result in results] == [(None, 10, 2)] * 2
+    assert [(result.error, result.frames, result.segments) for result in results] == [(None, 10, 2)] * 2
     whole, trimmed = (np.load(tmp_path / f"{key}.npz")["frames"] for key in ("whole", "trimmed"))
     assert np.array_equal(whole[:, :9], trimmed[:, :9])
     assert not np.array_equal(whole[:, 9:], trimmed[:, 9:])
@@ -383,7 +383,7 @@ def test_killed_job_resumes_bit_for_bit(tiny_snapshot, make_task, tmp_path):
 
     resumed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     [result], _ = run(tiny_snapshot, whole)
-    assert (resumed["resumed_clips"], result.resumed_clips) == (done, 0)
+    assert (resumed["resumed_clips"], result.resumed_segments) == (done, 0)
     exact = [np.load(tmp_path / f"{name}.npz")["frames"] for name in ("killed", "whole")]
     assert np.array_equal(*exact)
     assert (output / "video.mp4").read_bytes() == (whole.output / "video.mp4").read_bytes()
@@ -407,7 +407,7 @@ def test_other_settings_do_not_resume(tiny_snapshot, make_task, monkeypatch):
     assert len(json.loads((task.output / ".work/state.json").read_text())["clips"]) == 1
     other = task.model_copy(update={"settings": task.settings.model_copy(update={"seed": 7})})
     [result], _ = run(tiny_snapshot, other)
-    assert (result.status, result.resumed_clips) == ("succeeded", 0)
+    assert (result.status, result.resumed_segments) == ("succeeded", 0)
 
 
 def test_the_parts_of_the_time_add_up(tiny_snapshot, make_task, monkeypatch):
@@ -432,34 +432,34 @@ def test_the_parts_of_the_time_add_up(tiny_snapshot, make_task, monkeypatch):
             assert min(parts) >= 0 and abs(sum(parts) - total) < 0.02 * total
         assert abs(sum(result.seconds.total for result in results) - took) < 0.02 * took
     [resumed] = results
-    assert (resumed.status, resumed.resumed_clips) == ("succeeded", 1)
-    assert [p.clip for p in recorder.steps][-1] == 2 and len(resumed.made_clips) == 2
-    first, second = resumed.made_clips
+    assert (resumed.status, resumed.resumed_segments) == ("succeeded", 1)
+    assert [p.segment for p in recorder.steps][-1] == 2 and len(resumed.made_segments) == 2
+    first, second = resumed.made_segments
     assert first.seconds_per_step > 0 and resumed.seconds.denoise == pytest.approx(second.seconds_per_step * 2)
     assert recorder.steps[0].fraction > 0.1, "an earlier run has made half of it"
 
 
-@pytest.mark.parametrize("frames, refert, clips", [(2, 1, 1), (5, 1, 1), (6, 1, 2), (9, 1, 2), (10, 1, 3)])
-def test_clip_count(frames, refert, clips):
-    assert runner.clip_count(frames, GenerateSettings(clip_len=5, refert_num=refert)) == clips
+@pytest.mark.parametrize("frames, refert, segments", [(2, 1, 1), (5, 1, 1), (6, 1, 2), (9, 1, 2), (10, 1, 3)])
+def test_segment_count(frames, refert, segments):
+    assert runner.segment_count(frames, GenerateSettings(clip_len=5, refert_num=refert)) == segments
 
 
-def test_clips_match_the_first_ones_colours_also_after_a_break(tiny_snapshot, make_task, monkeypatch):
+def test_segments_match_the_first_ones_colours_also_after_a_break(tiny_snapshot, make_task, monkeypatch):
     whole = make_task("whole", frames=11, settings={"color_match": "lab"})
     broken = make_task("broken", frames=11, settings={"color_match": "lab"})
     run(tiny_snapshot, whole)
-    finish, finished = Work.finish_clip, []
+    finish, finished = UnfinishedVideo.finish_segment, []
 
     def stop_after_one(self, *arguments):
         if finished:
             raise RuntimeError("stopped")
         finished.append(finish(self, *arguments))
 
-    monkeypatch.setattr(Work, "finish_clip", stop_after_one)
+    monkeypatch.setattr(UnfinishedVideo, "finish_segment", stop_after_one)
     run(tiny_snapshot, broken)
     monkeypatch.undo()
     [result], _ = run(tiny_snapshot, broken)
-    assert result.resumed_clips == 1
+    assert result.resumed_segments == 1
     plain = make_task("plain", frames=11)
     run(tiny_snapshot, plain)
     assert (plain.output / "video.mp4").read_bytes() != (whole.output / "video.mp4").read_bytes()

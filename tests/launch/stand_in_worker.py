@@ -18,7 +18,9 @@ def succeed(request: Request, reporter):
         stream.write("x" * 300_000 + "\n")
     for task in request.tasks:
         for step in range(4):
-            reporter.progress(Progress(job_id=task.job_id, phase="denoising", clip=1, clips=1, step=step, steps=4))
+            reporter.progress(
+                Progress(job_id=task.job_id, phase="denoising", segment=1, segments=1, step=step, steps=4)
+            )
             time.sleep(0.2)
         reporter.log(f"devices: {os.environ.get('WAN_LEASES')}")
         reporter.log(f"threads: {os.environ['OMP_NUM_THREADS']}")

@@ -81,7 +81,7 @@ class Silent:
     def log(self, message):
         pass
 
-    progress = clip = finished = log
+    progress = segment = finished = log
 
 
 @pytest.fixture

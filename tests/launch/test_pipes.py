@@ -18,7 +18,7 @@ def test_repeated_progress_is_no_activity():
     monitor = LaunchMonitor(context, Request(snapshot=Path(), tasks=[task]))
     for phase, step in (("loading", 0), ("loading", 0), ("denoising", 1), ("denoising", 1), ("denoising", 2)):
         time.sleep(0.01)
-        progress = Progress(job_id="dance", phase=phase, fraction=len(messages) / 10, clip=1, clips=1, step=step)
+        progress = Progress(job_id="dance", phase=phase, fraction=len(messages) / 10, segment=1, segments=1, step=step)
         messages.append(progress.model_dump(mode="json"))
         monitor.process(messages)
         active.append(monitor.active_at)

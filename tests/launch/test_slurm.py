@@ -79,7 +79,7 @@ def test_submits_and_reports(cluster, client, work_folder, tmp_path, monkeypatch
     )
     outcome, log = launch(client, make_request(tmp_path, "succeed", "second"))
     assert outcome == {"succeed": "succeeded", "second": "succeeded"}
-    assert any(line.startswith(("succeed: starting", "succeed: part 1 of 1, step ")) for line in log)
+    assert any(line.startswith(("succeed: starting", "succeed: segment 1 of 1, step ")) for line in log)
     assert "threads: 2" in log
     (job,) = jobs(cluster)
     assert job["words"][:2] == ["--parsable", "--no-requeue"]

@@ -93,7 +93,7 @@ def test_reports_progress_and_survives_much_output(job):
     folder = job("succeed")
     result, log = materialize(folder)
     assert result.success
-    assert any(line.startswith(("succeed: starting", "succeed: part 1 of 1, step ")) for line in log)
+    assert any(line.startswith(("succeed: starting", "succeed: segment 1 of 1, step ")) for line in log)
     assert f"threads: {len(os.sched_getaffinity(0))}" in log
     assert not list(folder.glob("wan-launch-*")), "the request's folder is still there"
 

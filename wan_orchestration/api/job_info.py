@@ -143,9 +143,9 @@ def _job_progress(newest: RunProgress) -> JobProgress:
         return JobProgress(**common, frame=message.done, frames=message.total)
     return JobProgress(
         **common,
-        clip=message.clip or None,
-        clips=message.clips or None,
-        step=message.step if message.clip else None,
+        clip=message.segment or None,
+        clips=message.segments or None,
+        step=message.step if message.segment else None,
         steps=message.steps or None,
         seconds_per_step=message.seconds_per_step,
         eta_seconds=message.eta_seconds,
@@ -172,7 +172,7 @@ def _video(env: Environment, key: str) -> Video | None:
         fps=result.fps,
         width=result.width,
         height=result.height,
-        clips=result.clips,
+        clips=result.segments,
         seconds=result.seconds.total,
         device=result.device,
     )

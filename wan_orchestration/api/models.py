@@ -97,7 +97,7 @@ class JobProgress(BaseModel):
         "loading, compiling, encoding, denoising, decoding, finishing.",
         examples=["denoising"],
     )
-    words: str = Field(description="What is being done.", examples=["part 2 of 3, step 5 of 20"])
+    words: str = Field(description="What is being done.", examples=["segment 2 of 3, step 5 of 20"])
     fraction: float | None = Field(
         ge=0, le=1, description="Fraction of the whole run that is done, by time; null while unknown."
     )

@@ -17,7 +17,7 @@ STAGES: dict[Phase, int] = {
     "decoding": 2,
     "finishing": 3,
 }
-"""The order of a clip's phases. Once one of a later stage has begun, nothing is left of those before it."""
+"""The order of a segment's phases. Once one of a later stage has begun, nothing is left of those before it."""
 OVERDUE = 0.2
 """What takes longer than expected is expected to go on for this share of the time that it has taken."""
 LEAST = 0.1
@@ -29,10 +29,10 @@ SLOWLY = 0.1
 
 
 class Rates(BaseModel):
-    """Seconds that phases take with one snapshot on one device, learnt from its last clips.
+    """Seconds that phases take with one snapshot on one device, learnt from its last segments.
 
     `loading` and `compiling` are for a whole launch. The others are by a million pixels, counted in all frames: of a
-    clip for `encoding`, `denoising` (one forward of the transformer) and `decoding`, of the video for `finishing`.
+    segment for `encoding`, `denoising` (one forward of the transformer) and `decoding`, of the video for `finishing`.
     """
 
     loading: float = Field(ge=0)
@@ -84,10 +84,10 @@ class Estimate:
 
     Args:
         rates: what is expected.
-        size: of a clip, in millions of pixels of all its frames.
-        clips: of the whole video.
-        first: clips that an earlier run has made.
-        steps: of a clip.
+        size: of a segment, in millions of pixels of all its frames.
+        segments: of the whole video.
+        first: segments that an earlier run has made.
+        steps: of a segment.
         forwards: of the transformer in a step, on this device.
         loads: whether the weights must be loaded.
         seconds: the stopwatch's reading at the start.
@@ -97,41 +97,41 @@ class Estimate:
         self,
         rates: Rates,
         size: float,
-        clips: int,
+        segments: int,
         first: int,
         steps: int,
         forwards: int,
         loads: bool,
         seconds: Mapping[Phase, float],
     ) -> None:
-        self.rates, self.size, self.clips, self.steps, self.forwards = rates, size, clips, steps, forwards
+        self.rates, self.size, self.segments, self.steps, self.forwards = rates, size, segments, steps, forwards
         self.loads = loads
-        self.clip, self.step = min(first, clips - 1), 0
-        """The clip at work, from 0, and its steps that are done."""
-        self.clip_begun = False
+        self.segment, self.step = min(first, segments - 1), 0
+        """The segment at work, from 0, and its steps that are done."""
+        self.segment_begun = False
         """Not before the weights are there, and the prompt and the picture are encoded."""
         self.seconds_per_step: float | None = None
         """Of this run, once it has done a step."""
         self._first = first
         self._steps_done = 0
-        self._before = self._clip_before = self._last = dict(seconds)
+        self._before = self._segment_before = self._last = dict(seconds)
         self._step_before = seconds["denoising"]
-        self.left = self._whole - first * self._clip_seconds
+        self.left = self._whole - first * self._segment_seconds
         """Seconds that are expected to be left."""
         self.fraction = 1 - self.left / self._whole
 
-    def stepped(self, clip: int, step: int, seconds: Mapping[Phase, float]) -> None:
-        """A step was done; with step 0, a clip is begun."""
+    def stepped(self, segment: int, step: int, seconds: Mapping[Phase, float]) -> None:
+        """A step was done; with step 0, a segment is begun."""
         if step == 0:
-            if clip > self.clip:
+            if segment > self.segment:
                 self._learn(seconds)
-            # What comes before the first clip is made for it, unless it is a second try.
-            if clip > self._first or seconds["denoising"] > self._before["denoising"]:
-                self._clip_before = dict(seconds)
+            # What comes before the first segment is made for it, unless it is a second try.
+            if segment > self._first or seconds["denoising"] > self._before["denoising"]:
+                self._segment_before = dict(seconds)
         else:
             self._steps_done += 1
             self.seconds_per_step = (seconds["denoising"] - self._before["denoising"]) / self._steps_done
-        self.clip, self.step, self.clip_begun = clip, step, True
+        self.segment, self.step, self.segment_begun = segment, step, True
         self._step_before = seconds["denoising"]
 
     def look(self, phase: Phase, seconds: Mapping[Phase, float]) -> None:
@@ -147,7 +147,7 @@ class Estimate:
         """All is done."""
         self._learn(seconds)
         took = seconds["finishing"] - self._before["finishing"]
-        self.rates = self.rates.model_copy(update={"finishing": max(took, 1e-6) / (self.size * self.clips)})
+        self.rates = self.rates.model_copy(update={"finishing": max(took, 1e-6) / (self.size * self.segments)})
         self.fraction, self.left = 1.0, 0.0
 
     @property
@@ -155,24 +155,24 @@ class Estimate:
         return self.seconds_per_step or self.rates.denoising * self.size * self.forwards
 
     @property
-    def _clip_seconds(self) -> float:
+    def _segment_seconds(self) -> float:
         return (self.rates.encoding + self.rates.decoding) * self.size + self.steps * self._step_seconds
 
     @property
     def _finishing(self) -> float:
-        return self.rates.finishing * self.size * self.clips
+        return self.rates.finishing * self.size * self.segments
 
     @property
     def _whole(self) -> float:
         """Seconds that all of the video is expected to take, an earlier run's part included."""
         once = self.rates.loading + self.rates.compiling if self.loads else 0.0
-        return once + self.clips * self._clip_seconds + self._finishing
+        return once + self.segments * self._segment_seconds + self._finishing
 
     def _left(self, phase: Phase, seconds: Mapping[Phase, float]) -> tuple[float, float]:
         """Seconds from now to the end, and from the end of the phase or step that goes on."""
-        spent = since(seconds, self._clip_before)
+        spent = since(seconds, self._segment_before)
         stage = max(STAGES[one] for one in PHASES if spent[one] > 0 or one == phase)
-        last, loads = self.clip == self.clips - 1, self.loads and self.clip == self._first
+        last, loads = self.segment == self.segments - 1, self.loads and self.segment == self._first
         expected: dict[Phase, float] = {
             "loading": self.rates.loading if loads else 0.0,
             "encoding": self.rates.encoding * self.size,
@@ -185,20 +185,20 @@ class Estimate:
         rests = {one: expected[one] - spent[one] for one in PHASES}
         after = sum(max(rests[one], 0.0) for one in PHASES if STAGES[one] >= stage and one != phase)
         now = max(rests[phase] if rests[phase] > 0 else OVERDUE * spent[phase], LEAST)
-        later = 0 if last else self.clips - self.clip - 1
-        after += 0.0 if last else later * self._clip_seconds + self._finishing
-        # What takes longer than expected in this clip does so in the next.
+        later = 0 if last else self.segments - self.segment - 1
+        after += 0.0 if last else later * self._segment_seconds + self._finishing
+        # What takes longer than expected in this segment does so in the next.
         longer = later * sum(max(-rests[one], 0.0) for one in ("encoding", "decoding"))
         if phase == "denoising":
             return after + now + longer, after + max(self.steps - self.step - 1, 0) * self._step_seconds
         return after + now + longer, after
 
     def _learn(self, seconds: Mapping[Phase, float]) -> None:
-        """Take over what the clip at work took, now that it is done."""
-        spent = since(seconds, self._clip_before)
+        """Take over what the segment at work took, now that it is done."""
+        spent = since(seconds, self._segment_before)
         learnt: dict[str, float] = {one: spent[one] / self.size for one in ("encoding", "decoding") if spent[one] > 0}
         if self.seconds_per_step:
             learnt["denoising"] = self.seconds_per_step / self.size / self.forwards
-        if self.loads and self.clip == self._first:
+        if self.loads and self.segment == self._first:
             learnt |= {"loading": spent["loading"], "compiling": spent["compiling"]}
         self.rates = self.rates.model_copy(update=learnt)

@@ -1,4 +1,4 @@
-"""The finished clips of an unfinished video, kept so that a killed run can go on from the last of them."""
+"""The finished segments of an unfinished video, kept so that a killed run can go on from the last of them."""
 
 import fcntl
 import json
@@ -9,39 +9,42 @@ from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove, replacing
-from wan_orchestration.protocol.messages import Seconds
+from wan_orchestration.protocol.messages import BY_ALIAS, Seconds
 from wan_orchestration.video.writer import write_segment
 
 
-class ClipRecord(BaseModel):
-    """One finished clip: its frames in the video, seconds spent, and whether every value was finite."""
+class SegmentRecord(BaseModel):
+    """One finished segment: its frames in the video, seconds spent, and whether every value was finite."""
 
     frames: int
     seconds: Seconds
     finite: bool
     colours: tuple[float, ...] | None = None
-    """What later clips' colours are matched to, where that is asked for."""
+    """What later segments' colours are matched to, where that is asked for."""
     placement: str | None = None
     """Where the models lay."""
 
 
 class _State(BaseModel):
+    model_config = BY_ALIAS
+
     identity: str
-    clips: list[ClipRecord] = []
+    segments: Annotated[list[SegmentRecord], Field(alias="clips")] = []
     restarted: str | None = None
 
 
-class Work:
+class UnfinishedVideo:
     """The folder `<output>/.work`, held by one process at a time.
 
-    A clip counts as finished once `state.json` says so; it is renamed into place after the clip's files are whole.
+    A segment counts as finished once `state.json` says so; it is renamed into place once the segment's files
+    are whole.
 
     Args:
         output: folder of the finished video; made if need be.
@@ -68,64 +71,64 @@ class Work:
             self.start(identities[0])
 
     def start(self, identity: str, reason: str | None = None) -> None:
-        """Begin the video under an identity; `reason` says why clips that were finished under another are dropped."""
+        """Begin the video under an identity; `reason` says why finished segments of another are dropped."""
         self._clear()
         self._state = _State(identity=identity, restarted=reason)
 
     @property
     def identity(self) -> str:
-        """Of the clips, those to come included."""
+        """Of the segments, those to come included."""
         return self._state.identity
 
     @property
     def restarted(self) -> str | None:
-        """Why the clips were made anew, if they were; known again after a break once one of them is finished."""
+        """Why the segments were made anew, if they were; known again after a break once one of them is finished."""
         return self._state.restarted
 
     @property
-    def clips(self) -> Sequence[ClipRecord]:
-        """Records of the finished clips, the first first."""
-        return self._state.clips
+    def segments(self) -> Sequence[SegmentRecord]:
+        """Records of the finished segments, the first first."""
+        return self._state.segments
 
     def guide(self) -> np.ndarray | None:
-        """(3, refert_num, H, W) float32, the last frames of the last finished clip; None before the first."""
-        return np.load(self._file("guide", len(self.clips) - 1, "npy")) if self.clips else None
+        """(3, refert_num, H, W) float32, the last frames of the last finished segment; None before the first."""
+        return np.load(self._file("guide", len(self.segments) - 1, "npy")) if self.segments else None
 
-    def finish_clip(
+    def finish_segment(
         self,
         frames: np.ndarray,
         fps: Fraction,
         guide: np.ndarray,
-        record: ClipRecord,
+        record: SegmentRecord,
         exact: np.ndarray | None = None,
     ) -> None:
-        """Put a finished clip on disk.
+        """Put a finished segment on disk.
 
         Args:
-            frames: (n, H, W, 3) uint8 RGB, the clip's part of the video.
+            frames: (n, H, W, 3) uint8 RGB, the segment's part of the video.
             fps: of the video.
-            guide: (3, refert_num, H, W) float32 for the next clip.
+            guide: (3, refert_num, H, W) float32 for the next segment.
             record: kept for the result.
             exact: (3, n, H, W) float32 of the same frames, where the caller wants them unquantised.
         """
-        index = len(self.clips)
+        index = len(self.segments)
         write_segment(self._file("clip", index, "mp4"), frames, fps)
         np.save(self._file("guide", index, "npy"), guide)
         if exact is not None:
             np.save(self._file("exact", index, "npy"), exact)
-        state = self._state.model_copy(update={"clips": [*self.clips, record]})
+        state = self._state.model_copy(update={"segments": [*self.segments, record]})
         with replacing(self.folder / "state.json") as part:
             part.write_text(state.model_dump_json())
         self._state = state
         if index:
             self._file("guide", index - 1, "npy").unlink(missing_ok=True)
 
-    def segments(self) -> list[Path]:
-        return [self._file("clip", index, "mp4") for index in range(len(self.clips))]
+    def files(self) -> list[Path]:
+        return [self._file("clip", index, "mp4") for index in range(len(self.segments))]
 
     def save_exact(self, path: Path) -> None:
-        """Join the unquantised frames into an npz with one array `frames`, (3, T, H, W) float32, a clip at a time."""
-        parts = [np.load(self._file("exact", i, "npy"), mmap_mode="r") for i in range(len(self.clips))]
+        """Join the unquantised frames, a segment at a time, into an npz of one array `frames`, (3, T, H, W) float32."""
+        parts = [np.load(self._file("exact", i, "npy"), mmap_mode="r") for i in range(len(self.segments))]
         channels, _, height, width = parts[0].shape
         header = {
             "descr": np.lib.format.dtype_to_descr(parts[0].dtype),
@@ -153,7 +156,7 @@ class Work:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._lock)
-        if self.folder.exists() and not self.clips:
+        if self.folder.exists() and not self.segments:
             remove(self.folder)
             with suppress(OSError):  # holds an earlier video
                 self.folder.parent.rmdir()

@@ -1,4 +1,4 @@
-"""Loads a snapshot once and runs tasks one after another, clip by clip, on all ranks of the launch together."""
+"""Loads a snapshot once and runs tasks one after another, segment by segment, on all ranks of the launch together."""
 
 import hashlib
 import json
@@ -21,29 +21,29 @@ import torch
 from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.device import pick_device, wants_tf32
 from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.memory.capacity import ran_out_of_memory
-from wan_orchestration.animate.memory.placement import WAYS, Name, SegmentShape, has_seams, out_of_memory
+from wan_orchestration.animate.memory.placement import WAYS, ClipShape, Name, has_seams, out_of_memory
+from wan_orchestration.animate.memory.room import ran_out_of_memory
 from wan_orchestration.animate.parallel.ranks import RankFailed, connect
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing, sha256
 from wan_orchestration.generate.estimate import Estimate, Rates, keep_rates, read_rates
-from wan_orchestration.generate.resume import ClipRecord, Work
-from wan_orchestration.generate.segments import ClipMaker, Plan
+from wan_orchestration.generate.resume import SegmentRecord, UnfinishedVideo
+from wan_orchestration.generate.segments import Plan, SegmentMaker
 from wan_orchestration.generate.ticker import Ticker
 from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.protocol.messages import (
-    ClipFacts,
-    FinishedClip,
+    FinishedSegment,
     Reporter,
     Request,
     Result,
     Seconds,
+    SegmentFacts,
     SnapshotInfo,
     Task,
 )
-from wan_orchestration.quality.identity import likeness
-from wan_orchestration.quality.measure import measure
+from wan_orchestration.quality.likeness import likeness
 from wan_orchestration.quality.pose import estimator_at_hand
+from wan_orchestration.quality.video_quality import measure
 from wan_orchestration.settings.environment import World, environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.stopwatch import PHASES, since
@@ -73,7 +73,7 @@ def run(request: Request | None, reporter: Reporter | None) -> list[Result]:
             return []
         world = World(world_size=1)
     with connect(world) as ranks:
-        maker = ClipMaker(ranks, env.enable_fsdp, env.cache_root)
+        maker = SegmentMaker(ranks, env.enable_fsdp, env.cache_root)
         if not ranks.leads:
             follow(maker)
             return []
@@ -85,12 +85,12 @@ def run(request: Request | None, reporter: Reporter | None) -> list[Result]:
         return [runner.run(task) for task in request.tasks]
 
 
-def follow(maker: ClipMaker) -> None:
+def follow(maker: SegmentMaker) -> None:
     """Take part in the tasks that rank 0 announces, until it leaves."""
     ranks = maker.ranks
     while ranks.usable and (plan := ranks.announce()) is not None:
         try:
-            ranks.together(lambda plan=plan: deque(maker.clips(plan), maxlen=0))
+            ranks.together(lambda plan=plan: deque(maker.segments(plan), maxlen=0))
         except Exception as error:
             # Rank 0 hears of it and reports it.
             if not isinstance(error, BadInput | RankFailed):
@@ -101,7 +101,7 @@ def follow(maker: ClipMaker) -> None:
 class Runner:
     """Runs tasks on rank 0."""
 
-    def __init__(self, snapshot: Snapshot, reporter: Reporter, maker: ClipMaker) -> None:
+    def __init__(self, snapshot: Snapshot, reporter: Reporter, maker: SegmentMaker) -> None:
         self.snapshot = snapshot
         self.reporter = reporter
         self.maker = maker
@@ -150,7 +150,7 @@ class Runner:
         return result
 
     def _generate(self, task: Task, result: Result, stack: ExitStack) -> None:
-        """Make the video. Its clips are given up as the stack is left: until then they are there for another try."""
+        """Make the video. Its segments are discarded when the stack closes; until then a run can resume."""
         settings = task.settings
         loras = self._loras(settings)
         clips = task.clips
@@ -161,16 +161,16 @@ class Runner:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
-        count = clip_count(clips.pose.frames, settings)
+        count = segment_count(clips.pose.frames, settings)
         identities = self._identities(task, clips, loras, device, dtype)
-        work = stack.enter_context(Work(task.output, *identities.values()))
-        result.resumed_clips, result.restarted = len(work.clips), work.restarted
-        if work.clips:
-            self.reporter.log(f"{task.job_id}: goes on after clip {len(work.clips)} of {count}")
-        plan = Plan(self.snapshot, task, clips, loras, first=len(work.clips), count=count)
+        work = stack.enter_context(UnfinishedVideo(task.output, *identities.values()))
+        result.resumed_segments, result.restarted = len(work.segments), work.restarted
+        if work.segments:
+            self.reporter.log(f"{task.job_id}: resumes after segment {len(work.segments)} of {count}")
+        plan = Plan(self.snapshot, task, loras, first=len(work.segments), count=count)
         with self._ticking(plan) as ticker:
             if plan.first < count:
-                self._make_clips(plan, work, identities, result, ticker)
+                self._make_segments(plan, work, identities, result, ticker)
             with self.stopwatch.during("finishing"):
                 self._assemble(task, clips, work, result)
                 self._measure(task, clips, work, result)
@@ -180,14 +180,14 @@ class Runner:
             if engine.compile_error:
                 self.reporter.log(f"{task.job_id}: its blocks ran uncompiled: {engine.compile_error}")
         stack.callback(work.discard)
-        result.clips, result.placement = count, work.clips[-1].placement
-        result.finite = all(record.finite for record in work.clips)
+        result.segments, result.placement = count, work.segments[-1].placement
+        result.finite = all(record.finite for record in work.segments)
         result.peak_memory_bytes = _peak_memory(device)
 
     @contextmanager
     def _ticking(self, plan: Plan) -> Iterator[Ticker]:
         """While a task is run: progress by what is known of this snapshot on this device, and more is learnt."""
-        settings, pose = plan.task.settings, plan.clips.pose
+        settings, pose = plan.task.settings, plan.task.clips.pose
         device, dtype = pick_device(settings, self.ranks)
         cache, held = self.maker.cache_root, self.maker.models
         file = cache and cache / self.snapshot.fingerprint[:16] / "seconds.json"
@@ -196,7 +196,7 @@ class Runner:
         estimate = Estimate(
             rates,
             size=pose.height * pose.width * settings.clip_len / 1e6,
-            clips=plan.count,
+            segments=plan.count,
             first=plan.first,
             steps=settings.sampling_steps,
             forwards=2 if settings.guide_scale > 1 and _branches(settings, self.ranks.size) == 1 else 1,
@@ -208,77 +208,81 @@ class Runner:
         if file:
             keep_rates(file, name, estimate.rates)
 
-    def _make_clips(self, plan: Plan, work: Work, identities: dict[bool, str], result: Result, ticker: Ticker) -> None:
+    def _make_segments(
+        self, plan: Plan, work: UnfinishedVideo, identities: dict[bool, str], result: Result, ticker: Ticker
+    ) -> None:
         if not self.ranks.usable:
             raise RankFailed("not started: the processes lost each other in an earlier job of this launch; try again")
         self._explain(plan.task)
         ways = self.maker.ways(plan, seams=work.identity == identities.get(True))
         for way, others in zip(ways, [*ways[1:], None], strict=True):
-            identity = identities[has_seams(way.name, plan.clips.pose.height, self.ranks.size)]
+            identity = identities[has_seams(way.name, plan.task.clips.pose.height, self.ranks.size)]
             if identity != work.identity:
                 self._start_anew(plan, work, identity, result)
-            colours = work.clips[0].colours if work.clips else None
-            plan = replace(plan, placement=way.name, first=len(work.clips), colours=colours)
+            colours = work.segments[0].colours if work.segments else None
+            plan = replace(plan, placement=way.name, first=len(work.segments), colours=colours)
             if way.vram:
                 self.reporter.log(f"{plan.task.job_id}: placement {way}")
             self.ranks.announce(plan)
             try:
-                self.ranks.together(lambda plan=plan: self._keep_clips(plan, work, ticker))
+                self.ranks.together(lambda plan=plan: self._keep_segments(plan, work, ticker))
                 break
             except Exception as error:
                 self.maker.recover(error)
                 if not ran_out_of_memory(error):
                     raise
-                if len(work.clips) == plan.count:
+                if len(work.segments) == plan.count:
                     break
                 if others is None or not self.ranks.usable:
-                    pose, clip_len = plan.clips.pose, plan.task.settings.clip_len
-                    shape = SegmentShape(pose.height, pose.width, clip_len)
+                    pose, clip_len = plan.task.clips.pose, plan.task.settings.clip_len
+                    shape = ClipShape(pose.height, pose.width, clip_len)
                     raise torch.OutOfMemoryError(out_of_memory(error, way, shape)) from error
                 self.reporter.log(f"{plan.task.job_id}: out of memory with placement {way.name}; trying {others.name}")
 
-    def _start_anew(self, plan: Plan, work: Work, identity: str, result: Result) -> None:
-        """Drop clips that those to come would differ from. OutOfMemoryError: there are some, and are to be kept."""
-        reason, place = None, f"clip {len(work.clips)} of {plan.count}"
-        if work.clips:
+    def _start_anew(self, plan: Plan, work: UnfinishedVideo, identity: str, result: Result) -> None:
+        """Drop segments that the next ones would differ from. OutOfMemoryError: there are some, to be kept."""
+        reason, place = None, f"segment {len(work.segments)} of {plan.count}"
+        if work.segments:
             reason = f"only placement tiled has memory enough, and its seams would begin after {place}"
             if plan.task.settings.tiled_fallback == "fail":
                 raise torch.OutOfMemoryError(
-                    f"{reason}. The finished clips are kept: run the job again when there is more memory, or with "
-                    "tiled_fallback: restart to make all of them anew"
+                    f"{reason}. The finished segments are kept: run the job again when there is more memory, or with "
+                    "tiled_fallback: restart to generate all of them again"
                 )
-            self.reporter.log(f"{plan.task.job_id}: {reason}; all clips are made anew")
-            result.restarted, result.resumed_clips = reason, 0
+            self.reporter.log(f"{plan.task.job_id}: {reason}; all segments are generated again")
+            result.restarted, result.resumed_segments = reason, 0
         work.start(identity, reason)
 
-    def _keep_clips(self, plan: Plan, work: Work, ticker: Ticker) -> None:
+    def _keep_segments(self, plan: Plan, work: UnfinishedVideo, ticker: Ticker) -> None:
         task = plan.task
-        # A clip is encoded while the next is made; leaving the block waits for the last.
+        # A segment is encoded while the next is made; leaving the block waits for the last.
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
-            for number, clip in enumerate(self.maker.clips(plan, work.guide(), ticker.step), plan.first + 1):
+            for number, segment in enumerate(self.maker.segments(plan, work.guide(), ticker.step), plan.first + 1):
                 with self.stopwatch.during("finishing"):
-                    record = ClipRecord(
-                        frames=clip.video.shape[1],
-                        seconds=Seconds.of(clip.seconds),
-                        finite=bool(torch.isfinite(clip.video).all()),
-                        colours=clip.colours,
+                    record = SegmentRecord(
+                        frames=segment.video.shape[1],
+                        seconds=Seconds.of(segment.seconds),
+                        finite=bool(torch.isfinite(segment.video).all()),
+                        colours=segment.colours,
                         placement=plan.placement,
                     )
-                    exact = clip.video.cpu().numpy() if task.save_frames else None
+                    exact = segment.video.cpu().numpy() if task.save_frames else None
                     if writing:
                         writing.result()
                     writing = writer.submit(
-                        work.finish_clip,
-                        to_frames(clip.video),
-                        plan.clips.pose.fps,
-                        clip.guide.numpy(),
+                        work.finish_segment,
+                        to_frames(segment.video),
+                        plan.task.clips.pose.fps,
+                        segment.guide.numpy(),
                         record,
                         exact,
                     )
                     facts = _facts(record, task.settings).model_dump()
-                    self.reporter.clip(FinishedClip(job_id=task.job_id, clip=number, clips=plan.count, **facts))
-                    del clip, exact  # not needed while the next clip is made
+                    self.reporter.segment(
+                        FinishedSegment(job_id=task.job_id, segment=number, segments=plan.count, **facts)
+                    )
+                    del segment, exact  # not needed while the next segment is made
             if writing:
                 with self.stopwatch.during("finishing"):
                     writing.result()
@@ -297,9 +301,9 @@ class Runner:
             line += f"; cfg_parallel has no effect, because {why}"
         self.reporter.log(line)
 
-    def _assemble(self, task: Task, clips: Clips, work: Work, result: Result) -> None:
+    def _assemble(self, task: Task, clips: Clips, work: UnfinishedVideo, result: Result) -> None:
         video = task.output / "video.mp4"
-        if lost := concatenate(work.segments(), video, clips.sound, clips.pose.start):
+        if lost := concatenate(work.files(), video, clips.sound, clips.pose.start):
             log.warning(lost)
         with FrameReader(video) as reader:
             info = reader.info
@@ -310,9 +314,9 @@ class Runner:
         result.frames, result.fps = info.frames, float(info.fps)
         result.width, result.height = info.width, info.height
 
-    def _measure(self, task: Task, clips: Clips, work: Work, result: Result) -> None:
+    def _measure(self, task: Task, clips: Clips, work: UnfinishedVideo, result: Result) -> None:
         """Preview and quality of a video that is there: whatever goes wrong with them is no reason to lose it."""
-        result.made_clips = [_facts(record, task.settings) for record in work.clips]
+        result.made_segments = [_facts(record, task.settings) for record in work.segments]
         models, models_root = self.maker.models, environment().models_root
         assert models_root is not None
         assert result.video_path is not None
@@ -320,7 +324,7 @@ class Runner:
             result.quality = measure(
                 result.video_path,
                 clips,
-                [record.frames for record in work.clips],
+                [record.frames for record in work.segments],
                 task.output / "preview.webp",
                 lambda: estimator_at_hand(self.snapshot.path, models_root),
                 models and partial(likeness, models.image_encoder(), models.device),
@@ -386,8 +390,8 @@ def _branches(settings: GenerateSettings, size: int) -> int:
     return 2 if settings.cfg_parallel and settings.guide_scale > 1 and size % 2 == 0 else 1
 
 
-def _facts(record: ClipRecord, settings: GenerateSettings) -> ClipFacts:
-    return ClipFacts(
+def _facts(record: SegmentRecord, settings: GenerateSettings) -> SegmentFacts:
+    return SegmentFacts(
         frames=record.frames,
         seconds=sum(record.seconds.model_dump(exclude={"load", "total"}).values()),
         placement=record.placement,
@@ -395,8 +399,8 @@ def _facts(record: ClipRecord, settings: GenerateSettings) -> ClipFacts:
     )
 
 
-def clip_count(frames: int, settings: GenerateSettings) -> int:
-    """Clips needed for so many frames; every clip after the first repeats refert_num of them."""
+def segment_count(frames: int, settings: GenerateSettings) -> int:
+    """Segments needed for so many frames; every segment after the first repeats refert_num of them."""
     stride = settings.clip_len - settings.refert_num
     return max(1, math.ceil((frames - settings.refert_num) / stride))
 

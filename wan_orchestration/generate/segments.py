@@ -1,4 +1,4 @@
-"""Makes the clips of one task, on every rank alike; what comes of it is kept by rank 0."""
+"""Generates the segments of one task, on every rank alike; rank 0 keeps them."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,24 +13,23 @@ import psutil
 import torch
 from torch import Tensor
 
-from wan_orchestration.animate.animator import Animator, SegmentInput
+from wan_orchestration.animate.animator import Animator, ClipInput
 from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.device import pick_device, use_tf32
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory import quantize
-from wan_orchestration.animate.memory.capacity import device_memory, ran_out_of_memory
-from wan_orchestration.animate.memory.placement import Name, Placement, SegmentShape, choose, has_seams, placements
+from wan_orchestration.animate.memory.placement import ClipShape, Name, Placement, choose, has_seams, placements
+from wan_orchestration.animate.memory.room import device_memory, ran_out_of_memory
 from wan_orchestration.animate.memory.sizes import sizes
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
-from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.protocol.messages import Task
 from wan_orchestration.stopwatch import Phase, Stopwatch, since
 from wan_orchestration.video.reader import FrameReader, pingpong
 from wan_orchestration.video.stills import read_image
 from wan_orchestration.weights.snapshot import Snapshot
 
-OnClipStep = Callable[[int, int], None]
+OnSegmentStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,13 @@ class Plan:
 
     snapshot: Snapshot
     task: Task
-    clips: Clips
     loras: tuple[Lora, ...]
     first: int
-    """Clips that an earlier run has finished."""
+    """Segments that an earlier run has finished."""
     count: int
-    """Clips of the whole video."""
+    """Segments of the whole video."""
     colours: Colours | None = None
-    """Of the first clip, where an earlier run has finished it and the others are to match it."""
+    """Of the first segment, where an earlier run has finished it and the others are to match it."""
     placement: Name = "resident"
 
 
@@ -63,48 +61,51 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A finished clip: its new frames (3, n, H, W) float32 on the device, in [-1, 1], and its last refert_num frames.
+class Segment:
+    """A finished segment: its new frames and its last refert_num frames.
 
-    The latter, (3, refert_num, H, W) on the CPU, guide the next clip.
+    `video`: (3, n, H, W) float32 on the device, in [-1, 1]. `guide`: (3, refert_num, H, W) on the CPU, for the next
+    segment.
     """
 
     video: Tensor
     guide: Tensor
     seconds: dict[Phase, float]
-    """Since the clip before; those of the first from the beginning."""
+    """Since the segment before; those of the first from the beginning."""
     colours: Colours | None = None
-    """Of the first clip, where the others are to match it."""
+    """Of the first segment, where the others are to match it."""
 
 
-class ClipMaker:
-    """Makes clips on one rank, together with the others, and holds the models from one task to the next."""
+class SegmentMaker:
+    """Makes segments on one rank, together with the others, and holds the models from one task to the next."""
 
     def __init__(self, ranks: Ranks, fsdp: bool = False, cache_root: Path | None = None) -> None:
         self.ranks, self.fsdp, self.cache_root = ranks, fsdp and ranks.size > 1, cache_root
         self.models: Models | None = None
         self._models_how: dict[str, Any] = {}
         self.engine: Engine | None = None
-        """How the last clips were made."""
+        """How the last segments were made."""
         self.stopwatch = Stopwatch(_synchronize)
         """Of everything that this rank does."""
 
-    def clips(self, plan: Plan, guide: np.ndarray | None = None, on_step: OnClipStep | None = None) -> Iterator[Clip]:
-        """The clips of a task from `plan.first` on.
+    def segments(
+        self, plan: Plan, guide: np.ndarray | None = None, on_step: OnSegmentStep | None = None
+    ) -> Iterator[Segment]:
+        """The segments of a task from `plan.first` on.
 
         Args:
             plan: the task.
-            guide: (3, refert_num, H, W) float32 of the last finished clip; wanted on rank 0, and if there is one.
-            on_step: called with the clip's index and the number of steps done, first with 0.
+            guide: (3, refert_num, H, W) float32 of the last finished segment; wanted on rank 0, and if there is one.
+            on_step: called with the segment's index and the number of steps done, first with 0.
         """
         try:
-            yield from self._clips(plan, guide, on_step)
+            yield from self._segments(plan, guide, on_step)
         except Exception as error:
             self.recover(error)  # before the other ranks hear of it: what waits for them then goes with the models
             raise
 
-    def _clips(self, plan: Plan, guide: np.ndarray | None, on_step: OnClipStep | None) -> Iterator[Clip]:
-        settings, clips = plan.task.settings, plan.clips
+    def _segments(self, plan: Plan, guide: np.ndarray | None, on_step: OnSegmentStep | None) -> Iterator[Segment]:
+        settings, clips = plan.task.settings, plan.task.clips
         before = self.stopwatch.read()
         device, _ = pick_device(settings, self.ranks)
         if device.type == "cuda":
@@ -119,11 +120,11 @@ class ClipMaker:
         guiding = self._share_guide(guide, (3, settings.refert_num, height, width)) if plan.first else None
         stride, colours = settings.clip_len - settings.refert_num, plan.colours
 
-        def read(index: int) -> SegmentInput:
+        def read(index: int) -> ClipInput:
             length = settings.clip_len
             if settings.trim_last_clip and index == plan.count - 1:
                 length = min(length, enough_frames(clips.pose.frames - index * stride))
-            return _read_clip(streams, index * stride, length)
+            return _read_segment(streams, index * stride, length)
 
         with ExitStack() as stack:
             streams = {
@@ -131,13 +132,13 @@ class ClipMaker:
                 for name in ("pose", "face", "background", "mask")
                 if (info := getattr(clips, name)) is not None
             }
-            ahead = stack.enter_context(ThreadPoolExecutor(1))  # reads a clip while the one before is made
+            ahead = stack.enter_context(ThreadPoolExecutor(1))  # reads a segment's frames while the one before is made
             coming = ahead.submit(read, plan.first)
             for index in range(plan.first, plan.count):
                 report = partial(on_step, index) if on_step else _ignore
                 report(0)
                 conditions = animator.condition(coming.result(), guiding)
-                # Only now, so that the inputs of one clip at a time are held.
+                # Only now, so that the inputs of one segment at a time are held.
                 coming = ahead.submit(read, index + 1) if index + 1 < plan.count else Future()
                 video = animator.animate(conditions, report)
                 del conditions
@@ -151,7 +152,7 @@ class ClipMaker:
                 repeated = settings.refert_num if index else 0
                 now = self.stopwatch.read()
                 spent, before = since(now, before), now
-                yield Clip(
+                yield Segment(
                     video=video[:, repeated : clips.pose.frames - index * stride],
                     guide=guiding,
                     colours=colours,
@@ -170,15 +171,15 @@ class ClipMaker:
     def ways(self, plan: Plan, seams: bool = False) -> list[Placement]:
         """How the models may be placed for a task: as the settings say, or the fastest that fits and those after it.
 
-        Finished clips are gone on with where that can be: with `tiled` if they have `seams`, else at first with the
+        Finished segments are gone on with where that can be: with `tiled` if they have `seams`, else at first with the
         ways that make none, also where `tiled` alone is expected to fit.
         """
-        settings, pose = plan.task.settings, plan.clips.pose
+        settings, pose = plan.task.settings, plan.task.clips.pose
         device, dtype = pick_device(settings, self.ranks)
         wanted = "tiled" if settings.placement == "auto" and seams else settings.placement
         if device.type == "cpu":
             return [Placement("resident" if wanted == "auto" or self.fsdp else wanted)]
-        shape = SegmentShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
+        shape = ClipShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
         found = sizes(plan.snapshot, dtype, settings.quantization != "off", getattr(torch, settings.vae_dtype))
         ways = placements(found, shape, self.ranks.size, self.fsdp, keep_text=not settings.offload_model)
         if wanted != "auto":
@@ -215,11 +216,11 @@ class ClipMaker:
 
 
 def enough_frames(wanted: int) -> int:
-    """The least clip length, 4n+1 and at least 5, that holds so many frames."""
+    """The least length of a segment, 4n+1 and at least 5, that holds so many frames."""
     return max(5, -(-(wanted - 1) // 4) * 4 + 1)
 
 
-def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> SegmentInput:
+def _read_segment(streams: dict[str, FrameReader], start: int, length: int) -> ClipInput:
     def read(name: str) -> np.ndarray | None:
         reader = streams.get(name)
         return None if reader is None else reader.read(pingpong(reader.info.frames, start, length))
@@ -227,7 +228,7 @@ def _read_clip(streams: dict[str, FrameReader], start: int, length: int) -> Segm
     pose, face = read("pose"), read("face")
     assert pose is not None
     assert face is not None
-    return SegmentInput(pose, face, read("background"), read("mask"))
+    return ClipInput(pose, face, read("background"), read("mask"))
 
 
 def _ignore(done: int) -> None:

@@ -41,10 +41,10 @@ class Ticker:
             self.estimate.finish(self.stopwatch.read())
             self._send("finishing")
 
-    def step(self, clip: int, done: int) -> None:
-        """A step of a clip was done, or with 0 the clip is begun; clips count from 0."""
+    def step(self, segment: int, done: int) -> None:
+        """A step of a segment was done, or with 0 the segment is begun; segments count from 0."""
         with self._lock:
-            self.estimate.stepped(clip, done, self.stopwatch.read())
+            self.estimate.stepped(segment, done, self.stopwatch.read())
             self._look()
 
     def _tick(self) -> None:
@@ -65,8 +65,8 @@ class Ticker:
                 job_id=self.job_id,
                 phase=phase,
                 fraction=now.fraction,
-                clip=now.clip + 1 if now.clip_begun else 0,
-                clips=now.clips,
+                segment=now.segment + 1 if now.segment_begun else 0,
+                segments=now.segments,
                 step=now.step,
                 steps=now.steps,
                 seconds_per_step=now.seconds_per_step,

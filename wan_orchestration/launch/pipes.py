@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from wan_orchestration.protocol import progress
 from wan_orchestration.protocol.messages import (
-    FinishedClip,
+    FinishedSegment,
     PreprocessOutcome,
     PreprocessProgress,
     PreprocessRequest,
@@ -27,7 +27,7 @@ CHANGED_LOG_SECONDS, SAME_LOG_SECONDS = 4.0, 30.0
 Outcome = Result | PreprocessOutcome
 
 Message = TypeAdapter(
-    Annotated[Progress | FinishedClip | Result | PreprocessProgress | PreprocessOutcome, Field(discriminator="kind")]
+    Annotated[Progress | FinishedSegment | Result | PreprocessProgress | PreprocessOutcome, Field(discriminator="kind")]
 )
 
 
@@ -97,7 +97,7 @@ class LaunchMonitor:
                 outcomes.append(message)
                 self.pending.pop(message.job_id, None)
                 self._reported_job = None
-            elif isinstance(message, FinishedClip):
+            elif isinstance(message, FinishedSegment):
                 self.context.log_event(_observation(self.context.asset_key, message))
             else:
                 latest = message
@@ -119,11 +119,11 @@ class LaunchMonitor:
         last = self._last_progress
         self._last_progress = ()
         if isinstance(message, Progress):
-            self._last_progress = message.job_id, message.phase, message.clip, message.step
+            self._last_progress = message.job_id, message.phase, message.segment, message.step
         return bool(last) and self._last_progress == last
 
 
-def _observation(asset: dg.AssetKey, segment: FinishedClip) -> dg.AssetObservation:
+def _observation(asset: dg.AssetKey, segment: FinishedSegment) -> dg.AssetObservation:
     """A finished segment as an event of the run and of the asset; Dagster plots its numbers."""
-    metadata = segment.model_dump(include={"clip", "clips", "frames", "seconds", "seconds_per_step"})
+    metadata = segment.model_dump(include={"segment", "segments", "frames", "seconds", "seconds_per_step"})
     return dg.AssetObservation(asset, str(segment), partition=segment.job_id, metadata=metadata)

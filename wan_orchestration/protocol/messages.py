@@ -15,6 +15,9 @@ from wan_orchestration.settings.generate import GenerateSettings, Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.stopwatch import Phase
 
+BY_ALIAS = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+"""For messages whose keys in files still call a segment of the video a clip."""
+
 
 class Task(BaseModel):
     """One video to generate."""
@@ -129,17 +132,19 @@ class PreprocessOutcome(BaseModel):
 class Progress(BaseModel):
     """How far the generation of a job's video is."""
 
+    model_config = BY_ALIAS
+
     kind: Literal["progress"] = "progress"
     job_id: str
     phase: Phase | Literal["starting"]
     """Starting: the engine itself is being loaded, and nothing else is known yet."""
     fraction: float | None = Field(default=None, ge=0, le=1)
     """Of the whole generation, by time."""
-    clip: int = 0
-    """The one at work, from 1; 0 before the first."""
-    clips: int = 0
+    segment: Annotated[int, Field(alias="clip")] = 0
+    """The one in progress, from 1; 0 before the first."""
+    segments: Annotated[int, Field(alias="clips")] = 0
     step: int = 0
-    """Steps done of this clip."""
+    """Denoising steps done of this segment."""
     steps: int = 0
     seconds_per_step: float | None = None
     """Once this run has done a step."""
@@ -149,7 +154,7 @@ class Progress(BaseModel):
     @property
     def words(self) -> str:
         """What is being done."""
-        part = f"part {self.clip} of {self.clips}"
+        segment = f"segment {self.segment} of {self.segments}"
         if self.fraction == 1:
             return "the video is made"
         match self.phase:
@@ -158,13 +163,13 @@ class Progress(BaseModel):
             case "loading":
                 return "loading the weights"
             case "denoising":
-                return f"{part}, step {self.step} of {self.steps}"
+                return f"{segment}, step {self.step} of {self.steps}"
             case "finishing":
-                return "putting the video together" if self.clip in (0, self.clips) else f"writing {part}"
-            case "encoding" if not self.clip:
+                return "putting the video together" if self.segment in (0, self.segments) else f"writing {segment}"
+            case "encoding" if not self.segment:
                 return "encoding the prompt and the picture"
             case "encoding" | "decoding":
-                return f"{self.phase} {part}"
+                return f"{self.phase} {segment}"
             case _:
                 return self.phase
 
@@ -182,8 +187,8 @@ class Progress(BaseModel):
 class Seconds(BaseModel):
     """Wall time by phase, of this run and by the clock of rank 0; the parts add up to `total`.
 
-    Of a job that goes on after an interruption, the clips of the earlier run are in `Result.made_clips` only. The first
-    job of a launch has the opening of the snapshot in it.
+    After an interruption, the segments of the earlier run are in `Result.made_segments` only. The first job of a launch
+    includes the opening of the snapshot.
     """
 
     load: float = 0.0
@@ -194,7 +199,7 @@ class Seconds(BaseModel):
     denoise: float = 0.0
     decode: float = 0.0
     finish: float = 0.0
-    """Waiting for clips to be written, joining them, measuring the quality."""
+    """Waiting for segments to be written, joining them, measuring the quality."""
     total: float = 0.0
 
     @classmethod
@@ -222,9 +227,9 @@ class Quality(BaseModel):
     frozen_frames: int
     """Longest run of frames in which the picture stands still while the pose moves."""
     colour_drift: list[float]
-    """Of each clip from the first, in units of CIE 1976 colour difference."""
+    """Of each segment from the first, in units of CIE 1976 colour difference."""
     seam: float
-    """Largest change between two clips against the changes inside clips; about 1 or less is good."""
+    """Largest change between two segments against the changes inside segments; about 1 or less is good."""
     seam_frame: int | None = None
     pose_similarity: float | None = None
     """OKS in 0..1 of the pose that an estimator finds in the video, for the pose that drove it."""
@@ -234,34 +239,37 @@ class Quality(BaseModel):
     """Why a number is missing, by its name."""
 
 
-class ClipFacts(BaseModel):
-    """One clip of the generation."""
+class SegmentFacts(BaseModel):
+    """One segment of the video."""
 
     frames: int
     seconds: float
-    """Without loading. The first clip has the prompts and the picture in it."""
+    """Without loading. The first segment has the prompts and the picture in it."""
     seconds_per_step: float
     """Of denoising."""
     placement: str | None = None
     """Where the models lay; None: made by a version that did not note it."""
 
 
-class FinishedClip(ClipFacts):
-    """A clip of a job that has just been made. `clip` counts from 1."""
+class FinishedSegment(SegmentFacts):
+    """A segment of a job's video that has just been generated."""
+
+    model_config = BY_ALIAS
 
     kind: Literal["clip"] = "clip"
     job_id: str
-    clip: int
-    clips: int
+    segment: Annotated[int, Field(alias="clip")]
+    """From 1."""
+    segments: Annotated[int, Field(alias="clips")]
 
     def __str__(self) -> str:
-        return f"{self.job_id}: clip {self.clip} of {self.clips}, {self.frames} frames in {self.seconds:.1f} s"
+        return f"{self.job_id}: segment {self.segment} of {self.segments}, {self.frames} frames in {self.seconds:.1f} s"
 
 
 class Result(BaseModel):
     """The content of `result.json`, and what `infer` prints."""
 
-    model_config = ConfigDict(ser_json_inf_nan="null")
+    model_config = ConfigDict(BY_ALIAS, ser_json_inf_nan="null")
 
     kind: Literal["result"] = "result"
     job_id: str
@@ -274,16 +282,16 @@ class Result(BaseModel):
     fps: float | None = None
     width: int | None = None
     height: int | None = None
-    clips: int | None = None
-    resumed_clips: int = 0
-    """Clips taken over from an earlier, interrupted run."""
+    segments: Annotated[int | None, Field(alias="clips")] = None
+    resumed_segments: Annotated[int, Field(alias="resumed_clips")] = 0
+    """Segments that an earlier, interrupted run has generated."""
     restarted: str | None = None
-    """Why clips that were finished have been made anew."""
+    """Why finished segments were generated again."""
     finite: bool | None = None
     """False where a decoded frame held NaN or infinity."""
     seconds: Seconds = Seconds()
-    made_clips: list[ClipFacts] = []
-    """Of each clip, in order, those of an earlier run included."""
+    made_segments: Annotated[list[SegmentFacts], Field(alias="made_clips")] = []
+    """Each segment in order, those of an earlier run included."""
     quality: Quality | None = None
     peak_memory_bytes: int | None = None
     """Peak device memory on CUDA, peak resident memory of the process on the CPU."""
@@ -297,7 +305,7 @@ class Result(BaseModel):
     compile_error: str | None = None
     """Why blocks ran uncompiled that were to be compiled."""
     placement: str | None = None
-    """Of the last clip; see `made_clips` for the others."""
+    """Of the last segment; see `made_segments` for the others."""
     notices: list[str] = []
     """What a user should know of the inputs and what was made of them."""
     settings: GenerateSettings | None = None
@@ -314,5 +322,5 @@ class Reporter(Protocol):
 
     def log(self, message: str) -> None: ...
     def progress(self, progress: Progress) -> None: ...
-    def clip(self, clip: FinishedClip) -> None: ...
+    def segment(self, segment: FinishedSegment) -> None: ...
     def finished(self, result: Result) -> None: ...

@@ -14,7 +14,7 @@ from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.parallel.ranks import connect
 from wan_orchestration.generate.runner import Runner, follow
-from wan_orchestration.generate.segments import ClipMaker
+from wan_orchestration.generate.segments import SegmentMaker
 from wan_orchestration.protocol.messages import Request
 from wan_orchestration.settings.environment import World
 from wan_orchestration.weights.snapshot import open_snapshot
@@ -27,7 +27,7 @@ class Printer:
     def progress(self, progress):
         pass
 
-    def clip(self, clip):
+    def segment(self, segment):
         pass
 
     def finished(self, result):
@@ -51,11 +51,11 @@ def main(file, words):
     request = Request.model_validate_json(Path(file).read_text())
     with connect(World()) as ranks:
         for word in words:
-            maker = ClipMaker(ranks, fsdp=word == "fsdp")
+            maker = SegmentMaker(ranks, fsdp=word == "fsdp")
             if word in FAILURES and ranks.rank == 1:
                 Animator._flows = FAILURES[word]
             if word == "full":
-                ClipMaker.ways = lambda maker, plan, seams: [Placement("resident"), Placement("swap")]
+                SegmentMaker.ways = lambda maker, plan, seams: [Placement("resident"), Placement("swap")]
             if not ranks.leads:
                 follow(maker)
                 continue

@@ -39,7 +39,7 @@ class Silent:
     def log(self, message):
         pass
 
-    progress = clip = finished = log
+    progress = segment = finished = log
 
 
 def torchrun(ranks, *command, **environment):

@@ -69,7 +69,7 @@ def _made(result: Result, run: dg.DagsterRun | None) -> dict[str, Any]:
         "duration": result.frames / result.fps if result.frames and result.fps else None,
         "width": result.width,
         "height": result.height,
-        "clips": result.clips,
+        "clips": result.segments,
         "sampling_steps": settings and settings.sampling_steps,
         "seed": settings and settings.seed,
         "seconds": round(result.seconds.total, 2),

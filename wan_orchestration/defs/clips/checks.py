@@ -40,7 +40,7 @@ def evaluations(key: str, clips: Clips) -> Iterator[dg.AssetCheckEvaluation]:
 
 def inspect(clips: Clips) -> Results:
     """Measures clips, and compares the measures with the settings. BadInput: a clip cannot be decoded."""
-    from wan_orchestration.quality.clips import measure_clips  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+    from wan_orchestration.quality.clips_quality import measure_clips  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
 
     limits, measured, pose = validate(CheckSettings, {}), measure_clips(clips), clips.pose
     lengths = {info.path.name: info.frames for info in clips.videos()}

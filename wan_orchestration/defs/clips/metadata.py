@@ -25,7 +25,7 @@ def clips_metadata(clips: Clips) -> dict[str, Any]:
 
 def placed_metadata(clips: Clips) -> dict[str, Any]:
     """Ready clips that were copied. BadInput: a clip cannot be decoded."""
-    from wan_orchestration.quality.preview import contact_sheet  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+    from wan_orchestration.quality.thumbnails import contact_sheet  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
 
     return {
         "contact_sheet": picture(contact_sheet(clips), "contact sheet"),

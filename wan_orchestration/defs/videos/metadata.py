@@ -13,7 +13,7 @@ from wan_orchestration.settings.service import ClientSettings
 
 def video_metadata(result: Result) -> dict[str, Any]:
     """A result's values that are known. Dagster plots the numbers over a job's runs."""
-    video, quality, segments = result.video_path, result.quality, result.made_clips
+    video, quality, segments = result.video_path, result.quality, result.made_segments
     preview = video and video.with_name("preview.webp")
     metadata = {
         "preview": animation(preview) if preview and preview.is_file() else None,
@@ -23,8 +23,8 @@ def video_metadata(result: Result) -> dict[str, Any]:
         "frames": result.frames,
         "fps": result.fps,
         "size": result.width and f"{result.width}x{result.height}",
-        "segments": result.clips,
-        "resumed_segments": result.resumed_clips,
+        "segments": result.segments,
+        "resumed_segments": result.resumed_segments,
         "restarted": result.restarted,
         **{f"seconds_{phase}": round(seconds, 3) for phase, seconds in result.seconds.model_dump().items()},
         "peak_memory_gb": result.peak_memory_bytes and round(result.peak_memory_bytes / 1e9, 2),
@@ -68,7 +68,7 @@ def segments_table(result: Result) -> dg.TableMetadataValue:
                 "colour_drift": drift[number - 1] if drift else None,
             }
         )
-        for number, segment in enumerate(result.made_clips, 1)
+        for number, segment in enumerate(result.made_segments, 1)
     ]
     schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()])
     return dg.MetadataValue.table(rows, schema)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from media import moving_frames
 
-from wan_orchestration.quality.frames import FrameMeasures
+from wan_orchestration.quality.frame_measures import FrameMeasures
 
 LENGTHS = [9, 8, 8]
 
@@ -45,17 +45,17 @@ def test_colours_that_drift():
     assert drift[0] == 0 and 3 < drift[1] < drift[2]
 
 
-def test_a_jump_between_clips():
+def test_a_jump_between_segments():
     frames = walking()
     frames[17:] = [frame[:, ::-1] for frame in frames[17:]]
     seam, at = measured(frames).seam()
     assert seam > 3 and at == 17
     frames = walking()
     frames[12:] = [frame[:, ::-1] for frame in frames[12:]]
-    assert measured(frames).seam()[0] < 1.2, "within a clip it is the motion's"
+    assert measured(frames).seam()[0] < 1.2, "within a segment it is the motion's"
 
 
-def test_one_clip_has_no_seam():
+def test_one_segment_has_no_seam():
     measures = FrameMeasures([25])
     for frame in walking():
         measures.add(frame, frame)

@@ -10,9 +10,9 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.clips import JOINTS, Clips
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
 from wan_orchestration.protocol.messages import Quality
-from wan_orchestration.quality.frames import FrameMeasures
+from wan_orchestration.quality.frame_measures import FrameMeasures
 from wan_orchestration.quality.pose import followed
-from wan_orchestration.quality.preview import FRAMES, strip, write_preview
+from wan_orchestration.quality.thumbnails import FRAMES, strip, write_preview
 from wan_orchestration.video.reader import FrameReader, iter_frames
 from wan_orchestration.video.stills import read_image
 
@@ -26,7 +26,7 @@ _MARGIN = 0.15
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledFrame:
     """A frame of the video, kept whole."""
 
     index: int
@@ -60,7 +60,7 @@ def measure(
     Args:
         video: the finished video.
         clips: what it was made of.
-        lengths: frames of each clip of the generation.
+        lengths: frames of each segment.
         preview: where the WebP goes.
         open_estimator: for the pose; BadInput where there is none.
         likeness: for the identity; None where there is none.
@@ -76,7 +76,7 @@ def measure(
             pose = poses.read([min(index, poses.info.frames - 1)])[0]
             measures.add(frame, pose)
             if index in sampled:
-                samples.append(Sample(index, frame, pose))
+                samples.append(SampledFrame(index, frame, pose))
             if index in shown:
                 strips.append(strip([reference, pose, frame]))
     write_preview(preview, strips, clips.pose.duration)
@@ -88,7 +88,7 @@ def measure(
         seam_frame=seam_frame,
     )
     if likeness is None:
-        quality.not_measured["identity"] = "the weights were not loaded, as all clips were finished before"
+        quality.not_measured["identity"] = "the weights were not loaded: an earlier run had finished all segments"
     else:
         quality.identity = round(likeness([sample.subject() for sample in samples], reference), 4)
     joints = clips.folder / JOINTS

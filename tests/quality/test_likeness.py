@@ -10,7 +10,7 @@ from mini.scene import scene
 from wan_orchestration.animate.models import Models
 from wan_orchestration.defs.videos.checks import judge
 from wan_orchestration.protocol.messages import Quality, Result
-from wan_orchestration.quality.identity import likeness
+from wan_orchestration.quality.likeness import likeness
 from wan_orchestration.weights.snapshot import open_snapshot
 
 WEIGHTS = Path(__file__).parents[2] / "data" / "models" / "wan-animate-mini"

@@ -1,4 +1,4 @@
-"""What can be told from a video's frames alone: frozen ones, colours that drift, jumps where clips meet."""
+"""What can be told from a video's frames alone: frozen ones, colours that drift, jumps where segments meet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,8 +26,8 @@ def small(frame: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class Clip:
-    """Sums over the frames of one clip: of the mean and of the spread of L, a and b."""
+class SegmentSums:
+    """Sums over the frames of one segment: of the mean and of the standard deviation of L, a and b."""
 
     frames: int = 0
     mean: np.ndarray = field(default_factory=lambda: np.zeros(3))
@@ -38,12 +38,12 @@ class FrameMeasures:
     """Takes in a video's frames one by one, each with the pose clip's.
 
     Args:
-        lengths: frames of each generation clip, in order; their sum is the video's.
+        lengths: frames of each segment, in order; their sum is the video's.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.borders = list(np.cumsum(lengths[:-1], dtype=int))
-        self.clips = [Clip() for _ in lengths]
+        self.segments = [SegmentSums() for _ in lengths]
         self.frozen = 0
         """Longest run of frames in which the picture stands still while the pose moves."""
         self._frozen_now = 0
@@ -53,11 +53,11 @@ class FrameMeasures:
     def add(self, frame: np.ndarray, pose: np.ndarray) -> None:
         """The next frame and the pose that drove it, both (H, W, 3) uint8 RGB."""
         index, frame, pose = len(self._changes), small(frame), small(pose)
-        clip = self.clips[int(np.searchsorted(self.borders, index, side="right"))]
+        segment = self.segments[int(np.searchsorted(self.borders, index, side="right"))]
         lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
-        clip.frames += 1
-        clip.mean += lab.mean(axis=0)
-        clip.spread += lab.std(axis=0)
+        segment.frames += 1
+        segment.mean += lab.mean(axis=0)
+        segment.spread += lab.std(axis=0)
         change, moved = 0.0, 0.0
         if self._last is not None:
             change, moved = (difference(*pair) for pair in zip((frame, pose), self._last))
@@ -67,17 +67,17 @@ class FrameMeasures:
         self._last = frame, pose
 
     def colour_drift(self) -> list[float]:
-        """Of each clip from the first: the distance of the means and of the spreads of L, a, b together.
+        """Of each segment from the first: the distance of the means and of the spreads of L, a, b together.
 
         In units of CIE 1976 colour difference, of which about 2 can be seen side by side.
         """
-        means = [np.concatenate([clip.mean, clip.spread]) / max(clip.frames, 1) for clip in self.clips]
+        means = [np.concatenate([segment.mean, segment.spread]) / max(segment.frames, 1) for segment in self.segments]
         return [round(float(np.linalg.norm(mean - means[0])), 3) for mean in means]
 
     def seam(self) -> tuple[float, int | None]:
-        """The largest change across a border of clips against the changes inside clips, and the frame after it.
+        """The largest change across a border of segments against the changes inside segments, and the frame after it.
 
-        1 is as large as the largest twentieth of the changes inside clips begin. 0 without borders.
+        1 is as large as the largest twentieth of the changes inside segments begin. 0 without borders.
         """
         inside = [change for i, change in enumerate(self._changes) if i and i not in self.borders]
         if not self.borders or not inside:

@@ -88,8 +88,7 @@ class Deployment:
         return found
 
     def result(self, key: str) -> Result | None:
-        file = self.folder / "data" / "videos" / key / "result.json"
-        return Result.model_validate_json(file.read_bytes()) if file.is_file() else None
+        return Result.read(self.folder / "data" / "videos" / key / "result.json")
 
     def runs(self, key: str) -> list[dg.DagsterRun]:
         return [run for run in self.instance.get_runs() if f"job/{key}" in run.tags]

@@ -10,7 +10,7 @@ from media import moving_frames
 from PIL import Image
 
 from wan_orchestration.defs.clips import checks as clips_checks
-from wan_orchestration.defs.videos.checks import CHECKS, inspect, judge, read_result
+from wan_orchestration.defs.videos.checks import CHECKS, inspect, judge
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.preprocess.drawing import draw_skeleton
@@ -39,7 +39,7 @@ def made(tmp_path) -> tuple[Path, Path]:
 
 
 def results(folder: Path, driving: Path) -> dict:
-    return inspect(folder / "video.mp4", probe(driving)) | judge(read_result(folder / "result.json"))
+    return inspect(folder / "video.mp4", probe(driving)) | judge(Result.read(folder / "result.json"))
 
 
 def failed(folder: Path, driving: Path) -> set[str]:

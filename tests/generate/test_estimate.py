@@ -22,7 +22,7 @@ def play(expected: Rates, true: Rates, clips: int, first: int = 0, loads: bool =
             passed = min(1.0, duration)
             duration -= passed
             seconds[phase] += passed
-            estimate.look(phase, seconds)
+            estimate.update(phase, seconds)
             seen.append((sum(seconds.values()), estimate.fraction, estimate.left))
 
     spend("encoding", 0.5)

@@ -14,9 +14,10 @@ from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
-from wan_orchestration.generate import runner
+from wan_orchestration.generate import fallback, runner
+from wan_orchestration.generate.fingerprint import fingerprints
 from wan_orchestration.generate.resume import UnfinishedVideo
-from wan_orchestration.generate.segments import SegmentMaker, enough_frames
+from wan_orchestration.generate.segments import Plan, enough_frames
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.generate import GenerateSettings
@@ -41,6 +42,10 @@ class Recorder:
 
     def finished(self, result):
         self.results.append(result)
+        if result.video_path:
+            output = result.video_path.parent
+            assert (output / "result.json").is_file(), "it is written first"
+            assert (output / ".work" / "state.json").is_file(), "a run that is killed here can be resumed"
 
 
 @pytest.fixture
@@ -187,7 +192,8 @@ def test_unwritable_output(tiny_snapshot, make_task, tmp_path):
 
 def test_output_in_use(tiny_snapshot, make_task):
     task = make_task()
-    with runner.UnfinishedVideo(task.output, "someone else's"):
+    with UnfinishedVideo(task) as held:
+        held.open("someone else's")
         [result], _ = run(tiny_snapshot, task)
     assert "another process" in result.error
 
@@ -206,8 +212,6 @@ def test_nan_is_reported(tiny_snapshot, make_task, monkeypatch):
 
 
 def test_out_of_memory_says_what_to_do(tiny_snapshot, make_task, monkeypatch):
-    import torch
-
     def full(self, *arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
@@ -219,8 +223,6 @@ def test_out_of_memory_says_what_to_do(tiny_snapshot, make_task, monkeypatch):
 
 
 def test_out_of_memory_goes_on_with_the_next_placement(tiny_snapshot, make_task, monkeypatch):
-    import torch
-
     animate = Animator.animate
 
     def too_large(self, *arguments):
@@ -230,7 +232,7 @@ def test_out_of_memory_goes_on_with_the_next_placement(tiny_snapshot, make_task,
 
     monkeypatch.setattr(Animator, "animate", too_large)
     ways = [Placement("resident", 2, 1), Placement("swap", 1, 1)]
-    monkeypatch.setattr(SegmentMaker, "ways", lambda self, plan, seams: ways)
+    monkeypatch.setattr(fallback, "placements_for", lambda *arguments: ways)
     [result], recorder = run(tiny_snapshot, make_task())
     assert (result.error, result.placement, result.attention, result.compiled) == (None, "swap", "native", False)
     assert any("out of memory with placement resident; trying swap" in line for line in recorder.lines)
@@ -254,7 +256,7 @@ def stop_second_segment(monkeypatch):
 
         calls = []
         monkeypatch.setattr(Animator, "animate", animate)
-        monkeypatch.setattr(SegmentMaker, "ways", lambda self, plan, seams: [Placement(name) for name in ways])
+        monkeypatch.setattr(fallback, "placements_for", lambda *arguments: [Placement(name) for name in ways])
 
     return stop
 
@@ -300,26 +302,22 @@ def test_a_video_begun_with_seams_resumes_with_them(tiny_snapshot, make_task, st
     assert [segment.placement for segment in result.made_segments] == ["tiled", "tiled"]
 
 
-def test_seams_are_part_of_a_videos_identity(tiny_snapshot, make_task):
+def test_seams_are_part_of_a_videos_fingerprint(tiny_snapshot, make_task):
     """As far as there may be some: not in small pictures, not with several ranks, nor where the job rules them out."""
-    import torch
 
-    def identities(task, ranks=1):
-        maker = SegmentMaker(Ranks())
-        maker.ranks.size = ranks
-        worker = runner.Runner(open_snapshot(tiny_snapshot), Recorder(), maker)
-        return worker._identities(task, task.clips, (), torch.device("cpu"), torch.float32)
+    def found_for(task, ranks=1):
+        return fingerprints(task, open_snapshot(tiny_snapshot), (), torch.device("cpu"), torch.float32, ranks)
 
     auto, small = make_task("auto", **TALL), make_task("small")
     tiled, swap = (
         auto.model_copy(update={"settings": auto.settings.model_copy(update={"placement": name})})
         for name in ("tiled", "swap")
     )
-    found = identities(auto)
+    found = found_for(auto)
     assert found[True] != found[False]
-    assert identities(tiled) == {True: found[True]}
-    assert identities(swap) == identities(auto, ranks=2) == {False: found[False]}
-    assert list(identities(small)) == [False]
+    assert found_for(tiled) == {True: found[True]}
+    assert found_for(swap) == found_for(auto, ranks=2) == {False: found[False]}
+    assert list(found_for(small)) == [False]
 
 
 @pytest.mark.parametrize(
@@ -333,17 +331,13 @@ def test_seams_are_part_of_a_videos_identity(tiny_snapshot, make_task):
 )
 def test_ways_to_go_on(settings, first, seams, names, tiny_snapshot, make_task, monkeypatch):
     """On a card that only tiled is expected to fit."""
-    import torch
-
-    from wan_orchestration.generate import segments
-
     estimate = [Placement("resident", 9), Placement("swap", 9), Placement("offload", 9), Placement("tiled", 1)]
-    monkeypatch.setattr(segments, "pick_device", lambda settings, ranks: (torch.device("cuda", 0), torch.bfloat16))
-    monkeypatch.setattr(segments, "device_memory", lambda device: 5)
-    monkeypatch.setattr(segments, "placements", lambda *arguments, **options: estimate)
+    monkeypatch.setattr(fallback, "pick_device", lambda settings, ranks: (torch.device("cuda", 0), torch.bfloat16))
+    monkeypatch.setattr(fallback, "device_memory", lambda device: 5)
+    monkeypatch.setattr(fallback, "placements", lambda *arguments, **options: estimate)
     task = make_task(settings=settings, **TALL)
-    plan = segments.Plan(open_snapshot(tiny_snapshot), task, (), first, count=2)
-    assert [way.name for way in SegmentMaker(Ranks()).ways(plan, seams)] == names
+    plan = Plan(open_snapshot(tiny_snapshot), task, (), first, count=2)
+    assert [way.name for way in fallback.placements_for(plan, Ranks(), False, seams)] == names
 
 
 def test_a_trimmed_last_segment(tiny_snapshot, make_task, tmp_path):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import ValidationError
 
 from wan_orchestration.api import run_log
 from wan_orchestration.api.models import FINISHED, JobInfo, JobProgress, Links, Status, Video
@@ -163,9 +162,8 @@ def _settings(folder: Job | None, run: dg.DagsterRun) -> dict[str, Any]:
 
 
 def _video(env: Environment, key: str) -> Video | None:
-    try:
-        result = Result.model_validate_json((env.videos_root / key / "result.json").read_bytes())
-    except (OSError, ValidationError):
+    result = Result.read(env.videos_root / key / "result.json")
+    if result is None:
         return None
     return Video(
         frames=result.frames,

@@ -17,22 +17,20 @@ STAGES: dict[Phase, int] = {
     "decoding": 2,
     "finishing": 3,
 }
-"""The order of a segment's phases. Once one of a later stage has begun, nothing is left of those before it."""
+"""The order of a segment's phases. When a phase of a later stage begins, those of earlier stages are over."""
 OVERDUE = 0.2
-"""What takes longer than expected is expected to go on for this share of the time that it has taken."""
+"""A phase that takes longer than expected is expected to take this share of its time so far on top."""
 LEAST = 0.1
-"""Seconds that whatever goes on is expected to go on for at least."""
-
-
+"""The current phase is expected to take at least so many more seconds."""
 SLOWLY = 0.1
-"""Of its speed the fraction keeps so much where it is past what goes on."""
+"""The fraction slows down to this share of its speed once it has passed the current phase or denoising step."""
 
 
 class Rates(BaseModel):
-    """Seconds that phases take with one snapshot on one device, learnt from its last segments.
+    """Seconds that phases take with one snapshot on one device, learnt from the last segments.
 
-    `loading` and `compiling` are for a whole launch. The others are by a million pixels, counted in all frames: of a
-    segment for `encoding`, `denoising` (one forward of the transformer) and `decoding`, of the video for `finishing`.
+    `loading` and `compiling` are for a whole launch. The others are for a million pixels over all frames: of a segment
+    for `encoding`, `denoising` (one forward of the transformer) and `decoding`, of the video for `finishing`.
     """
 
     loading: float = Field(ge=0)
@@ -44,7 +42,7 @@ class Rates(BaseModel):
 
     @classmethod
     def guess(cls, snapshot_bytes: int, cuda: bool) -> "Rates":
-        """Where nothing was learnt yet: roughly a card of 2023, or a few cores."""
+        """Before anything was learnt: roughly a card of 2023, or a few CPU cores."""
         loading = 2.0 + snapshot_bytes / 0.5e9
         if cuda:
             step = max(0.02, 8e-12 * snapshot_bytes)
@@ -53,42 +51,41 @@ class Rates(BaseModel):
         return cls(loading=loading, encoding=4.0, denoising=step, decoding=2.0, finishing=0.5)
 
 
-_Kept = TypeAdapter(dict[str, Rates])
+_RatesByName = TypeAdapter(dict[str, Rates])
 
 
 def read_rates(file: Path, name: str) -> Rates | None:
-    """What was learnt under this name, of a device and a precision; None where nothing was."""
+    """What was learnt for `name`, a device and a precision; None if nothing was."""
     return _read(file).get(name)
 
 
 def keep_rates(file: Path, name: str, rates: Rates) -> None:
-    """Keep what was learnt for later launches, where the file can be written to."""
+    """Keep the rates for later launches. A file that cannot be written is no error."""
     kept = _read(file) | {name: rates}
     with suppress(OSError), replacing(file) as part:
-        part.write_bytes(_Kept.dump_json(kept, indent=2))
+        part.write_bytes(_RatesByName.dump_json(kept, indent=2))
 
 
 def _read(file: Path) -> dict[str, Rates]:
     try:
-        return _Kept.validate_json(file.read_bytes())
+        return _RatesByName.validate_json(file.read_bytes())
     except (OSError, ValidationError):
         return {}
 
 
 class Estimate:
-    """Follows one run of a task by the readings of its stopwatch.
+    """Estimates one run of a task from the readings of its stopwatch.
 
-    The fraction that is done grows so that it would reach 1 when the time that is expected to be left has passed, and
-    slowly where that has got it past the phase or step that goes on. It never goes back and never stands still,
-    however wrong the expectation was.
+    The fraction grows so that it reaches 1 after the seconds that are expected to be left. Once it has passed the end
+    of the current phase or denoising step, it grows slowly. It always grows, however wrong the rates are.
 
     Args:
-        rates: what is expected.
-        size: of a segment, in millions of pixels of all its frames.
+        rates: of earlier tasks.
+        size: of a segment, in millions of pixels over all its frames.
         segments: of the whole video.
-        first: segments that an earlier run has made.
-        steps: of a segment.
-        forwards: of the transformer in a step, on this device.
+        first: segments that an earlier run has finished.
+        steps: denoising steps of a segment.
+        forwards: of the transformer in a denoising step, on this device.
         loads: whether the weights must be loaded.
         seconds: the stopwatch's reading at the start.
     """
@@ -107,11 +104,11 @@ class Estimate:
         self.rates, self.size, self.segments, self.steps, self.forwards = rates, size, segments, steps, forwards
         self.loads = loads
         self.segment, self.step = min(first, segments - 1), 0
-        """The segment at work, from 0, and its steps that are done."""
+        """The current segment, from 0, and the denoising steps of it that are done."""
         self.segment_begun = False
-        """Not before the weights are there, and the prompt and the picture are encoded."""
+        """False until the weights are loaded, and the prompt and the picture are encoded."""
         self.seconds_per_step: float | None = None
-        """Of this run, once it has done a step."""
+        """Of this run; None before its first denoising step is done."""
         self._first = first
         self._steps_done = 0
         self._before = self._segment_before = self._last = dict(seconds)
@@ -121,11 +118,11 @@ class Estimate:
         self.fraction = 1 - self.left / self._whole
 
     def stepped(self, segment: int, step: int, seconds: Mapping[Phase, float]) -> None:
-        """A step was done; with step 0, a segment is begun."""
+        """A denoising step is done, or the segment begins if `step` is 0."""
         if step == 0:
             if segment > self.segment:
                 self._learn(seconds)
-            # What comes before the first segment is made for it, unless it is a second try.
+            # What comes before the first segment counts for it, unless this is a second try.
             if segment > self._first or seconds["denoising"] > self._before["denoising"]:
                 self._segment_before = dict(seconds)
         else:
@@ -134,7 +131,7 @@ class Estimate:
         self.segment, self.step, self.segment_begun = segment, step, True
         self._step_before = seconds["denoising"]
 
-    def look(self, phase: Phase, seconds: Mapping[Phase, float]) -> None:
+    def update(self, phase: Phase, seconds: Mapping[Phase, float]) -> None:
         """Bring `fraction` and `left` up to date."""
         passed = sum(seconds.values()) - sum(self._last.values())
         self._last = dict(seconds)
@@ -144,7 +141,7 @@ class Estimate:
         self.fraction += (grown - self.fraction) * (SLOWLY if slow else 1)
 
     def finish(self, seconds: Mapping[Phase, float]) -> None:
-        """All is done."""
+        """The video is complete."""
         self._learn(seconds)
         took = seconds["finishing"] - self._before["finishing"]
         self.rates = self.rates.model_copy(update={"finishing": max(took, 1e-6) / (self.size * self.segments)})
@@ -164,12 +161,12 @@ class Estimate:
 
     @property
     def _whole(self) -> float:
-        """Seconds that all of the video is expected to take, an earlier run's part included."""
+        """Seconds that the whole video is expected to take, an earlier run's part included."""
         once = self.rates.loading + self.rates.compiling if self.loads else 0.0
         return once + self.segments * self._segment_seconds + self._finishing
 
     def _left(self, phase: Phase, seconds: Mapping[Phase, float]) -> tuple[float, float]:
-        """Seconds from now to the end, and from the end of the phase or step that goes on."""
+        """Seconds from now to the end, and from the end of the current phase or denoising step to the end."""
         spent = since(seconds, self._segment_before)
         stage = max(STAGES[one] for one in PHASES if spent[one] > 0 or one == phase)
         last, loads = self.segment == self.segments - 1, self.loads and self.segment == self._first
@@ -187,14 +184,14 @@ class Estimate:
         now = max(rests[phase] if rests[phase] > 0 else OVERDUE * spent[phase], LEAST)
         later = 0 if last else self.segments - self.segment - 1
         after += 0.0 if last else later * self._segment_seconds + self._finishing
-        # What takes longer than expected in this segment does so in the next.
+        # A phase that takes longer than expected in this segment will do so in the next ones.
         longer = later * sum(max(-rests[one], 0.0) for one in ("encoding", "decoding"))
         if phase == "denoising":
             return after + now + longer, after + max(self.steps - self.step - 1, 0) * self._step_seconds
         return after + now + longer, after
 
     def _learn(self, seconds: Mapping[Phase, float]) -> None:
-        """Take over what the segment at work took, now that it is done."""
+        """Learn from the current segment, which is done."""
         spent = since(seconds, self._segment_before)
         learnt: dict[str, float] = {one: spent[one] / self.size for one in ("encoding", "decoding") if spent[one] > 0}
         if self.seconds_per_step:

@@ -1,94 +1,110 @@
-"""The finished segments of an unfinished video, kept so that a killed run can go on from the last of them."""
+"""The finished segments of an unfinished video, kept so that a run that was killed can be resumed."""
 
 import fcntl
 import json
 import os
 import zipfile
-from collections.abc import Sequence
 from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove, replacing
-from wan_orchestration.protocol.messages import BY_ALIAS, Seconds
+from wan_orchestration.protocol.messages import BY_ALIAS, SegmentFacts, Task
 from wan_orchestration.video.writer import write_segment
 
 
-class SegmentRecord(BaseModel):
-    """One finished segment: its frames in the video, seconds spent, and whether every value was finite."""
-
-    frames: int
-    seconds: Seconds
-    finite: bool
-    colours: tuple[float, ...] | None = None
-    """What later segments' colours are matched to, where that is asked for."""
-    placement: str | None = None
-    """Where the models lay."""
-
-
 class _State(BaseModel):
+    """The content of `state.json`."""
+
     model_config = BY_ALIAS
 
-    identity: str
-    segments: Annotated[list[SegmentRecord], Field(alias="clips")] = []
+    fingerprint: Annotated[str, Field(alias="identity")] = ""
+    segments: Annotated[list[SegmentFacts], Field(alias="clips")] = []
+    finite: bool = True
+    """False where a decoded frame held NaN or infinity."""
+    colours: tuple[float, ...] | None = None
+    """What later segments' colours are matched to, if the settings ask for that."""
     restarted: str | None = None
 
 
 class UnfinishedVideo:
-    """The folder `<output>/.work`, held by one process at a time.
+    """The finished segments of a task, in the folder `<output>/.work`. One process at a time may open it.
 
-    A segment counts as finished once `state.json` says so; it is renamed into place once the segment's files
-    are whole.
-
-    Args:
-        output: folder of the finished video; made if need be.
-        identities: of everything that decides the frames. Clips made under none of them are dropped.
-
-    Raises:
-        BadInput: the folder cannot be written to, or another process is at work on the same video.
+    A segment counts as finished once `state.json` lists it. That file is replaced after the segment's own files are
+    complete.
     """
 
-    def __init__(self, output: Path, *identities: str) -> None:
-        self.folder = output / ".work"
+    def __init__(self, task: Task) -> None:
+        self.folder = task.output / ".work"
+        self.resumed = 0
+        """Segments that an earlier run finished and this run keeps."""
+        self._fps, self._steps = task.clips.pose.fps, task.settings.sampling_steps
+        self._lock: int | None = None
+        self._state = _State()
+
+    def open(self, *fingerprints: str) -> None:
+        """Lock the folder, and drop its segments unless they were generated under one of the fingerprints.
+
+        A fingerprint is a hash of everything that decides the frames.
+
+        Raises:
+            BadInput: the folder cannot be written to, or another process is generating the same video.
+        """
+        output = self.folder.parent
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise BadInput(f"{output}: the output folder cannot be written to: {error.strerror}") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
+            os.close(lock)
             raise BadInput(f"{output}: another process is generating this video right now") from None
+        self._lock = lock
         self._state = self._read_state()
-        if self._state.identity not in identities:
-            self.start(identities[0])
+        if self.fingerprint in fingerprints:
+            self.resumed = len(self.segments)
+        else:
+            self.restart(fingerprints[0])
 
-    def start(self, identity: str, reason: str | None = None) -> None:
-        """Begin the video under an identity; `reason` says why finished segments of another are dropped."""
-        self._clear()
-        self._state = _State(identity=identity, restarted=reason)
+    def restart(self, fingerprint: str, reason: str | None = None) -> None:
+        """Drop all segments. `reason` tells users why finished segments are generated again."""
+        for file in self.folder.iterdir():
+            if file.name != "lock":
+                remove(file)
+        self._state = _State(fingerprint=fingerprint, restarted=reason)
+        self.resumed = 0
 
     @property
-    def identity(self) -> str:
-        """Of the segments, those to come included."""
-        return self._state.identity
+    def fingerprint(self) -> str:
+        """Of the finished segments and of those that follow."""
+        return self._state.fingerprint
+
+    @property
+    def segments(self) -> list[SegmentFacts]:
+        """The finished segments, in order."""
+        return self._state.segments
+
+    @property
+    def finite(self) -> bool:
+        """False where a decoded frame of a finished segment held NaN or infinity."""
+        return self._state.finite
+
+    @property
+    def colours(self) -> tuple[float, ...] | None:
+        """What later segments' colours are matched to, if the settings ask for that."""
+        return self._state.colours
 
     @property
     def restarted(self) -> str | None:
-        """Why the segments were made anew, if they were; known again after a break once one of them is finished."""
+        """Why finished segments were generated again, if they were. A later run knows it once a segment is finished."""
         return self._state.restarted
-
-    @property
-    def segments(self) -> Sequence[SegmentRecord]:
-        """Records of the finished segments, the first first."""
-        return self._state.segments
 
     def guide(self) -> np.ndarray | None:
         """(3, refert_num, H, W) float32, the last frames of the last finished segment; None before the first."""
@@ -96,27 +112,31 @@ class UnfinishedVideo:
 
     def finish_segment(
         self,
+        facts: SegmentFacts,
         frames: np.ndarray,
-        fps: Fraction,
         guide: np.ndarray,
-        record: SegmentRecord,
+        finite: bool,
+        colours: tuple[float, ...] | None = None,
         exact: np.ndarray | None = None,
     ) -> None:
-        """Put a finished segment on disk.
+        """Write a finished segment to disk.
 
         Args:
+            facts: of the segment.
             frames: (n, H, W, 3) uint8 RGB, the segment's part of the video.
-            fps: of the video.
             guide: (3, refert_num, H, W) float32 for the next segment.
-            record: kept for the result.
-            exact: (3, n, H, W) float32 of the same frames, where the caller wants them unquantised.
+            finite: whether every value of the decoded frames was finite.
+            colours: what later segments' colours are matched to, if the settings ask for that.
+            exact: (3, n, H, W) float32, the same frames unquantised, if the task asks for them.
         """
         index = len(self.segments)
-        write_segment(self._file("clip", index, "mp4"), frames, fps)
+        write_segment(self._file("clip", index, "mp4"), frames, self._fps)
         np.save(self._file("guide", index, "npy"), guide)
         if exact is not None:
             np.save(self._file("exact", index, "npy"), exact)
-        state = self._state.model_copy(update={"segments": [*self.segments, record]})
+        state = self._state.model_copy(
+            update={"segments": [*self.segments, facts], "finite": self.finite and finite, "colours": colours}
+        )
         with replacing(self.folder / "state.json") as part:
             part.write_text(state.model_dump_json())
         self._state = state
@@ -124,6 +144,7 @@ class UnfinishedVideo:
             self._file("guide", index - 1, "npy").unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
+        """The finished segments' video files, in order."""
         return [self._file("clip", index, "mp4") for index in range(len(self.segments))]
 
     def save_exact(self, path: Path) -> None:
@@ -146,7 +167,7 @@ class UnfinishedVideo:
                     entry.write(part[channel].tobytes())
 
     def discard(self) -> None:
-        """Remove the folder once the video is in its place."""
+        """Remove the folder. For when the video and its result are complete."""
         remove(self.folder)
 
     def __enter__(self) -> Self:
@@ -155,10 +176,12 @@ class UnfinishedVideo:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._lock is None:
+            return
         os.close(self._lock)
         if self.folder.exists() and not self.segments:
             remove(self.folder)
-            with suppress(OSError):  # holds an earlier video
+            with suppress(OSError):  # not empty: it holds an earlier video
                 self.folder.parent.rmdir()
 
     def _file(self, kind: str, index: int, suffix: str) -> Path:
@@ -166,11 +189,17 @@ class UnfinishedVideo:
 
     def _read_state(self) -> _State:
         try:
-            return _State(**json.loads((self.folder / "state.json").read_text()))
-        except (OSError, ValueError):
-            return _State(identity="")
+            return _State(**self._upgraded(json.loads((self.folder / "state.json").read_text())))
+        except (OSError, ValueError, LookupError, TypeError):
+            return _State()
 
-    def _clear(self) -> None:
-        for file in self.folder.iterdir():
-            if file.name != "lock":
-                remove(file)
+    def _upgraded(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Version 0.1 kept `finite`, `colours` and the seconds of each phase with every segment."""
+        old = [segment for segment in state["clips"] if isinstance(segment["seconds"], dict)]
+        for segment in old:
+            seconds = segment["seconds"]
+            segment["seconds"] = seconds["total"] - seconds["load"]
+            segment["seconds_per_step"] = seconds["denoise"] / self._steps
+        if old:
+            state |= {"finite": all(segment["finite"] for segment in old), "colours": old[0].get("colours")}
+        return state

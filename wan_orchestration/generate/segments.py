@@ -2,28 +2,27 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
-from wan_orchestration.animate.animator import Animator, ClipInput
+from wan_orchestration.animate.animator import Animator, SegmentInput
 from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.device import pick_device, use_tf32
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory import quantize
-from wan_orchestration.animate.memory.placement import ClipShape, Name, Placement, choose, has_seams, placements
-from wan_orchestration.animate.memory.room import device_memory, ran_out_of_memory
-from wan_orchestration.animate.memory.sizes import sizes
+from wan_orchestration.animate.memory.capacity import ran_out_of_memory
+from wan_orchestration.animate.memory.placement import Name
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
-from wan_orchestration.protocol.messages import Task
+from wan_orchestration.protocol.messages import SegmentFacts, Task
+from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.stopwatch import Phase, Stopwatch, since
 from wan_orchestration.video.reader import FrameReader, pingpong
 from wan_orchestration.video.stills import read_image
@@ -34,59 +33,56 @@ OnSegmentStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What ranks must know of a task. Rank 0 finds it out and announces it."""
+    """What ranks must know of a task. Rank 0 makes it and announces it."""
 
     snapshot: Snapshot
     task: Task
     loras: tuple[Lora, ...]
     first: int
-    """Segments that an earlier run has finished."""
+    """Segments that are finished already."""
     count: int
     """Segments of the whole video."""
     colours: Colours | None = None
-    """Of the first segment, where an earlier run has finished it and the others are to match it."""
+    """Of the first segment, if it is finished and the others are matched to it."""
     placement: Name = "resident"
 
 
 @dataclass(frozen=True)
-class Engine:
-    """What was chosen for a task: the attention kernel, whether blocks are compiled, where the models lie."""
+class Execution:
+    """How a task's segments are computed: the attention kernel, the placement, TF32, compiled blocks."""
 
     attention: str
     placement: Name
     tf32: bool
     compiled: bool = False
     compile_error: str | None = None
-    """Why blocks run uncompiled that were to be compiled."""
+    """Why blocks run uncompiled although they were to be compiled."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A finished segment: its new frames and its last refert_num frames.
-
-    `video`: (3, n, H, W) float32 on the device, in [-1, 1]. `guide`: (3, refert_num, H, W) on the CPU, for the next
-    segment.
-    """
+    """A finished segment."""
 
     video: Tensor
+    """Its new frames, (3, n, H, W) float32 on the device, in [-1, 1]."""
     guide: Tensor
-    seconds: dict[Phase, float]
-    """Since the segment before; those of the first from the beginning."""
+    """Its last frames, (3, refert_num, H, W) float32 on the CPU, which guide the next segment."""
+    facts: SegmentFacts
     colours: Colours | None = None
-    """Of the first segment, where the others are to match it."""
+    """Of the first segment, if the others are matched to it."""
 
 
 class SegmentMaker:
-    """Makes segments on one rank, together with the others, and holds the models from one task to the next."""
+    """Generates segments on one rank, together with the other ranks. It holds the models from one task to the next."""
 
     def __init__(self, ranks: Ranks, fsdp: bool = False, cache_root: Path | None = None) -> None:
         self.ranks, self.fsdp, self.cache_root = ranks, fsdp and ranks.size > 1, cache_root
         self.models: Models | None = None
-        self._models_how: dict[str, Any] = {}
-        self.engine: Engine | None = None
-        """How the last segments were made."""
+        self._models_options: dict[str, Any] = {}
+        self.execution: Execution | None = None
+        """Of the last task."""
         self.stopwatch = Stopwatch(_synchronize)
-        """Of everything that this rank does."""
+        """Measures everything that this rank does."""
 
     def segments(
         self, plan: Plan, guide: np.ndarray | None = None, on_step: OnSegmentStep | None = None
@@ -95,104 +91,77 @@ class SegmentMaker:
 
         Args:
             plan: the task.
-            guide: (3, refert_num, H, W) float32 of the last finished segment; wanted on rank 0, and if there is one.
-            on_step: called with the segment's index and the number of steps done, first with 0.
+            guide: (3, refert_num, H, W) float32 of the last finished segment, if there is one. Rank 0 gives it.
+            on_step: called with the segment's index and the number of denoising steps done, first with 0.
         """
         try:
             yield from self._segments(plan, guide, on_step)
         except Exception as error:
-            self.recover(error)  # before the other ranks hear of it: what waits for them then goes with the models
+            # Before the other ranks learn of the error: collectives that wait for them are dropped with the models.
+            self.recover(error)
             raise
 
     def _segments(self, plan: Plan, guide: np.ndarray | None, on_step: OnSegmentStep | None) -> Iterator[Segment]:
-        settings, clips = plan.task.settings, plan.task.clips
+        settings, pose = plan.task.settings, plan.task.clips.pose
         before = self.stopwatch.read()
-        device, _ = pick_device(settings, self.ranks)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        models = self._models_for(plan)
-        height, width = clips.pose.height, clips.pose.width
-        animator = Animator(
-            models, settings, read_image(clips.reference), height, width, plan.loras, plan.count - plan.first
-        )
-        engine = self.engine = Engine(animator.attention, plan.placement, models.tf32)
-        animator.skip(plan.first)
-        guiding = self._share_guide(guide, (3, settings.refert_num, height, width)) if plan.first else None
-        stride, colours = settings.clip_len - settings.refert_num, plan.colours
-
-        def read(index: int) -> ClipInput:
-            length = settings.clip_len
-            if settings.trim_last_clip and index == plan.count - 1:
-                length = min(length, enough_frames(clips.pose.frames - index * stride))
-            return _read_segment(streams, index * stride, length)
-
-        with ExitStack() as stack:
-            streams = {
-                name: stack.enter_context(FrameReader(info.path))
-                for name in ("pose", "face", "background", "mask")
-                if (info := getattr(clips, name)) is not None
-            }
-            ahead = stack.enter_context(ThreadPoolExecutor(1))  # reads a segment's frames while the one before is made
-            coming = ahead.submit(read, plan.first)
+        animator, execution = self._prepare(plan)
+        guide_shape = (3, settings.refert_num, pose.height, pose.width)
+        guiding = self._share_guide(guide, guide_shape) if plan.first else None
+        colours = plan.colours
+        with _input_reader(plan) as start_reading:
+            coming = start_reading(plan.first)
             for index in range(plan.first, plan.count):
                 report = partial(on_step, index) if on_step else _ignore
                 report(0)
                 conditions = animator.condition(coming.result(), guiding)
-                # Only now, so that the inputs of one segment at a time are held.
-                coming = ahead.submit(read, index + 1) if index + 1 < plan.count else Future()
+                # Not earlier: the inputs of only one segment are held at a time.
+                coming = start_reading(index + 1) if index + 1 < plan.count else Future()
                 video = animator.animate(conditions, report)
                 del conditions
                 compilation = animator.compilation
-                self.engine = replace(engine, compiled=compilation.compiled, compile_error=compilation.error)
+                self.execution = replace(execution, compiled=compilation.compiled, compile_error=compilation.error)
                 if settings.color_match == "lab":
                     with self.stopwatch.during("decoding"):
                         colours = colours or colours_of(video)
                         video = matched(video, colours) if index else video
                 guiding = video[:, -settings.refert_num :].cpu()
                 repeated = settings.refert_num if index else 0
+                video = video[:, repeated : pose.frames - index * _stride(plan)]
                 now = self.stopwatch.read()
                 spent, before = since(now, before), now
-                yield Segment(
-                    video=video[:, repeated : clips.pose.frames - index * stride],
-                    guide=guiding,
-                    colours=colours,
-                    seconds=spent,
-                )
-                del video  # else it would lie on the device until the next is decoded
+                yield Segment(video, guiding, _facts(plan, video.shape[1], spent), colours)
+                del video  # otherwise it would stay on the device until the next one is decoded
+
+    def _prepare(self, plan: Plan) -> tuple[Animator, Execution]:
+        """The animator, ready for segment `plan.first`."""
+        settings, clips = plan.task.settings, plan.task.clips
+        device, _ = pick_device(settings, self.ranks)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        models, size = self._models_for(plan), (clips.pose.height, clips.pose.width)
+        animator = Animator(models, settings, read_image(clips.reference), *size, plan.loras, plan.count - plan.first)
+        self.execution = Execution(animator.attention, plan.placement, models.tf32)
+        animator.skip(plan.first)
+        return animator, self.execution
 
     def recover(self, error: Exception) -> None:
-        """After a failed task: drop the models if there was no memory, or if they hold connections that are gone."""
+        """After an error, drop the models if memory ran out, or if they hold connections that are closed."""
         if self.fsdp or ran_out_of_memory(error):
             self.models = None
 
     def _share_guide(self, guide: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
         return self.ranks.share(torch.empty(shape) if guide is None else torch.from_numpy(guide))
 
-    def ways(self, plan: Plan, seams: bool = False) -> list[Placement]:
-        """How the models may be placed for a task: as the settings say, or the fastest that fits and those after it.
-
-        Finished segments are gone on with where that can be: with `tiled` if they have `seams`, else at first with the
-        ways that make none, also where `tiled` alone is expected to fit.
-        """
-        settings, pose = plan.task.settings, plan.task.clips.pose
-        device, dtype = pick_device(settings, self.ranks)
-        wanted = "tiled" if settings.placement == "auto" and seams else settings.placement
-        if device.type == "cpu":
-            return [Placement("resident" if wanted == "auto" or self.fsdp else wanted)]
-        shape = ClipShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
-        found = sizes(plan.snapshot, dtype, settings.quantization != "off", getattr(torch, settings.vae_dtype))
-        ways = placements(found, shape, self.ranks.size, self.fsdp, keep_text=not settings.offload_model)
-        if wanted != "auto":
-            return [way for way in ways if way.name == wanted] or ways[:1]
-        alike = [way for way in ways if not (plan.first and has_seams(way.name, pose.height, self.ranks.size))]
-        return choose(alike, device_memory(device), psutil.virtual_memory().available) + ways[len(alike) :]
-
     def _models_for(self, plan: Plan) -> Models:
-        """The models as a task wants them. BadInput: they cannot be had so on this machine."""
+        """The models as a task needs them; loaded unless the last task needed the same.
+
+        Raises:
+            BadInput: this machine cannot run the models so.
+        """
         settings = plan.task.settings
         device, dtype = pick_device(settings, self.ranks)
         tf32 = use_tf32(settings, device, dtype)
-        how = {
+        options = {
             "device": device,
             "dtype": dtype,
             "placement": plan.placement,
@@ -200,35 +169,68 @@ class SegmentMaker:
             "vae_dtype": getattr(torch, settings.vae_dtype),
             "tf32": tf32,
         }
-        if self.models is None or how != self._models_how:
+        if self.models is None or options != self._models_options:
             quantize.check(settings.quantization, device, self.fsdp)
-            self.models = None  # makes room before others are loaded
+            self.models = None  # frees memory before others are loaded
             self.models = Models(
                 snapshot=plan.snapshot,
                 ranks=self.ranks,
                 fsdp=self.fsdp,
                 cache_root=self.cache_root,
                 stopwatch=self.stopwatch,
-                **how,
+                **options,
             )
-            self._models_how = how
+            self._models_options = options
         return self.models
 
 
+def branches_side_by_side(settings: GenerateSettings, ranks: int) -> int:
+    """How many branches of guidance so many ranks compute side by side."""
+    return 2 if settings.cfg_parallel and settings.guide_scale > 1 and ranks % 2 == 0 else 1
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def enough_frames(wanted: int) -> int:
-    """The least length of a segment, 4n+1 and at least 5, that holds so many frames."""
+    """The smallest length of a segment, 4n+1 and at least 5, that holds so many frames."""
     return max(5, -(-(wanted - 1) // 4) * 4 + 1)
 
 
-def _read_segment(streams: dict[str, FrameReader], start: int, length: int) -> ClipInput:
-    def read(name: str) -> np.ndarray | None:
-        reader = streams.get(name)
-        return None if reader is None else reader.read(pingpong(reader.info.frames, start, length))
+def _stride(plan: Plan) -> int:
+    """Frames from the first of one segment to the first of the next."""
+    return plan.task.settings.clip_len - plan.task.settings.refert_num
 
-    pose, face = read("pose"), read("face")
-    assert pose is not None
-    assert face is not None
-    return ClipInput(pose, face, read("background"), read("mask"))
+
+def _facts(plan: Plan, frames: int, spent: dict[Phase, float]) -> SegmentFacts:
+    return SegmentFacts(
+        frames=frames,
+        seconds=sum(seconds for phase, seconds in spent.items() if phase != "loading"),
+        seconds_per_step=spent["denoising"] / plan.task.settings.sampling_steps,
+        placement=plan.placement,
+    )
+
+
+@contextmanager
+def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"]]:
+    """A function that starts to read a segment's input frames, given its index, in a thread."""
+    clips = plan.task.clips
+    infos = {"pose": clips.pose, "face": clips.face, "background": clips.background, "mask": clips.mask}
+    with ExitStack() as stack:
+        readers = {name: stack.enter_context(FrameReader(info.path)) for name, info in infos.items() if info}
+        thread = stack.enter_context(ThreadPoolExecutor(1))
+
+        def read(index: int) -> SegmentInput:
+            start, length = index * _stride(plan), plan.task.settings.clip_len
+            if plan.task.settings.trim_last_clip and index == plan.count - 1:
+                length = min(length, enough_frames(clips.pose.frames - start))
+            frames = {
+                name: reader.read(pingpong(reader.info.frames, start, length)) for name, reader in readers.items()
+            }
+            return SegmentInput(**frames)
+
+        yield lambda index: thread.submit(read, index)
 
 
 def _ignore(done: int) -> None:
@@ -236,6 +238,6 @@ def _ignore(done: int) -> None:
 
 
 def _synchronize() -> None:
-    """Wait for this rank's device, where it is a CUDA device that has been used."""
+    """Wait for this rank's device, if it is a CUDA device that has been used."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

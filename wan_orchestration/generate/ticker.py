@@ -1,25 +1,29 @@
-"""Tells a reporter how far a task is."""
+"""Reports how far a task is, and when it will be done."""
 
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from wan_orchestration.generate.estimate import Estimate
+from wan_orchestration.animate.device import pick_device
+from wan_orchestration.generate.estimate import Estimate, Rates, keep_rates, read_rates
+from wan_orchestration.generate.segments import Plan, SegmentMaker, branches_side_by_side, device_name
 from wan_orchestration.protocol.messages import Progress, Reporter
 from wan_orchestration.stopwatch import Phase, Stopwatch
 
 SHORTEST, LONGEST = 1.0, 5.0
-"""Seconds between two messages where no step is done: more in long tasks, of which less is done in a second."""
+"""Seconds between two messages if no denoising step is done. Long tasks have longer ones: less changes in a second."""
 
 
 class Ticker:
-    """Sends progress at each step, and by a thread of its own while nothing is heard of one.
+    """Sends progress at each denoising step, and from a thread of its own between the steps.
 
     Args:
         job_id: of the task.
         estimate: of the run.
         stopwatch: of the launch.
-        reporter: is called from the thread too, once at a time.
+        reporter: the thread calls it too; never two calls at a time.
     """
 
     def __init__(self, job_id: str, estimate: Estimate, stopwatch: Stopwatch, reporter: Reporter) -> None:
@@ -42,20 +46,20 @@ class Ticker:
             self._send("finishing")
 
     def step(self, segment: int, done: int) -> None:
-        """A step of a segment was done, or with 0 the segment is begun; segments count from 0."""
+        """A denoising step of a segment is done, or the segment begins if `done` is 0. Segments count from 0."""
         with self._lock:
             self.estimate.stepped(segment, done, self.stopwatch.read())
-            self._look()
+            self._update()
 
     def _tick(self) -> None:
         while not self._over.is_set():
             with self._lock:
-                self._look()
+                self._update()
             self._over.wait(min(max(self.estimate.left / 500, SHORTEST), LONGEST))
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         phase = self.stopwatch.phase
-        self.estimate.look(phase, self.stopwatch.read())
+        self.estimate.update(phase, self.stopwatch.read())
         self._send(phase)
 
     def _send(self, phase: Phase) -> None:
@@ -73,3 +77,35 @@ class Ticker:
                 eta_seconds=now.left,
             )
         )
+
+
+@contextmanager
+def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], reporter: Reporter) -> Iterator[Ticker]:
+    """Report a task's progress. The rates come from earlier tasks on the same device, and are updated after the task.
+
+    Args:
+        plan: the task.
+        maker: of rank 0.
+        seconds: the stopwatch's reading at the start of the task.
+        reporter: receives the progress.
+    """
+    settings, pose, ranks = plan.task.settings, plan.task.clips.pose, maker.ranks
+    device, dtype = pick_device(settings, ranks)
+    cache, held = maker.cache_root, maker.models
+    file = cache and cache / plan.snapshot.fingerprint[:16] / "seconds.json"
+    name = f"{device_name(device)} x {ranks.size}, {dtype}"
+    rates = (file and read_rates(file, name)) or Rates.guess(plan.snapshot.bytes, device.type == "cuda")
+    estimate = Estimate(
+        rates,
+        size=pose.height * pose.width * settings.clip_len / 1e6,
+        segments=plan.count,
+        first=plan.first,
+        steps=settings.sampling_steps,
+        forwards=2 if settings.guide_scale > 1 and branches_side_by_side(settings, ranks.size) == 1 else 1,
+        loads=held is None or (held.device, held.dtype) != (device, dtype),
+        seconds=seconds,
+    )
+    with Ticker(plan.task.job_id, estimate, maker.stopwatch, reporter) as ticker:
+        yield ticker
+    if file:
+        keep_rates(file, name, estimate.rates)

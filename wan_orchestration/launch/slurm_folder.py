@@ -86,12 +86,9 @@ class LaunchFolder:
         with suppress(OSError, ValueError):
             messages = [json.loads(line) for line in self.messages.read_bytes().splitlines()]
             reported = [message["params"]["payload"] for message in messages if message["method"] == CUSTOM]
-            return all(_saved_result(task.output).model_dump(mode="json") in reported for task in self.request.tasks)
+            results = [Result.read(task.output / "result.json") for task in self.request.tasks]
+            return all(result and result.model_dump(mode="json") in reported for result in results)
         return False
-
-
-def _saved_result(output: Path) -> Result:
-    return Result.model_validate_json((output / "result.json").read_bytes())
 
 
 def request_hash(request: Request | PreprocessRequest) -> str:

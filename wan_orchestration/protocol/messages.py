@@ -1,7 +1,7 @@
-"""What the orchestrating side asks of the engine, and what it hears back.
+"""What a step asks of a launch, and what the launch reports.
 
-A `Request` is a JSON file that every rank reads; `Progress` and `Result` are sent by rank 0 as they come
-(over Dagster Pipes by `worker`, to the terminal by `infer`).
+A request is a JSON file, which rank 0 reads. Rank 0 reports `Progress`, each `FinishedSegment` and a `Result` for each
+task: `worker` sends them over Dagster Pipes, `infer` shows them on the terminal.
 """
 
 from datetime import datetime
@@ -16,7 +16,7 @@ from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.stopwatch import Phase
 
 BY_ALIAS = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
-"""For messages whose keys in files still call a segment of the video a clip."""
+"""For models whose JSON keys call a segment a clip, as they did in version 0.1."""
 
 
 class Task(BaseModel):
@@ -29,11 +29,11 @@ class Task(BaseModel):
     settings: GenerateSettings
     created_at: datetime
     save_frames: Path | None = None
-    """An npz file that also receives the frames unquantised: `frames`, (3, T, H, W) float32 in [-1, 1]."""
+    """An npz file that receives the unquantised frames too: `frames`, (3, T, H, W) float32 in [-1, 1]."""
 
 
 class Request(BaseModel):
-    """Jobs for one launch: the weights are loaded once."""
+    """What one launch generates. It loads the weights once."""
 
     kind: Literal["generate"] = "generate"
     snapshot: Path
@@ -42,14 +42,14 @@ class Request(BaseModel):
 
 
 class PreprocessRequest(BaseModel):
-    """One job's clips to make from its driving video and picture."""
+    """What one launch preprocesses: a job's driving video and picture, into its clips."""
 
     kind: Literal["preprocess"] = "preprocess"
     job_id: str
     driving: Path
     reference: Path
     output: Path
-    """Folder that receives the clips and `preprocess.json`, which says what was made."""
+    """Folder that receives the clips and `preprocess.json`, the `PreprocessResult`."""
     settings: PreprocessSettings
     snapshot: Path | None
     """Folder of weights, for its `process_checkpoint/`."""
@@ -62,7 +62,7 @@ AnyRequest: TypeAdapter[Request | PreprocessRequest] = TypeAdapter(
 
 
 class PreprocessProgress(BaseModel):
-    """Frames done of one pass over the driving video."""
+    """How many frames of one pass over the driving video are done."""
 
     kind: Literal["preprocess_progress"] = "preprocess_progress"
     job_id: str
@@ -83,14 +83,14 @@ class PreprocessProgress(BaseModel):
 
 
 class Notice(BaseModel):
-    """What a user should know of the clips. Frames are given as (first, last); none where it concerns the whole."""
+    """What a user should know of the clips. `frames` are ranges (first, last); none if the text is about all frames."""
 
     text: str
     frames: list[tuple[int, int]] = []
 
 
 class PreprocessResult(BaseModel):
-    """What was made and how; also written as `preprocess.json` beside the clips."""
+    """The clips that were made, and how. Also written as `preprocess.json` beside them."""
 
     output: Path
     mode: Mode
@@ -106,10 +106,11 @@ class PreprocessResult(BaseModel):
     has_audio: bool
     estimator: str
     person_found: int
-    """Frames."""
+    """In so many frames."""
     face_found: int
+    """In so many frames."""
     retarget: str
-    """The rule that was used; off also where the picture shows no person."""
+    """The rule that was used; off also if the picture shows no person."""
     masks: str | None
     contact_sheet: Path
     warnings: list[Notice]
@@ -119,27 +120,27 @@ class PreprocessResult(BaseModel):
 
 
 class PreprocessOutcome(BaseModel):
-    """How a `PreprocessRequest` went."""
+    """The clips of a `PreprocessRequest`, or the error."""
 
     kind: Literal["preprocess_outcome"] = "preprocess_outcome"
     job_id: str
     result: PreprocessResult | None = None
     error: str | None = None
     bad_input: bool = False
-    """True where the error is the input's, so that a retry cannot help."""
+    """True if the input is at fault, so that a retry cannot help."""
 
 
 class Progress(BaseModel):
-    """How far the generation of a job's video is."""
+    """How much of a job's video is generated."""
 
     model_config = BY_ALIAS
 
     kind: Literal["progress"] = "progress"
     job_id: str
     phase: Phase | Literal["starting"]
-    """Starting: the engine itself is being loaded, and nothing else is known yet."""
+    """Starting: the worker imports the engine. Nothing else is known yet."""
     fraction: float | None = Field(default=None, ge=0, le=1)
-    """Of the whole generation, by time."""
+    """Of the time that the whole generation takes."""
     segment: Annotated[int, Field(alias="clip")] = 0
     """The one in progress, from 1; 0 before the first."""
     segments: Annotated[int, Field(alias="clips")] = 0
@@ -147,7 +148,7 @@ class Progress(BaseModel):
     """Denoising steps done of this segment."""
     steps: int = 0
     seconds_per_step: float | None = None
-    """Once this run has done a step."""
+    """None before the first denoising step of this run is done."""
     eta_seconds: float | None = None
     """Seconds that are expected to be left."""
 
@@ -185,16 +186,16 @@ class Progress(BaseModel):
 
 
 class Seconds(BaseModel):
-    """Wall time by phase, of this run and by the clock of rank 0; the parts add up to `total`.
+    """Wall time of this run by phase, measured on rank 0. The phases add up to `total`.
 
     After an interruption, the segments of the earlier run are in `Result.made_segments` only. The first job of a launch
     includes the opening of the snapshot.
     """
 
     load: float = 0.0
-    """Of weights and LoRAs, placing included; 0 where an earlier job of the launch has done it."""
+    """Of weights and LoRAs, placement included; 0 if an earlier task of the launch has loaded them."""
     encode: float = 0.0
-    """Finding, reading and encoding what the video is made of."""
+    """Finding, reading and encoding the inputs."""
     compile: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0
@@ -222,37 +223,37 @@ class SnapshotInfo(BaseModel):
 
 
 class Quality(BaseModel):
-    """What a finished video looks like, in numbers; None for what could not be measured."""
+    """Measures of a finished video; None for those that could not be taken."""
 
     frozen_frames: int
-    """Longest run of frames in which the picture stands still while the pose moves."""
+    """The longest run of frames in which the picture stands still while the pose moves."""
     colour_drift: list[float]
-    """Of each segment from the first, in units of CIE 1976 colour difference."""
+    """From the first segment to each segment, in units of CIE 1976 colour difference."""
     seam: float
-    """Largest change between two segments against the changes inside segments; about 1 or less is good."""
+    """The largest change at a border of two segments, relative to those inside segments; about 1 or less is good."""
     seam_frame: int | None = None
     pose_similarity: float | None = None
-    """OKS in 0..1 of the pose that an estimator finds in the video, for the pose that drove it."""
+    """OKS in 0..1 of the pose that an estimator finds in the video, relative to the driving pose."""
     identity: float | None = None
-    """Cosine of the CLIP features of the person in the video and of the reference picture."""
+    """Cosine of the CLIP features of the person in the video and in the reference picture."""
     not_measured: dict[str, str] = {}
-    """Why a number is missing, by its name."""
+    """Why a measure is missing, by its name."""
 
 
 class SegmentFacts(BaseModel):
-    """One segment of the video."""
+    """A finished segment of a video."""
 
     frames: int
     seconds: float
-    """Without loading. The first segment has the prompts and the picture in it."""
+    """Without loading. The first segment includes the encoding of the prompts and the picture."""
     seconds_per_step: float
     """Of denoising."""
     placement: str | None = None
-    """Where the models lay; None: made by a version that did not note it."""
+    """Where the models lay; None if a version that did not record it generated the segment."""
 
 
 class FinishedSegment(SegmentFacts):
-    """A segment of a job's video that has just been generated."""
+    """Reports a segment as soon as it is generated."""
 
     model_config = BY_ALIAS
 
@@ -267,7 +268,7 @@ class FinishedSegment(SegmentFacts):
 
 
 class Result(BaseModel):
-    """The content of `result.json`, and what `infer` prints."""
+    """How a task ended: the content of `result.json`, and what `infer` prints."""
 
     model_config = ConfigDict(BY_ALIAS, ser_json_inf_nan="null")
 
@@ -288,7 +289,7 @@ class Result(BaseModel):
     restarted: str | None = None
     """Why finished segments were generated again."""
     finite: bool | None = None
-    """False where a decoded frame held NaN or infinity."""
+    """False if a decoded frame held NaN or infinity."""
     seconds: Seconds = Seconds()
     made_segments: Annotated[list[SegmentFacts], Field(alias="made_clips")] = []
     """Each segment in order, those of an earlier run included."""
@@ -303,22 +304,30 @@ class Result(BaseModel):
     """Whether float32 convolutions were computed in TF32."""
     compiled: bool | None = None
     compile_error: str | None = None
-    """Why blocks ran uncompiled that were to be compiled."""
+    """Why blocks ran uncompiled although they were to be compiled."""
     placement: str | None = None
     """Of the last segment; see `made_segments` for the others."""
     notices: list[str] = []
-    """What a user should know of the inputs and what was made of them."""
+    """What a user should know of the inputs and their use."""
     settings: GenerateSettings | None = None
     snapshot: SnapshotInfo | None = None
     error: str | None = None
     bad_input: bool = False
-    """True where the error is the input's, so that a retry cannot help."""
+    """True if the input is at fault, so that a retry cannot help."""
     may_pass: bool = False
-    """True where the processes lost each other, so that a retry may help."""
+    """True if the processes lost each other, so that a retry may help."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Result | None":
+        """The content of a `result.json`; None if it is missing or cannot be read."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            return None
 
 
 class Reporter(Protocol):
-    """Hears of a launch as it goes; called on rank 0 only."""
+    """Receives what a launch reports. Only rank 0 calls it; `progress` is also called from a thread of its own."""
 
     def log(self, message: str) -> None: ...
     def progress(self, progress: Progress) -> None: ...

@@ -1,4 +1,4 @@
-"""How good clips and videos are, in numbers. Which numbers are good enough is for Dagster's checks to say.
+"""Measures of clips and videos. Dagster's checks decide which values are good enough.
 
-Everything is measured in one pass over the frames, of which only small copies are kept, and few.
+One pass over the frames measures everything. Only a few small copies of frames are kept.
 """

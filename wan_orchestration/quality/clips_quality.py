@@ -1,4 +1,4 @@
-"""What clips look like: whether the skeleton, the face and the mask are there in every frame, and whether it jumps."""
+"""Measures of clips: frames with a skeleton, a face and a mask, and the largest jump of the skeleton."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,10 +10,11 @@ from wan_orchestration.jobs.clips import JOINTS, Clips
 from wan_orchestration.video.reader import iter_frames
 
 DRAWN = 24
-"""A pixel of the pose clip at least this bright is part of the skeleton; black is coded as a little more at times."""
+"""A pixel of the pose clip at least this bright is part of the skeleton. Encoded black may be brighter than 0."""
 FACE_DEVIATION = 4.0
-"""A face frame whose values deviate from their mean by less (of 255) holds no face."""
+"""A face frame whose values have a smaller standard deviation (of 255) shows no face."""
 MASKED = 127
+"""A brighter pixel of the mask clip belongs to the mask."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +26,30 @@ class ClipsQuality:
     face: float
     """Share with a face."""
     largest_jump: float
-    """Of the skeleton's middle from one frame to the next, in parts of the frame's height."""
+    """Of the skeleton's centre from one frame to the next, as a fraction of the frame's height."""
     jump_frame: int | None
     empty_masks: float | None
     """Share with an empty mask; None in animate mode."""
     confidence: float | None
-    """Mean of the drawn joints' confidence; None where the pose is not known in numbers."""
+    """Mean confidence of the drawn joints; None without `src_pose.npz`."""
 
 
 def measure_clips(clips: Clips) -> ClipsQuality:
-    """One pass over each clip. BadInput: one cannot be decoded."""
-    middles = [_middle(frame) for frame in iter_frames(clips.pose.path)]
+    """Measure clips in one pass over each.
+
+    Raises:
+        BadInput: a clip cannot be decoded.
+    """
+    centres = [_centre(frame) for frame in iter_frames(clips.pose.path)]
     steps = [
         0.0 if one is None or other is None else float(np.linalg.norm(other - one)) / clips.pose.height
-        for one, other in pairwise(middles)
+        for one, other in pairwise(centres)
     ]
     worst = int(np.argmax(steps)) + 1 if steps and max(steps) > 0 else None
     faces = [frame.std() >= FACE_DEVIATION for frame in iter_frames(clips.face.path)]
     masks = [frame.max() > MASKED for frame in iter_frames(clips.mask.path)] if clips.mask else None
     return ClipsQuality(
-        skeleton=float(np.mean([middle is not None for middle in middles])),
+        skeleton=float(np.mean([centre is not None for centre in centres])),
         face=float(np.mean(faces)),
         largest_jump=round(max(steps, default=0.0), 4),
         jump_frame=worst,
@@ -53,7 +58,7 @@ def measure_clips(clips: Clips) -> ClipsQuality:
     )
 
 
-def _middle(frame: np.ndarray) -> np.ndarray | None:
+def _centre(frame: np.ndarray) -> np.ndarray | None:
     y, x = np.nonzero(frame.max(axis=2) >= DRAWN)
     return np.array([x.mean(), y.mean()]) if len(x) else None
 

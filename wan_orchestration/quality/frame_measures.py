@@ -1,4 +1,4 @@
-"""What can be told from a video's frames alone: frozen ones, colours that drift, jumps where segments meet."""
+"""Measures of a video that need only its frames: frozen frames, colour drift, jumps where segments meet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,15 +7,15 @@ import cv2
 import numpy as np
 
 SIDE = 192
-"""Frames are looked at with their longer side made this many px."""
+"""Frames are reduced to a longer side of so many px before they are measured."""
 STILL = 0.05
-"""Two pictures whose values differ by less than this on average (of 255) are the same: encoders leave such noise."""
+"""Two pictures whose values differ by less than this on average (of 255) are the same: encoding adds such noise."""
 LEAST_CHANGE = 0.5
-"""Mean difference of two frames (of 255) below which a jump cannot be seen."""
+"""A smaller mean difference of two frames (of 255) is invisible as a jump."""
 
 
 def small(frame: np.ndarray) -> np.ndarray:
-    """A frame (H, W, 3) uint8 made smaller, the longer side `SIDE` px."""
+    """A frame (H, W, 3) uint8, reduced to a longer side of `SIDE` px."""
     height, width = frame.shape[:2]
     scale = SIDE / max(height, width)
     if scale >= 1:
@@ -35,7 +35,7 @@ class SegmentSums:
 
 
 class FrameMeasures:
-    """Takes in a video's frames one by one, each with the pose clip's.
+    """Measures a video from its frames, which are added one by one with the frames of the pose clip.
 
     Args:
         lengths: frames of each segment, in order; their sum is the video's.
@@ -45,13 +45,13 @@ class FrameMeasures:
         self.borders = list(np.cumsum(lengths[:-1], dtype=int))
         self.segments = [SegmentSums() for _ in lengths]
         self.frozen = 0
-        """Longest run of frames in which the picture stands still while the pose moves."""
+        """The longest run of frames in which the picture stands still while the pose moves."""
         self._frozen_now = 0
         self._changes: list[float] = []
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, frame: np.ndarray, pose: np.ndarray) -> None:
-        """The next frame and the pose that drove it, both (H, W, 3) uint8 RGB."""
+        """Add the next frame and its driving pose, both (H, W, 3) uint8 RGB."""
         index, frame, pose = len(self._changes), small(frame), small(pose)
         segment = self.segments[int(np.searchsorted(self.borders, index, side="right"))]
         lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
@@ -67,17 +67,17 @@ class FrameMeasures:
         self._last = frame, pose
 
     def colour_drift(self) -> list[float]:
-        """Of each segment from the first: the distance of the means and of the spreads of L, a, b together.
+        """Distance of each segment's colours from the first segment's: of means and standard deviations of L, a, b.
 
-        In units of CIE 1976 colour difference, of which about 2 can be seen side by side.
+        In units of CIE 1976 colour difference. A difference of about 2 is visible side by side.
         """
         means = [np.concatenate([segment.mean, segment.spread]) / max(segment.frames, 1) for segment in self.segments]
         return [round(float(np.linalg.norm(mean - means[0])), 3) for mean in means]
 
     def seam(self) -> tuple[float, int | None]:
-        """The largest change across a border of segments against the changes inside segments, and the frame after it.
+        """The largest change at a border of two segments relative to those inside segments, and the frame after it.
 
-        1 is as large as the largest twentieth of the changes inside segments begin. 0 without borders.
+        1 equals the 95th percentile of the changes inside segments. 0 if there is one segment only.
         """
         inside = [change for i, change in enumerate(self._changes) if i and i not in self.borders]
         if not self.borders or not inside:

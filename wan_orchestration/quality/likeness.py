@@ -1,4 +1,4 @@
-"""How much two pictures are alike to the snapshot's CLIP."""
+"""Likeness of pictures by the features of the snapshot's CLIP."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ SIDE = 224
 def likeness(
     encoder: CLIPVisionModel, device: torch.device, pictures: Sequence[np.ndarray], reference: np.ndarray
 ) -> float:
-    """Mean cosine of the features of pictures (h, w, 3) uint8 RGB and of a reference picture, averaged over the image.
+    """Mean cosine between the features of pictures (h, w, 3) uint8 RGB and of a reference picture.
 
-    Features are counted from those of a grey picture: what all pictures have in common would make all of them alike.
-    The encoder works on `device` and is put back to the CPU.
+    Features are averaged over each picture, and those of a grey picture are subtracted: the part that all pictures
+    share would make all of them alike. The encoder works on `device` and returns to the CPU.
     """
     nn.Module.to(encoder, device)
 

@@ -1,6 +1,6 @@
-"""How well a pose is followed: object keypoint similarity, as in the COCO keypoint challenge.
+"""How closely a video follows its driving pose: object keypoint similarity (OKS), as in the COCO keypoint challenge.
 
-https://cocodataset.org/#keypoints-eval, with COCO's and COCO-WholeBody's spreads for the body joints in use here.
+https://cocodataset.org/#keypoints-eval, with COCO's and COCO-WholeBody's sigmas for the body joints in use here.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from wan_orchestration.preprocess.estimators.light_models import light_models
 from wan_orchestration.preprocess.keypoints import confident
 from wan_orchestration.preprocess.tracking import numbered
 
-# In the order of `keypoints.Pose.body`; the neck is the middle of the shoulders, the toes are COCO-WholeBody's.
+# In the order of `keypoints.Pose.body`. The neck is the middle of the shoulders; the toes are COCO-WholeBody's.
 SIGMAS = np.array([
     .026, .079, .079, .072, .062, .079, .072, .062, .107, .087, .089, .107, .087, .089, .025, .025, .035, .035,
     .068, .068,
 ])  # fmt: skip
 AREA_OF_BOX = 0.53
-"""Part of a person's box that the person fills, by which COCO-style tools replace the area of an outline."""
+"""Fraction of a person's box that the person fills. COCO-style tools use it if no outline is known."""
 
 
 def similarity(wanted: np.ndarray, found: np.ndarray | None) -> float | None:
-    """OKS in 0..1 of the found body joints (20, 3) for the wanted ones, both x, y in px and confidence.
+    """OKS in 0..1 of the found body joints (20, 3) and the wanted ones, both x, y in px and confidence.
 
-    Joints that are wanted but were not found count as 0. None where nothing is wanted.
+    Wanted joints that were not found count as 0. None if fewer than two joints are wanted.
     """
     asked = confident(wanted)
     if asked.sum() < 2:
@@ -41,7 +41,7 @@ def similarity(wanted: np.ndarray, found: np.ndarray | None) -> float | None:
 
 
 def followed(samples: Mapping[int, np.ndarray], wanted: np.ndarray, estimator: Estimator) -> float | None:
-    """Mean OKS of frames (H, W, 3) uint8 RGB, by their place in the video, for the joints (T, 20, 3) that drove it."""
+    """Mean OKS of frames (H, W, 3) uint8 RGB, by index, and the driving joints (T, 20, 3), if any is known."""
     found = []
     for index, pixels in samples.items():
         frame = Frame(index, 0.0, pixels)
@@ -52,8 +52,12 @@ def followed(samples: Mapping[int, np.ndarray], wanted: np.ndarray, estimator: E
     return round(float(np.mean(known)), 4) if known else None
 
 
-def estimator_at_hand(snapshot: Path, models_root: Path) -> Estimator:
-    """One that needs no download, and leaves the GPU to the generation. BadInput: there is none."""
+def local_estimator(snapshot: Path, models_root: Path) -> Estimator:
+    """A pose estimator that needs no download and runs on the CPU: the generation uses the GPU.
+
+    Raises:
+        BadInput: none is available.
+    """
     if vitpose.available(snapshot):
         return vitpose.VitPose(snapshot, "published", "cpu")
     from wan_orchestration.preprocess.estimators.light import Light  # noqa: PLC0415 (LiteRT)

@@ -1,4 +1,4 @@
-"""Small pictures of what is there: of clips a contact sheet, of a result an animation beside what it was made of."""
+"""Small pictures: a contact sheet of clips, and an animated preview of a video beside its inputs."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -13,20 +13,23 @@ from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.video.reader import FrameReader
 
 MOST_BYTES = 37_000
-"""As base64, which is how it goes into Dagster's database, this makes less than 50 KB."""
+"""Dagster's database stores the preview as base64: less than 50 KB."""
 FRAMES = 24
+"""Of a preview."""
 SHOWN = 8
 """Frames on a contact sheet."""
 SHEET_WIDTH = 1280
 HEIGHT = 160
+"""Of a strip, in px."""
 _TRIES = ((1.0, 60), (1.0, 35), (0.8, 30), (0.6, 30), (0.45, 25), (0.3, 20))
-"""Scale and quality, one after the other until it is small enough."""
+"""Scale and quality, tried in order until the preview is small enough."""
 
 
 def contact_sheet(clips: Clips) -> np.ndarray:
-    """Frames of clips side by side: pose, face and, for replacement, background and mask; (H, W, 3) uint8 RGB.
+    """Frames of clips side by side: pose, face and, in replace mode, background and mask; (H, W, 3) uint8 RGB.
 
-    BadInput: a clip cannot be decoded.
+    Raises:
+        BadInput: a clip cannot be decoded.
     """
     places = np.linspace(0, clips.pose.frames - 1, min(SHOWN, clips.pose.frames)).round().astype(int)
     rows = []
@@ -45,7 +48,7 @@ def strip(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def write_preview(path: Path, strips: Sequence[np.ndarray], seconds: float) -> None:
-    """An animated WebP of at most `MOST_BYTES` that lasts as long as the video, `seconds`; every frame is a strip."""
+    """Write strips as an animated WebP of at most `MOST_BYTES`. It lasts `seconds`, as long as the video."""
     frames, webp = list(strips), BytesIO()
     for scale, quality in _TRIES:
         webp, height = BytesIO(), max(16, round(HEIGHT * scale))

@@ -1,4 +1,4 @@
-"""Looks at a finished video beside the clips that drove it, in one pass."""
+"""Measures a finished video against the clips that drove it, in one pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from wan_orchestration.video.reader import FrameReader, iter_frames
 from wan_orchestration.video.stills import read_image
 
 Likeness = Callable[[list[np.ndarray], np.ndarray], float]
-"""How much pictures (h, w, 3) uint8 RGB are like another, the cosine of their features."""
+"""Likeness of pictures (h, w, 3) uint8 RGB to a reference picture: the mean cosine of their features."""
 
 SAMPLES = 12
-"""Frames that networks look at."""
+"""So many frames go through neural networks."""
 _MARGIN = 0.15
-"""Of the skeleton's box, added on each side to hold the person."""
+"""The person's box exceeds the skeleton's by this fraction on each side."""
 
 
 @dataclass(frozen=True)
 class SampledFrame:
-    """A frame of the video, kept whole."""
+    """A frame of the video at its full size."""
 
     index: int
     frame: np.ndarray
@@ -36,7 +36,7 @@ class SampledFrame:
     """The pose clip's frame, of the same size."""
 
     def subject(self) -> np.ndarray:
-        """The part of the frame in which the skeleton says that the person is; all of it where it says nothing."""
+        """The part of the frame around the skeleton; the whole frame if there is no skeleton."""
         y, x = np.nonzero(self.pose.max(axis=2) > 24)
         if not len(x):
             return self.frame
@@ -55,22 +55,22 @@ def measure(
     open_estimator: Callable[[], Estimator],
     likeness: Likeness | None,
 ) -> Quality:
-    """Measures a video, and writes its animated preview.
+    """Measure a video, and write its animated preview.
 
     Args:
         video: the finished video.
         clips: what it was made of.
         lengths: frames of each segment.
-        preview: where the WebP goes.
-        open_estimator: for the pose; BadInput where there is none.
-        likeness: for the identity; None where there is none.
+        preview: path of the animated WebP.
+        open_estimator: for the pose; raises BadInput if none is available.
+        likeness: for the identity; None if no weights are loaded.
 
     Raises:
         BadInput: the video or the pose clip cannot be decoded.
     """
     reference = read_image(clips.reference)
     measures, samples, strips = FrameMeasures(lengths), [], []
-    sampled, shown = _spread(sum(lengths), SAMPLES), _spread(sum(lengths), FRAMES)
+    sampled, shown = _evenly_spaced(sum(lengths), SAMPLES), _evenly_spaced(sum(lengths), FRAMES)
     with FrameReader(clips.pose.path) as poses:
         for index, frame in enumerate(iter_frames(video)):
             pose = poses.read([min(index, poses.info.frames - 1)])[0]
@@ -93,7 +93,7 @@ def measure(
         quality.identity = round(likeness([sample.subject() for sample in samples], reference), 4)
     joints = clips.folder / JOINTS
     if not joints.is_file():
-        quality.not_measured["pose_similarity"] = "of clips that came ready made the pose is not known in numbers"
+        quality.not_measured["pose_similarity"] = "ready clips come without the numbers of their pose"
         return quality
     try:
         wanted, estimator = np.load(joints)["body"], open_estimator()
@@ -101,13 +101,13 @@ def measure(
             frames = {sample.index: sample.frame for sample in samples}
             quality.pose_similarity = followed(frames, wanted, estimator)
         else:
-            # Of a drawn figure, say: then what it finds in the video tells nothing.
+            # A drawn figure, for example. What it finds in the video then means nothing.
             quality.not_measured["pose_similarity"] = f"{estimator.name} does not see a person in the reference picture"
     except BadInput as error:
         quality.not_measured["pose_similarity"] = str(error)
     return quality
 
 
-def _spread(total: int, count: int) -> set[int]:
-    """Places of up to `count` frames, evenly spread."""
+def _evenly_spaced(total: int, count: int) -> set[int]:
+    """Indices of up to `count` frames, evenly spaced."""
     return set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())

@@ -13,6 +13,7 @@ from pathlib import Path
 from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.parallel.ranks import connect
+from wan_orchestration.generate import fallback
 from wan_orchestration.generate.runner import Runner, follow
 from wan_orchestration.generate.segments import SegmentMaker
 from wan_orchestration.protocol.messages import Request
@@ -55,7 +56,7 @@ def main(file, words):
             if word in FAILURES and ranks.rank == 1:
                 Animator._flows = FAILURES[word]
             if word == "full":
-                SegmentMaker.ways = lambda maker, plan, seams: [Placement("resident"), Placement("swap")]
+                fallback.placements_for = lambda *arguments: [Placement("resident"), Placement("swap")]
             if not ranks.leads:
                 follow(maker)
                 continue

@@ -7,7 +7,6 @@ import dagster as dg
 
 from wan_orchestration.defs.failures import reason
 from wan_orchestration.defs.jobs.run_requests import JOB, UNFINISHED, jobs_of
-from wan_orchestration.defs.videos.checks import read_result
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Result
@@ -47,7 +46,7 @@ def rows(instance: dg.DagsterInstance) -> Iterator[dict[str, Any]]:
     env, registered = environment(), instance.get_dynamic_partitions("jobs")
     last = _last_runs(instance, registered)
     for key in registered:
-        run, result = last.get(key), read_result(env.videos_root / key / "result.json")
+        run, result = last.get(key), Result.read(env.videos_root / key / "result.json")
         row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"job": key, "state": _state(instance, run, result)}
         if run is not None:
             row |= {"run": run.run_id, "error": _first_line(instance, run) if row["state"] == "failed" else None}

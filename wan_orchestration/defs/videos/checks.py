@@ -38,7 +38,7 @@ def video_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
     """Looks at a job's finished video again. `generated_video` looks at each video itself when it is finished."""
     key = context.partition_key
     folder = environment().videos_root / key
-    result = read_result(folder / "result.json")
+    result = Result.read(folder / "result.json")
     mode = result.settings.mode if result and result.settings else job_folders.open(key).generate_settings().mode
     results = inspect(folder / "video.mp4", job_folders.clips(key, mode).pose) | judge(result)
     yield from asset_checks.of_step(VIDEO, results, CHECKS)
@@ -126,10 +126,3 @@ def inspect(file: Path, pose: VideoInfo) -> Results:
             {"blank_frames": len(blank), "least_deviation": round(least, 2)},
         ),
     }
-
-
-def read_result(file: Path) -> Result | None:
-    try:
-        return Result.model_validate_json(file.read_bytes())
-    except (OSError, ValueError):
-        return None

@@ -10,6 +10,7 @@ import torch
 from wan_orchestration.animate.device import wants_tf32
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory.placement import WAYS, Name, has_seams
+from wan_orchestration.files import sha256
 from wan_orchestration.protocol.messages import Task
 from wan_orchestration.weights.snapshot import Snapshot
 

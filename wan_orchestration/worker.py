@@ -63,28 +63,34 @@ class PipesReporter:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run the request, or follow rank 0; returns the exit code."""
     world, file = World(), Path(argv[0])
     hold(world.leases)
     signal.signal(signal.SIGTERM, leave)
     write_stacks_on_demand(file.parent / f"stacks-{world.rank}-{os.getpid()}.txt")
     if world.rank > 0:
-        die_with_torchrun()
-        from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
-
-        run(None, None)
+        follow()
         return 0
     request = AnyRequest.validate_json(file.read_bytes())
     with open_dagster_pipes() as pipes:
         if isinstance(request, PreprocessRequest):
             pipes.report_custom_message(preprocess(request, pipes).model_dump(mode="json"))
         else:
-            die_with_torchrun()
             generate(request, PipesReporter(pipes))
     return 0
 
 
+def follow() -> None:
+    """Work on rank 0's tasks, on any other rank."""
+    die_with_torchrun()
+    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
+
+    run(None, None)
+
+
 def generate(request: Request, reporter: PipesReporter) -> None:
     """Run a request's tasks, and report a result for each, even if none could be run."""
+    die_with_torchrun()
     # Importing the engine takes seconds.
     reporter.progress(Progress(job_id=request.tasks[0].job_id, phase="starting"))
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)

@@ -15,9 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from long_video import draw_job, random_snapshot
+
+from wan_orchestration.jobs.clips import check_clips
+from wan_orchestration.protocol.messages import Request, Task
+from wan_orchestration.settings.generate import GenerateSettings
 
 RUN = """
 import sys
@@ -64,18 +69,18 @@ def main() -> None:
 
 
 def request(snapshot: Path, jobs: list[Path], arguments: argparse.Namespace, output: Path) -> str:
-    settings = {"clip_len": arguments.clip_len, "sampling_steps": arguments.steps}
+    settings = GenerateSettings(clip_len=arguments.clip_len, sampling_steps=arguments.steps)
     tasks = [
-        {
-            "job_id": job.name,
-            "clips": str(job),
-            "output": str(output / job.name),
-            "settings": settings,
-            "created_at": "2000-01-01T00:00:00Z",
-        }
+        Task(
+            job_id=job.name,
+            clips=check_clips(job, settings.mode, settings.refert_num),
+            output=output / job.name,
+            settings=settings,
+            created_at=datetime(2000, 1, 1, tzinfo=UTC),
+        )
         for job in jobs
     ]
-    return json.dumps({"snapshot": str(snapshot), "tasks": tasks})
+    return Request(snapshot=snapshot, tasks=tasks).model_dump_json()
 
 
 def launch(requests: list[str], cache: Path) -> dict[str, float]:

@@ -291,7 +291,7 @@ def test_notices_of_differing_clips_and_of_the_sound(make_job: Make) -> None:
         "src_bg.mp4: 8 frames, but src_pose.mp4 has 5; the rest is not used",
         "src_bg.mp4: 25 frames a second, but src_pose.mp4 has 29.97; frames are paired by number, at the rate of "
         "src_pose.mp4",
-        "src_pose.mp4: the sound has a codec that nothing here decodes; the video is silent",
+        "src_pose.mp4: the sound has a codec that is not supported; the video is silent",
     )
 
 
@@ -353,7 +353,7 @@ def test_bad_reference(make_job: Make, content: bytes) -> None:
 def test_cut_clips(make_job: Make, name: str, part: float) -> None:
     path = make_job(mode="replace") / name
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    with pytest.raises(BadInput, match=rf"{name}: (the file is empty|found .* that is not whole)"):
+    with pytest.raises(BadInput, match=rf"{name}: (the file is empty|found .* that is incomplete)"):
         check_clips(path.parent, "replace")
 
 

@@ -1,4 +1,4 @@
-"""ONNX files of the real networks' shapes with answers that are known beforehand."""
+"""ONNX files with the shapes of the real networks and fixed outputs."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from wan_orchestration.preprocess.keypoints import Pose
 
 
 def heatmap_cells(pose: Pose, centre: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """(133, 2) cells of the 48x64 maps at which a pose shows up in a window."""
+    """(133, 2) cells of the 48x64 maps in which a pose has its peaks, for a window."""
     whole = np.full((133, 2), 20.0)
     order = {
         0: 0,
@@ -43,7 +43,7 @@ def heatmap_cells(pose: Pose, centre: np.ndarray, size: np.ndarray) -> np.ndarra
 
 
 def write_snapshot(folder: Path, rows: np.ndarray, cells: np.ndarray, batch: int | str = "batch") -> Path:
-    """A detector that always answers `rows` (n, 6) and a pose network that always peaks at `cells`."""
+    """A detector whose output is always `rows` (n, 6), and a pose network whose peaks are always at `cells`."""
     boxes = np.zeros((1, 300, 6), np.float32)
     boxes[0, : len(rows)] = rows
     ys, xs = np.mgrid[:64, :48]

@@ -7,7 +7,7 @@ SMALL = {"dims": (72, 144, 288, 576), "blocks": (1, 1, 2, 1)}
 
 
 def random_weights() -> dict[str, torch.Tensor]:
-    """Small, random, with an object that is always there so that there is something to compare."""
+    """A small model with random weights. It always finds the object, so that masks can be compared."""
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(shape, generator=generator) * 0.02 for name, shape in shapes(**SMALL).items()}
     for name in weights:

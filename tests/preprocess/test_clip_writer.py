@@ -8,7 +8,7 @@ from wan_orchestration.video.reader import iter_frames, probe
 
 
 @pytest.mark.parametrize(("pixels", "tolerance"), [("rgb", 0), ("yuv444", 2), ("gray", 0)])
-def test_clips_come_back_as_they_went_in(tmp_path, pixels, tolerance):
+def test_clips_decode_to_the_written_frames(tmp_path, pixels, tolerance):
     shape = (12, 48, 64) if pixels == "gray" else (12, 48, 64, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     with ClipWriter(tmp_path / "clip.mp4", Fraction(30000, 1001), pixels) as clip:

@@ -27,7 +27,7 @@ def test_equals_the_published_drawing_to_the_pixel(golden):
         assert np.array_equal(canvas, np.asarray(Image.open(golden / f"draw/{name}.png"))), name
 
 
-def test_draws_nothing_that_is_not_confident():
+def test_uncertain_points_are_not_drawn():
     pose = figure((160, 120), 96, (80, 110))
     for part in (pose.body, pose.left_hand, pose.right_hand):
         part[:, 2] = 0.49

@@ -18,7 +18,7 @@ def test_chooses_the_published_frames_of_a_constant_rate_except_at_exact_ties(go
         chosen = choose_frames(times, rate, fps, 0, float(row["frame_num"] / rate), None)
         assert len(chosen) == row["target_num"]
         for i, (ours, published) in enumerate(zip(chosen, row["idx"])):
-            # Halfway between two frames the published tools take the even one, here it is the earlier.
+            # Halfway between two frames the published tools choose the even one, ours the earlier one.
             tie = abs(i / fps * rate % 1 - Fraction(1, 2)) < Fraction(1, 10**4)
             assert ours == published or (tie and ours == published - 1)
 
@@ -28,7 +28,7 @@ def test_follows_timestamps_of_a_variable_rate():
     assert choose_frames(times, Fraction(10), Fraction(10), 0, 1.2, None) == [0, 1, *[2] * 8, 3, 5]
 
 
-def test_start_end_and_most():
+def test_start_end_and_max_frames():
     times = [i / 30 for i in range(90)]
     assert choose_frames(times, Fraction(30), Fraction(30), 1.0, 2.0, None) == list(range(30, 60))
     assert choose_frames(times, Fraction(30), Fraction(10), 1.0, 2.0, 4) == [30, 33, 36, 39]
@@ -44,12 +44,12 @@ def test_the_rate_is_the_sources_up_to_30_in_even_steps(source, expected):
     assert choose_fps(Fraction(source), None) == Fraction(expected)
 
 
-def test_a_wanted_rate_is_taken():
+def test_a_requested_rate_is_used():
     assert choose_fps(Fraction(60), 16.0) == 16
     assert choose_fps(Fraction(60), 29.97) == Fraction(2997, 100)
 
 
-def test_goes_through_the_video_again_and_again(tmp_path):
+def test_the_video_can_be_iterated_over_repeatedly(tmp_path):
     video = DrivingVideo(driving(tmp_path, walk(10)), PreprocessSettings(fps=60))
     assert len(video) == 20
     first, second = list(video), list(video)
@@ -57,13 +57,13 @@ def test_goes_through_the_video_again_and_again(tmp_path):
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(first, second))
 
 
-def test_too_few_frames_are_told_with_the_times(tmp_path):
+def test_the_error_for_too_few_frames_gives_the_times(tmp_path):
     path = driving(tmp_path, walk(10))
     with pytest.raises(BadInput, match=r"driving\.mp4: 1 frames between 0\.3 and .*at least 2"):
         DrivingVideo(path, PreprocessSettings(start=0.3))
 
 
-def test_ahead_hands_on_items_errors_and_stops_when_left():
+def test_prefetching_passes_items_and_errors_and_stops_with_its_consumer():
     assert list(prefetched(range(100), 3)) == list(range(100))
     made = []
 
@@ -90,7 +90,7 @@ def test_batches():
     assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
 
 
-def test_a_pause_lasts_until_the_next_frame_appears():
+def test_a_pause_repeats_the_frame_before_it():
     times = [0.0, 1 / 30, 2 / 30, 2 + 2 / 30, 2 + 3 / 30]
     places = choose_frames(times, Fraction(30), Fraction(30), 0, 2 + 4 / 30, None)
     assert places == [0, 1, *[2] * 60, 3, 4]

@@ -35,7 +35,7 @@ def test_resized_pictures_are_the_published_ones(golden):
         assert np.array_equal(made, pictures[f"{row['key']}_out"]), row["key"]
 
 
-def test_face_boxes_are_the_published_ones_where_those_hold_anything(golden):
+def test_face_boxes_are_the_published_ones_unless_those_are_empty(golden):
     faces = np.load(golden / "geometry/face_bbox_inputs.npz")
     seen = []
     for row in json.loads((golden / "geometry/cases.json").read_text())["face_bbox"]:
@@ -75,12 +75,12 @@ def test_whole_body_points_are_split_as_published(golden):
             published = cases[f"split/keypoints_{part}"][i][1 if part == "face" else 0 :].copy()
             published[:, :2] *= size
             if part == "body" and (pose.body[:, :2] < 0).all():
-                # A body wholly outside the picture: the published tools repeat the frame before.
+                # For a body outside the picture, the published tools repeat the previous frame.
                 continue
             assert np.allclose(getattr(pose, part), published, atol=1e-9), part
 
 
-def test_points_move_with_the_picture_they_are_fitted_into():
+def test_points_move_with_the_letterboxed_picture():
     picture = np.zeros((100, 60, 3), np.uint8)
     picture[40:60, 20:40] = 255
     fit = Letterbox.into((60, 100), (160, 80))

@@ -17,7 +17,7 @@ def frame(source: int, time: float = 0.0, size: tuple[int, int] = SIZE) -> Frame
 
 
 def openpose(pose) -> dict:
-    """As OpenPose writes a person: BODY_25, toes twice, zeros where nothing was found."""
+    """A person as OpenPose writes it: BODY_25, two toes per foot, zeros for missing points."""
     body = np.zeros((25, 3))
     for ours, theirs in BODY_25.items():
         body[theirs] = pose.body[ours]
@@ -44,7 +44,7 @@ def same(a, b) -> bool:
     )
 
 
-def test_npz_and_every_kind_of_openpose_json_say_the_same(tmp_path):
+def test_npz_and_every_kind_of_openpose_json_give_the_same_poses(tmp_path):
     poses = walk(4)
     save_keypoints(tmp_path / "keypoints.npz", poses)
     frames = [{"people": [openpose(pose)]} for pose in poses]
@@ -59,7 +59,7 @@ def test_npz_and_every_kind_of_openpose_json_say_the_same(tmp_path):
             assert same(read(estimator, frame(i, i / 30)), poses[i]), name
 
 
-def test_whole_body_points_parts_of_the_sides_and_another_size(tmp_path):
+def test_whole_body_points_normalised_coordinates_and_another_size(tmp_path):
     pose = walk(1)[0]
     body = pose.body[None]
     np.savez(tmp_path / "parts.npz", body=body / (160, 120, 1))
@@ -73,7 +73,7 @@ def test_whole_body_points_parts_of_the_sides_and_another_size(tmp_path):
     assert np.allclose(found.right_hand, whole[1, 112:])
 
 
-def test_what_was_not_found_is_absent(tmp_path):
+def test_missing_points(tmp_path):
     person = openpose(walk(1)[0])
     person["pose_keypoints_2d"][4 * 3 : 4 * 3 + 3] = [0, 0, 0]
     del person["hand_left_keypoints_2d"]
@@ -85,14 +85,14 @@ def test_what_was_not_found_is_absent(tmp_path):
     assert estimator.detect([frame(1)]) == [[]]
 
 
-def test_a_rate_of_its_own_is_followed_by_time(tmp_path):
+def test_a_file_with_another_rate_is_paired_by_time(tmp_path):
     poses = walk(20)
     save_keypoints(tmp_path / "k.npz", poses, fps=100)
     estimator = KeypointFile(tmp_path / "k.npz", 6)
     assert same(read(estimator, frame(5, 0.1)), poses[10])
 
 
-def test_several_people_are_told_apart_by_what_their_bodies_cover(tmp_path):
+def test_people_get_the_boxes_that_their_bodies_cover(tmp_path):
     far, near = figure(SIZE, 40, (40, 80)), figure(SIZE, 100, (140, 115))
     near.right_hand[:] = *SIZE, 0.3  # a guess
     (tmp_path / "k.json").write_text(json.dumps([{"people": [openpose(far), openpose(near)]}]))

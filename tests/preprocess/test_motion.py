@@ -7,7 +7,7 @@ from wan_orchestration.preprocess.motion import Motion, describe_frames, stretch
 
 
 def walked(count: int, missing: set[int] = frozenset(), part: str | None = None) -> Motion:
-    """A walk in which some frames, or one part in them, were not found."""
+    """A walk in which the person or one part is missing in some frames."""
     poses = [None if part is None and t in missing else pose for t, pose in enumerate(walk(count))]
     motion = Motion.from_poses((160, 120), poses)
     if part is not None:
@@ -15,7 +15,7 @@ def walked(count: int, missing: set[int] = frozenset(), part: str | None = None)
     return motion
 
 
-def test_short_gaps_are_bridged_and_long_ones_left():
+def test_only_short_gaps_are_filled():
     motion = walked(40, {5, 6, 7, *range(20, 30)})
     motion.fill_gaps(3)
     assert motion.found("body").tolist() == [t not in range(20, 30) for t in range(40)]
@@ -23,19 +23,19 @@ def test_short_gaps_are_bridged_and_long_ones_left():
     assert np.isnan(motion.body[22][:, :2]).all()
 
 
-def test_gaps_at_the_ends_are_not_bridged():
+def test_gaps_at_the_ends_are_not_filled():
     motion = walked(10, {0, 9})
     motion.fill_gaps(5)
     assert not motion.found("body")[0] and not motion.found("body")[9]
 
 
-def test_each_part_is_bridged_on_its_own():
+def test_each_part_is_filled_separately():
     motion = walked(10, {4}, "left_hand")
     motion.fill_gaps(2)
     assert motion.found("left_hand").all()
 
 
-def test_smoothing_takes_out_jitter_and_leaves_a_steady_walk():
+def test_smoothing_removes_jitter_and_keeps_a_steady_walk():
     rng = np.random.default_rng(0)
     steady, shaken = walked(60), walked(60)
     shaken.body[..., :2] += rng.normal(0, 1, shaken.body[..., :2].shape).astype(np.float32)
@@ -45,7 +45,7 @@ def test_smoothing_takes_out_jitter_and_leaves_a_steady_walk():
     assert np.allclose(steady.body[5:-5], walked(60).body[5:-5], atol=0.3)
 
 
-def test_smoothing_keeps_what_is_missing_missing():
+def test_smoothing_keeps_missing_points_missing():
     motion = walked(20, {8, 9})
     motion.smooth(1.0)
     assert np.isnan(motion.body[8][:, :2]).all() and motion.found("body").sum() == 18
@@ -68,7 +68,7 @@ def test_without_any_face_there_are_no_boxes():
     assert boxes is None and missing.all()
 
 
-def test_frames_are_told_as_ranges():
+def test_frames_are_described_as_ranges():
     assert stretches(np.array([True, True, False, True])) == [(0, 2), (3, 4)]
     assert describe_frames([0, 1, 2, 7, 9, 10]) == "0-2, 7, 9-10"
     assert describe_frames(list(range(0, 40, 2)), most=2) == "0, 2 and 18 more stretches"

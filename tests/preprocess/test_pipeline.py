@@ -26,7 +26,7 @@ AREA = 256 * 256
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """The light estimator's networks are not to be had."""
+    """The light estimator's networks cannot be downloaded."""
 
     def refuse(folder):
         raise BadInput("pip could not download them")
@@ -58,7 +58,7 @@ def frames_of(path: Path) -> np.ndarray:
 
 
 def stub_snapshot(folder: Path, pose) -> Path:
-    """Networks that see `pose` in every picture of its size."""
+    """Networks that find `pose` in every picture of its size."""
     width, height = pose.size
     box = (
         pose.body[:, 0].min() // 1,
@@ -133,7 +133,7 @@ def test_follows_vitpose_and_fits_the_motion_to_the_picture(tmp_path):
 
 
 def lowest_row(result: PreprocessResult) -> int:
-    """Where the skeleton of the first frame stands, px."""
+    """The lowest drawn row of the first frame, px."""
     return int(np.flatnonzero(frames_of(result.output / "src_pose.mp4")[0].any(axis=(1, 2)))[-1])
 
 
@@ -161,7 +161,7 @@ def test_keypoints_of_the_picture_come_from_a_file_too(tmp_path, reference):
         run(path, reference)
 
 
-def test_gaps_and_missing_faces_are_bridged_and_told(tmp_path, reference):
+def test_gaps_and_missing_faces_are_filled_and_reported(tmp_path, reference):
     poses = walk(40)
     path = driving(tmp_path / "job", poses)
     for t in (5, 6, *range(20, 38)):
@@ -205,7 +205,7 @@ def test_sound_is_kept_from_the_start_on(tmp_path, reference):
     assert begins == pytest.approx(0.5, abs=0.06)
 
 
-def test_progress_is_told_for_both_passes(tmp_path, reference):
+def test_progress_is_reported_for_both_passes(tmp_path, reference):
     seen = []
     path = driving(tmp_path / "job", walk(5))
     settings = PreprocessSettings(resolution_area=AREA, retarget="off")
@@ -222,7 +222,7 @@ def test_progress_is_told_for_both_passes(tmp_path, reference):
     assert [step for step in seen if step[0] == "clips"] == [("clips", i, 5) for i in range(1, 6)]
 
 
-def test_nobody_and_mostly_nobody_are_errors(tmp_path, reference):
+def test_no_person_and_a_person_in_few_frames_are_errors(tmp_path, reference):
     poses = walk(10)
     path = driving(tmp_path / "job", poses)
     nobody = type(poses[0]).empty(poses[0].size)
@@ -234,7 +234,7 @@ def test_nobody_and_mostly_nobody_are_errors(tmp_path, reference):
         run(path, reference)
 
 
-def test_what_was_asked_for_must_be_there(tmp_path, reference):
+def test_named_estimators_and_masks_must_be_there(tmp_path, reference):
     path = driving(tmp_path / "job", walk(4))
     (path.parent / "keypoints.npz").unlink()
     with pytest.raises(BadInput, match=r"needs keypoints\.npz, keypoints\.json or keypoints/"):
@@ -263,7 +263,7 @@ def test_bad_videos_and_pictures_are_named(tmp_path, reference):
         run(path, reference)
 
 
-def test_a_truncated_video_is_used_up_to_the_cut_when_asked(tmp_path, reference):
+def test_truncated_ok_uses_a_video_up_to_the_cut(tmp_path, reference):
     path = driving(tmp_path / "job", walk(40))
     with av.open(str(path)) as source, av.open(str(path.with_suffix(".mkv")), "w") as output:
         stream = output.add_stream_from_template(source.streams.video[0])
@@ -302,7 +302,7 @@ def test_the_result_is_json(tmp_path, reference):
     assert json.loads(result.model_dump_json())["frames"] == 4
 
 
-def test_a_preview_shows_everything_side_by_side(tmp_path, reference):
+def test_side_by_side_shows_everything(tmp_path, reference):
     path = driving(tmp_path / "job", walk(5))
     result = run(path, reference, retarget="off")
     alone = probe(write_side_by_side(result.output, tmp_path / "alone.mp4"))
@@ -336,7 +336,7 @@ def whole(pose) -> list[float]:
 @pytest.mark.parametrize(
     ("person", "which"), [("largest", 1), ("index:2", 0), ("point:60,150", 0), ("box:0.6,0.1,1,1", 1)]
 )
-def test_the_person_that_was_chosen_is_followed(tmp_path, reference, person, which):
+def test_the_chosen_person_is_followed(tmp_path, reference, person, which):
     path, *walks = two_people(tmp_path / "job", 10)
     result = run(path, reference, mode="replace", person=person, empty_mask="box", mask_iterations=0, **files(path))
     assert any(notice.text.startswith("several people") for notice in result.warnings)
@@ -347,12 +347,12 @@ def test_the_person_that_was_chosen_is_followed(tmp_path, reference, person, whi
 
 
 def files(path: Path) -> dict[str, str]:
-    """An empty mask video, so that the box of the person followed shows."""
+    """An empty mask video, so that the mask clip shows the box of the followed person."""
     write_lossless(path.parent / "mask.mp4", [np.zeros((240, 320), np.uint8)] * 10, Fraction(30), "gray")
     return {"masks": "file"}
 
 
-def test_a_person_who_is_nowhere_is_told(tmp_path, reference):
+def test_the_error_for_a_choice_without_a_person(tmp_path, reference):
     path, *_ = two_people(tmp_path / "job", 4)
     with pytest.raises(BadInput, match=r"but the point lies inside no person; frame 0 .* shows 1 in box:2"):
         run(path, reference, person="point:5,5")

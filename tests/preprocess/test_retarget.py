@@ -64,7 +64,7 @@ def test_published_rule_gives_the_published_poses(golden):
     assert compared >= 45
 
 
-def test_published_rule_leaves_out_a_joint_that_was_not_found(golden):
+def test_published_rule_leaves_out_a_missing_joint(golden):
     cases = np.load(golden / "retarget/cases.npz")
     fitted = PublishedRetargeting(golden_pose(cases, "ref_none_ear/tpl0"), golden_pose(cases, "ref_none_ear/ref"))
     body = fitted(golden_pose(cases, "ref_none_ear/tpl/1"), 1).body
@@ -122,7 +122,7 @@ def test_a_foreshortened_first_frame_does_not_stretch_the_limbs():
     assert published.ratios.max() > 3
 
 
-def test_a_doubtful_ankle_changes_nothing_else():
+def test_an_uncertain_ankle_changes_nothing_else():
     poses = walk(20)
     character = figure((160, 120), 96, (80, 108))
     sane = Retargeting.fit(Motion.from_poses((160, 120), poses), character, 30)(poses[7])
@@ -149,7 +149,7 @@ def test_crossed_hands_stay_at_their_own_wrists():
     assert np.allclose(made.right_hand[0, :2], made.body[RIGHT_WRIST, :2])
 
 
-def test_half_a_picture_is_matched_by_what_it_shows():
+def test_a_picture_of_half_a_body_is_matched_by_its_visible_part():
     poses = walk(10)
     character = figure((320, 240), 400, (160, 500))
     character.body[[9, 10, 12, 13, 18, 19], 2] = 0.05
@@ -159,6 +159,6 @@ def test_half_a_picture_is_matched_by_what_it_shows():
     assert np.allclose(hips, character.body[RIGHT_HIP, :2], atol=1)
 
 
-def test_no_limb_in_common_is_told():
+def test_no_limb_in_common():
     poses = walk(4)
     assert Retargeting.fit(Motion.from_poses((160, 120), poses), Pose.empty((64, 64)), 30) is None

@@ -41,14 +41,14 @@ def pictures(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, SIZE[1], SIZE[0], 3), np.uint8)
 
 
-def test_the_large_layout_has_its_900_tensors_and_each_finds_its_place():
+def test_every_tensor_of_the_large_layout_gets_a_new_name():
     layout = shapes(**LARGE)
     assert len(layout) == 900
     state = converted({name: torch.empty(shape, device="meta") for name, shape in layout.items()})
     assert len(state) == 898
 
 
-def test_every_tensor_is_taken_over(weights, model):
+def test_every_tensor_is_loaded(weights, model):
     original = torch.load(weights, weights_only=True)["model"]
     state = model.state_dict()
     pairs = {
@@ -90,7 +90,7 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
         load_sam2(tmp_path / "sam.pt", SIDE)
 
 
-def test_forgetting_changes_no_pixel_and_keeps_memory_constant(model):
+def test_deleting_old_frames_changes_no_pixel_and_keeps_memory_constant(model):
     forgetful, whole = Sam2(model, "cpu", 10), Sam2(model, "cpu", 10)
     whole._forget = lambda index: None
     kept = []
@@ -112,7 +112,7 @@ def test_waits_for_joints_before_it_follows(model):
     assert follow._prompted_at == 1
 
 
-def test_points_are_sure_and_inside():
+def test_prompts_are_confident_and_inside():
     pose = figure((100, 80), 70, (50, 75))
     assert len(prompt_points(pose)) == 8
     pose.body[0, 2] = 0.3

@@ -20,7 +20,7 @@ def test_light_keeps_its_order_and_white_stays_gray():
     made = to_sdr(codes, ColorTrc.SMPTE2084)[0].astype(int)
     assert (np.ptp(made, axis=1) <= 1).all()
     assert (np.diff(made[:, 0]) >= 0).all() and made[0, 0] < 3 and made[-1, 0] == 255
-    # Below the knee nothing but the encoding changes: 100 cd/m² are 0.49 of white.
+    # Below the knee only the encoding changes: 100 cd/m² are 0.49 of white.
     assert made[3, 0] == pytest.approx(255 * (1.099 * (100 / 203) ** 0.45 - 0.099), abs=1)
 
 
@@ -30,7 +30,7 @@ def test_hybrid_log_gamma_white_is_bright_and_not_clipped():
 
 
 @pytest.mark.parametrize("transfer", ["smpte2084", "arib-std-b67"])
-def test_a_10_bit_video_comes_out_in_its_colours(tmp_path, transfer):
+def test_a_10_bit_video_keeps_its_colours(tmp_path, transfer):
     path = tmp_path / "hdr.mp4"
     chain = (
         "format=yuv444p10le,setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709,"

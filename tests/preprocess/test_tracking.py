@@ -14,7 +14,7 @@ def tracker(choice: str = "largest") -> Tracker:
     return Tracker(Choice.parse(choice), 30, (640, 360))
 
 
-def test_keeps_to_the_person_when_another_becomes_larger():
+def test_follows_the_person_when_another_becomes_larger():
     follow = tracker()
     for t in range(60):
         near = person(100 + t)
@@ -22,7 +22,7 @@ def test_keeps_to_the_person_when_another_becomes_larger():
         assert follow.follow(t, [other, near]) is near
 
 
-def test_keeps_to_the_person_while_two_cross():
+def test_follows_the_person_while_two_cross():
     follow = tracker("point:105,100")
     for t in range(60):
         a, b = person(100 + 6 * t), person(460 - 6 * t, y=112)
@@ -50,7 +50,7 @@ def test_a_switch_is_reported():
 
 
 @pytest.mark.parametrize("choice", ["point:10,10", "box:600,300,640,360"])
-def test_a_place_that_is_nobodys_in_the_first_second_is_refused(choice):
+def test_a_point_or_box_without_a_person_in_the_first_second_is_refused(choice):
     follow = tracker(choice)
     for t in range(10):
         assert follow.follow(t, []) is None
@@ -62,7 +62,7 @@ def test_a_place_that_is_nobodys_in_the_first_second_is_refused(choice):
     assert t == 39
 
 
-def test_a_point_waits_a_moment_for_the_person_and_a_number_for_more_people():
+def test_a_point_waits_a_second_for_the_person_and_an_index_for_more_people():
     at_once = tracker("point:100,100")
     assert at_once.follow(0, [person(300)]) is None
     assert at_once.follow(1, [person(300), person(100)]) is not None
@@ -93,7 +93,7 @@ def test_a_point_waits_a_moment_for_the_person_and_a_number_for_more_people():
         ("box:600,300,640,360", None),
     ],
 )
-def test_who_is_meant(choice, expected):
+def test_choices(choice, expected):
     people = [person(100), person(300, width=100), person(500, width=50)]
     picked = Choice.parse(choice).pick(people, (640, 360))
     assert picked is (None if expected is None else people[expected])
@@ -102,7 +102,7 @@ def test_who_is_meant(choice, expected):
 @pytest.mark.parametrize(
     "text", ["", "tallest", "index:0", "index:1.5", "box:1,2,3", "point:1", "point:1,2,3", "point:-1,2"]
 )
-def test_anything_else_is_refused_by_the_settings(text):
+def test_the_settings_refuse_other_choices(text):
     with pytest.raises(ValueError, match="expected largest"):
         PreprocessSettings(person=text)
 

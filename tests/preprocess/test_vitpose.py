@@ -24,7 +24,7 @@ from wan_orchestration.preprocess.estimators.vitpose import (
 SIZE = (320, 240)
 
 
-def test_decodes_heat_maps_as_published(golden):
+def test_decodes_heatmaps_as_published(golden):
     cases = np.load(golden / "pose2d/cases.npz")
     found = dark.decode(cases["decode/heatmaps_f32"], cases["decode/center"], cases["decode/scale"] * 200)
     assert np.allclose(found[..., :2], cases["decode/points"], rtol=0, atol=1e-3)
@@ -124,7 +124,7 @@ def test_any_batch_axis_gives_the_same(tmp_path, batch):
         assert np.allclose(found.left_hand[:, :2], pose.left_hand[:, :2], atol=0.3)
 
 
-def test_a_gpu_that_is_not_there_is_an_error_only_when_asked_for(tmp_path):
+def test_a_missing_gpu_is_an_error_only_if_requested(tmp_path):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     snapshot = write_snapshot(tmp_path, np.zeros((1, 6)), np.full((133, 2), 20.0))

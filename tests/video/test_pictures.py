@@ -1,4 +1,4 @@
-"""Pictures as cameras, phones and editors leave them."""
+"""Pictures as cameras, phones and editors write them."""
 
 import struct
 import subprocess
@@ -64,7 +64,7 @@ def linear_grey() -> bytes:
 
 
 def inks() -> bytes:
-    """A printer's profile: paper is white, and cyan of full strength is a certain blue, whatever the other inks."""
+    """A printer's profile: paper is white, and full cyan is one blue, regardless of the other inks."""
     lab = np.array([[255, 128, 128], [100, 120, 60]], np.uint8)
     grid = b"".join(lab[cyan].tobytes() * 8 for cyan in (0, 1))
     identity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
@@ -74,7 +74,7 @@ def inks() -> bytes:
 
 
 def png(path: Path, samples: np.ndarray, kind: int, *chunks: tuple[bytes, bytes]) -> None:
-    """16 bits a sample; kind 0 is grey, 2 RGB, 4 grey and alpha."""
+    """16 bits per sample. Kind 0 is grey, 2 RGB, 4 grey and alpha."""
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
     header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
@@ -90,7 +90,7 @@ def deep(value: int | tuple[int, ...]) -> np.ndarray:
 
 
 def avif(path: Path, colour: tuple[int, ...], primaries: str, transfer: str) -> None:
-    """10 bits; Pillow writes no code points."""
+    """10 bits. Pillow cannot write code points."""
     flat(colour).save(path.with_suffix(".source.png"))
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path.with_suffix(".source.png"))]
     filters = f"format=gbrp10le,setparams=color_primaries={primaries}:color_trc={transfer}:colorspace=gbr"
@@ -117,7 +117,7 @@ def palette(path: Path, **options: object) -> None:
 HLG_WHITE = 49151
 """75 % of the signal is 203 cd/m²."""
 
-# What the file is, how it is written, what is to be read.
+# The kind of file, the function that writes it, the expected colour.
 KINDS: list[tuple[str, Callable[[Path], object], tuple[int, ...]]] = [
     ("grey16.png", lambda p: png(p, deep(30000), 0), (117,) * 3),
     ("grey16_clear.png", lambda p: png(p, deep(30000), 0, (b"tRNS", struct.pack(">H", 30000))), (255,) * 3),
@@ -170,8 +170,8 @@ def test_colours(tmp_path: Path, name: str, write: Callable[[Path], object], exp
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif", "heic"])
-def test_turned_once(tmp_path: Path, suffix: str) -> None:
-    """A HEIC and an AVIF say it twice: by themselves, and in their EXIF data."""
+def test_pictures_are_turned_once(tmp_path: Path, suffix: str) -> None:
+    """HEIC and AVIF files give the orientation twice: in the container and in EXIF data."""
     corner = np.zeros((96, 64, 3), np.uint8)
     corner[:32, :32] = 255
     exif = Image.Exif()
@@ -185,23 +185,23 @@ def test_turned_once(tmp_path: Path, suffix: str) -> None:
     assert [image[y, x, 0] > 128 for y in (5, -5) for x in (5, -5)] == [False, True, False, False]
 
 
-def test_what_is_beside_the_picture(tmp_path: Path) -> None:
+def test_data_beside_the_picture(tmp_path: Path) -> None:
     flat((9, 99, 199)).save(tmp_path / "exif.jpg", quality=100, exif=b"Exif\0\0rubbish")
     assert np.abs(read_image(tmp_path / "exif.jpg") - np.array([9, 99, 199])).max() <= 2
-    # A gain map lies behind the picture for standard displays, as the second one of an MPO.
+    # A gain map follows the picture for standard displays, as the second picture of an MPO.
     gain = flat((255,), "L").resize((32, 24))
     flat((9, 99, 199)).save(tmp_path / "gain.jpg", "MPO", save_all=True, append_images=[gain], quality=100)
     assert np.abs(read_image(tmp_path / "gain.jpg") - np.array([9, 99, 199])).max() <= 2
     flat((9, 99, 199)).save(tmp_path / "really_a_jpeg.png", "JPEG")
     assert read_image(tmp_path / "really_a_jpeg.png").shape == (48, 64, 3)
-    # A profile that is sRGB by another name changes nothing.
+    # A profile that equals sRGB under another name changes nothing.
     picture = moving_frames(1, *SIZE)[0]
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(picture).save(tmp_path / "srgb.png", icc_profile=srgb)
     assert (read_image(tmp_path / "srgb.png") == picture).all()
 
 
-def test_field(shared: Path) -> None:
+def test_real_pictures(shared: Path) -> None:
     grey = read_image(shared / "field" / "picture_16_bit_grey" / "reference.png")
     assert (grey[3, 3] == 224).all() and 0 < (grey == 255).mean() < 0.1
     p3 = read_image(shared / "field" / "picture_display_p3" / "reference.png")

@@ -1,4 +1,4 @@
-"""Sound that comes with driving videos: kept where it is good, mended or left out where it is not."""
+"""The sound of driving videos: it is copied if it is good, else corrected or left out."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def packets(path: Path, track: int = 0) -> list[av.Packet]:
 
 
 def samples(path: Path) -> np.ndarray:
-    """Mono samples at 48 kHz as a player puts them: from time 0 on."""
+    """Mono samples at 48 kHz from time 0 on, as a player plays them."""
     command = [get_ffmpeg_exe(), "-v", "error", "-i", path, "-af", "aresample=async=1:first_pts=0"]
     raw = subprocess.run([*command, "-f", "f32le", "-ac", "1", "-ar", "48000", "-"], check=True, capture_output=True)
     return np.frombuffer(raw.stdout, np.float32)
@@ -42,7 +42,7 @@ def onset(path: Path) -> float:
 
 
 def tone(path: Path) -> list[tuple[float, float]]:
-    """From and to which second a tone is heard, pauses under 5 ms aside."""
+    """Start and end of each tone in seconds. Pauses under 5 ms are ignored."""
     heard = np.flatnonzero(np.abs(samples(path)) > 0.2)
     breaks = np.flatnonzero(np.diff(heard) > 240)
     starts, ends = [0, *(breaks + 1)], [*breaks, len(heard) - 1]
@@ -66,7 +66,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def joined(segment: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Puts the sound of a video under the segment; the file that came of it has all its frames."""
+    """Adds the sound of a video to the segment, and checks that the file has all frames."""
 
     def join(video: Path, start: Fraction | None = None) -> Path:
         output = tmp_path / "out.mp4"
@@ -118,7 +118,7 @@ def test_sound(tmp_path: Path, suffix: str, codec: str, copied: bool) -> None:
     assert (pictures[0] == np.concatenate(pictures[1:])).all()
 
 
-def test_sound_keeps_its_place_in_a_cut_video(tmp_path: Path) -> None:
+def test_sound_stays_in_sync_in_a_cut_video(tmp_path: Path) -> None:
     whole = write_video(
         tmp_path / "whole.mp4", moving_frames(60, 48, 64), options={"g": "60"}, sound=sine(2.0, silent_until=1.0)
     )
@@ -136,7 +136,7 @@ def test_driving_video_without_sound(tmp_path: Path) -> None:
     assert not probe(tmp_path / "out.mp4").has_audio
 
 
-def test_short_sound_is_kept_whole(tmp_path: Path) -> None:
+def test_short_sound_is_kept_complete(tmp_path: Path) -> None:
     driving = write_video(tmp_path / "driving.mp4", moving_frames(30, 48, 64), sound=sine(0.3))
     write_segment(tmp_path / "s.mp4", moving_frames(30, 48, 64), FPS)
     concatenate([tmp_path / "s.mp4"], tmp_path / "out.mp4", find_sound(driving))
@@ -145,7 +145,7 @@ def test_short_sound_is_kept_whole(tmp_path: Path) -> None:
 
 
 def remuxed(source: Path, output: Path, moved: dict[int, float]) -> Path:
-    """The same file with some sound packets, by number, at other times: seconds by which they and those after move."""
+    """The same file with moved sound packets. `moved`: packet number -> seconds by which it and all later ones move."""
     with av.open(str(source)) as given, av.open(str(output), "w") as made:
         streams = [made.add_stream_from_template(stream) for stream in given.streams]
         counts, shift = [0, 0], 0.0
@@ -162,7 +162,7 @@ def remuxed(source: Path, output: Path, moved: dict[int, float]) -> Path:
 
 
 def patched(good: Path, folder: Path, numbers: slice, milliseconds: int) -> Path:
-    """A matroska file in which some sound packets say another time, which no muxer would write."""
+    """A Matroska file in which some sound packets have timestamps that no muxer would write."""
     source = ffmpeg(folder / "whole.mkv", "-i", good, "-c", "copy")
     data = bytearray(source.read_bytes())
     for packet in packets(source)[numbers]:
@@ -186,7 +186,7 @@ def strays(good: Path, folder: Path) -> Path:
 
 
 def starts_anew(good: Path, folder: Path) -> Path:
-    """The clock goes back by 0.6 s and goes on from there."""
+    """The clock goes back by 0.6 s and continues from there."""
     return patched(good, folder, slice(50, None), -600)
 
 
@@ -195,7 +195,7 @@ def jumps(good: Path, folder: Path) -> Path:
 
 
 def crowded(good: Path, folder: Path) -> Path:
-    """Joined with what comes before the cut, each packet of which ffmpeg has put just after the one before."""
+    """Joined with the part before the cut, whose packets ffmpeg placed directly one after another."""
     moves = dict.fromkeys(range(50, 70), -0.0213) | {70: 20 * 0.0213}
     return remuxed(good, folder / "v.mp4", {number: shift + 1 / 48000 for number, shift in moves.items()})
 
@@ -214,7 +214,7 @@ def late(good: Path, folder: Path) -> Path:
 
 
 def clock_jumps(good: Path, folder: Path) -> Path:
-    """Two recordings, the one behind the other; the second one's clock is 16 minutes ahead."""
+    """Two joined recordings. The clock of the second is 16 minutes ahead."""
     whole = folder / "v.ts"
     parts = [("0", "1", "0"), ("1", "1", "1000")]
     for place, (start, length, offset) in enumerate(parts):
@@ -226,7 +226,7 @@ def clock_jumps(good: Path, folder: Path) -> Path:
 
 
 def second_track(good: Path, folder: Path) -> Path:
-    """As phones record: spatial sound in a codec of their own, and plain stereo."""
+    """As phones record: spatial sound in a proprietary codec, and plain stereo."""
     tracks = ["-map", "0:v", "-map", "0:a", "-map", "0:a"]
     return without_decoder(ffmpeg(folder / "v.mov", "-i", good, *tracks, "-c", "copy"))
 
@@ -285,13 +285,13 @@ def test_flaws_are_corrected(
 
 
 @pytest.mark.parametrize("flags", [[], ["-mpegts_flags", "latm"]], ids=["adts", "latm"])
-def test_streams_of_aac_are_encoded_anew(
+def test_aac_streams_are_reencoded(
     flags: list[str],
     good: Path,
     joined: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    """A transport stream, whose clock starts anywhere; what an mp4 holds has no headers in its packets."""
+    """A transport stream, whose clock starts at any time. Packets in an mp4 must not have stream headers."""
     video = ffmpeg(tmp_path / "v.ts", "-i", good, "-c", "copy", *flags)
     start = probe(video).start
     assert start > 1
@@ -330,7 +330,7 @@ def all_damaged(good: Path, folder: Path) -> Path:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_without_a_track_that_can_be_used(
+def test_without_a_usable_track(
     make: Callable[[Path, Path], Path], reason: str, good: Path, joined: Callable[..., Path], tmp_path: Path
 ) -> None:
     video = make(good, tmp_path)
@@ -340,7 +340,7 @@ def test_without_a_track_that_can_be_used(
     assert not probe(joined(video)).has_audio
 
 
-def test_sound_that_cannot_be_written_does_not_cost_the_video(
+def test_the_video_is_written_even_if_the_sound_cannot_be(
     good: Path, segment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The muxer refuses the eleventh packet, copied or encoded."""
@@ -361,7 +361,7 @@ def test_sound_that_cannot_be_written_does_not_cost_the_video(
 
 
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
-def test_a_part_without_sound(codec: str, segment: Path, tmp_path: Path) -> None:
+def test_the_used_part_has_no_sound(codec: str, segment: Path, tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.mov", moving_frames(9, 48, 64), sound=sine(0.3), sound_codec=codec)
     told = concatenate([segment], tmp_path / "out.mp4", find_sound(video), Fraction(2))
     assert told == "v.mov: the sound is left out, there is none in the used part; the video is silent"
@@ -375,7 +375,7 @@ def test_a_part_without_sound(codec: str, segment: Path, tmp_path: Path) -> None
         ("sound_timestamps_repeat", "driving.mkv", "1 timestamp corrected"),
     ],
 )
-def test_files_of_the_field(shared: Path, folder: str, file: str, notice: str, tmp_path: Path) -> None:
+def test_real_files(shared: Path, folder: str, file: str, notice: str, tmp_path: Path) -> None:
     place = shared / "field" / folder
     result = preprocess(
         place / file,

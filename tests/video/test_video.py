@@ -33,7 +33,7 @@ def packets(path: Path, kind: str = "video") -> list[av.Packet]:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 frames with B-frames, a keyframe each 20."""
+    """90 frames with B-frames and a keyframe every 20."""
     path = tmp_path_factory.mktemp("video") / "long.mp4"
     return write_video(path, moving_frames(90, 64, 96), options={"g": "20", "preset": "fast"}, sound=sine(3))
 
@@ -69,14 +69,16 @@ def test_read_any_order(long: Path) -> None:
             reader.read([90])
 
 
-def test_frames_are_those_of_another_decoder(long: Path) -> None:
+def test_frames_equal_those_of_another_decoder(long: Path) -> None:
     video = cv2.VideoCapture(str(long))
     for ours in iter_frames(long):
         theirs = video.read()[1][..., ::-1]
         assert np.abs(ours.astype(int) - theirs).mean() < 2.5
 
 
-def test_reading_ahead_never_seeks_and_backwards_costs_a_group(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_forward_never_seeks_and_backward_decodes_one_group(
+    long: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seeks, decoded = [], []
     seek, restart = FrameReader._seek, FrameReader._restart
 
@@ -90,7 +92,7 @@ def test_reading_ahead_never_seeks_and_backwards_costs_a_group(long: Path, monke
     with FrameReader(long) as reader:
         for start in range(0, 90, 8):
             reader.read(range(max(start - 1, 0), min(start + 8, 90)))
-        # Each clip begins on the last frame of the one before, which is kept.
+        # Each segment begins with the last frame of the previous one, which the reader keeps.
         assert (len(seeks), len(decoded)) == (0, 90)
         for index in range(89, -1, -1):
             decoded.clear()
@@ -123,7 +125,7 @@ def test_edit_list_hides_frames(tmp_path: Path) -> None:
         assert (reader.read([3]) == decode(whole)[18]).all()
 
 
-def test_open_groups_seek_right(tmp_path: Path) -> None:
+def test_seeking_in_open_groups(tmp_path: Path) -> None:
     options = {"x264-params": "open-gop=1:keyint=12:bframes=3:scenecut=0"}
     path = write_video(tmp_path / "open.mp4", moving_frames(60, 48, 64), options=options)
     whole = decode(path)
@@ -203,7 +205,7 @@ def test_truncated(tmp_path: Path, suffix: str) -> None:
     with FrameReader(cut, truncated_ok=True) as reader:
         count = reader.info.frames
         assert 20 < count < 80
-        # With B-frames the last few may have holes between them.
+        # With B-frames, some of the last few frames may be missing.
         assert (reader.read(range(count - 4)) == decode(whole)[: count - 4]).all()
         reader.verify()
 
@@ -263,7 +265,7 @@ def test_no_frames_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_segments_are_deterministic_and_start_anew(tmp_path: Path) -> None:
+def test_segments_are_deterministic_and_self_contained(tmp_path: Path) -> None:
     frames = moving_frames(9, 96, 128)
     for name in ("a", "b"):
         write_segment(tmp_path / name, frames, FPS)
@@ -294,11 +296,11 @@ def test_concatenate(tmp_path: Path, fps: Fraction, lengths: list[int]) -> None:
     assert keys >= {sum(lengths[:i]) for i in range(len(lengths))}
     assert (decode(output) == np.concatenate([decode(segment) for segment in segments])).all()
     assert not list(tmp_path.glob(".*"))
-    # The index stands in front, so that a browser plays it while loading.
+    # The index is at the start, so that a browser can play while it loads.
     assert output.read_bytes().index(b"moov") < output.read_bytes().index(b"mdat")
 
 
-def test_colours_survive(tmp_path: Path) -> None:
+def test_colours_are_kept(tmp_path: Path) -> None:
     frames = moving_frames(4, 96, 128)
     write_segment(tmp_path / "s.mp4", frames, FPS)
     concatenate([tmp_path / "s.mp4"], tmp_path / "out.mp4")
@@ -309,14 +311,14 @@ def test_colours_survive(tmp_path: Path) -> None:
     error = decode(tmp_path / "out.mp4").astype(int) - np.stack(frames)
     assert np.abs(error).mean() < 1.5
     assert np.abs(error.mean((0, 1, 2))).max() < 0.7
-    # A player that goes by the tags alone sees the same.
+    # A player that follows the tags shows the same.
     command = [get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "out.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, check=True, capture_output=True).stdout
     seen = np.frombuffer(raw, np.uint8).reshape(4, 96, 128, 3).astype(int) - np.stack(frames)
     assert np.abs(seen.mean((0, 1, 2))).max() < 2
 
 
-def test_unlike_segments_are_refused(tmp_path: Path) -> None:
+def test_segments_that_differ_are_refused(tmp_path: Path) -> None:
     write_segment(tmp_path / "a.mp4", moving_frames(2, 48, 64), FPS)
     write_segment(tmp_path / "b.mp4", moving_frames(2, 64, 64), FPS)
     with pytest.raises(ValueError, match=r"differ in size.*a\.mp4.*b\.mp4"):

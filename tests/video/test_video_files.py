@@ -1,4 +1,4 @@
-"""Videos as people have them: other programs' times, shapes, colours and containers."""
+"""Videos of other programs, with their times, shapes, colours and containers."""
 
 import re
 import subprocess
@@ -34,14 +34,14 @@ def decode(path: Path) -> np.ndarray:
 
 
 def order_of(path: Path) -> list[int]:
-    """Which of FRAMES each frame of a video is."""
+    """For each frame of a video, its index in FRAMES."""
     small = np.stack(FRAMES)[:, ::8, ::8].astype(int)
     return [int(np.abs(small - frame[::8, ::8]).mean((1, 2, 3)).argmin()) for frame in iter_frames(path)]
 
 
 @pytest.fixture(scope="session")
 def reordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 frames at 25 a second with B-frames, a keyframe each 10, and 1.6 s of sound."""
+    """40 frames at 25 a second with B-frames, a keyframe every 10, and 1.6 s of sound."""
     path = tmp_path_factory.mktemp("files") / "reordered.mp4"
     return write_video(
         path, FRAMES, 25, options={"g": "10", "bf": "2", "b-adapt": "0", "sc_threshold": "0"}, sound=sine(1.6)
@@ -50,7 +50,7 @@ def reordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same 40 frames without sound, none reordered, a keyframe each 10."""
+    """The same 40 frames without sound and reordering, with a keyframe every 10."""
     options = {"b": "1M", "g": "10", "deadline": "realtime", "cpu-used": "8"}
     return write_video(tmp_path_factory.mktemp("files") / "plain.webm", FRAMES, 25, "libvpx", options)
 
@@ -68,7 +68,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("hd_without_colour_tag/driving.mp4", (1280, 720), 9, 0.3, 9, None),
     ],
 )
-def test_field(
+def test_real_videos(
     shared: Path, name: str, size: tuple, frames: int, seconds: float, chosen: int, notice: str | None
 ) -> None:
     video = DrivingVideo(shared / "field" / name, PreprocessSettings())
@@ -84,7 +84,7 @@ def length(time: Timeline) -> float:
 
 
 def timeline(stamps: list, tick: Fraction | float = Fraction(1, 1000), **facts: object) -> Timeline:
-    """Of packets with these display times, in the order of the file."""
+    """A timeline of packets with these display times, in file order."""
     ends = {"stream_end": None, "sound_end": None, "file_end": None, "broken_off": None}
     packets = {"pts": [NO_TIMESTAMP if each is None else each for each in stamps], "dts": list(range(len(stamps)))}
     others = {"format": "matroska", "depth": 0, "rates": [], "last": (NO_TIMESTAMP, 0), "hidden": [0] * len(stamps)}
@@ -94,7 +94,7 @@ def timeline(stamps: list, tick: Fraction | float = Fraction(1, 1000), **facts: 
 
 
 def stamps(rate: Fraction | float, count: int, jitter: float = 0) -> list[int]:
-    """Milliseconds of a rate."""
+    """Timestamps of a rate, in milliseconds."""
     off = np.random.default_rng(0).normal(0, 1000 * jitter, count)
     return [round(1000 * i / rate + off[i]) for i in range(count)]
 
@@ -106,12 +106,12 @@ def test_rate_of_millisecond_ticks(rate: Fraction) -> None:
         assert (found.rate(), length(found)) == (rate, pytest.approx(count / rate))
 
 
-def test_rate_of_unsteady_streams() -> None:
+def test_rate_of_irregular_streams() -> None:
     assert float(timeline(stamps(Fraction(30000, 1001), 300, jitter=0.003)).rate()) == pytest.approx(30, abs=0.15)
     full = stamps(30, 240)
     assert timeline(full[:80] + full[80:160:2] + full[160:200] + full[200::2]).rate() == 30
     assert timeline([33 * i for i in range(20)] + [5000 + 33 * i for i in range(20)]).rate() == Fraction(1000, 33)
-    # Two and three fields of a film's frame by turns.
+    # Frames of a film with two and three fields alternately.
     film = [round(1000 * (5 * i // 2) / 60) for i in range(200)]
     assert float(timeline(film).rate()) == pytest.approx(24, abs=0.05)
     assert timeline([0, 40]).rate() == 25
@@ -141,7 +141,7 @@ def test_corrected_times() -> None:
     assert seconds(0, 120, 40, 80, 0, 120, 40, 80, depth=1, keyframes=[1, 0, 0, 0, 1, 0, 0, 0]) == list(
         range(0, 320, 40)
     )
-    # Reordered frames are no flaw.
+    # Reordered frames are not a flaw.
     assert not timeline([0, 120, 40, 80, 240, 160, 200], depth=1).notice
     repeated = timeline([0, 120, 40, 40, 240, 160, 200], depth=1)
     assert repeated.counted and "1 of 7 timestamps repeat or go back" in repeated.notice
@@ -270,14 +270,14 @@ def test_eight_orientations(tmp_path: Path, x: int, y: int, transposed: bool, ne
     assert not probe(path).notices
 
 
-def test_an_angle_that_is_not_right_is_told(tmp_path: Path) -> None:
+def test_an_odd_angle_is_reported(tmp_path: Path) -> None:
     info = probe(with_matrix(tmp_path / "slanted.mp4", 56756, 32768, -32768, 56756))
     assert "30 degrees off a right angle" in info.notices[0]
 
 
 @pytest.mark.parametrize(("aspect", "shape"), [("2/1", (256, 96)), ("8/9", (128, 108)), ("0/1", (128, 96))])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_pixels_that_are_not_square(tmp_path: Path, aspect: str, shape: tuple[int, int], suffix: str) -> None:
+def test_non_square_pixels(tmp_path: Path, aspect: str, shape: tuple[int, int], suffix: str) -> None:
     path = tmp_path / f"wide.{suffix}"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=128x96:r=25:d=0.2", "-vf", f"setsar={aspect}", "-c:v", "libx264", path)
     info = probe(path)
@@ -285,7 +285,7 @@ def test_pixels_that_are_not_square(tmp_path: Path, aspect: str, shape: tuple[in
 
 
 @pytest.mark.parametrize("size", ["101x75", "103x77"])
-def test_odd_sizes_are_read_whole(tmp_path: Path, size: str) -> None:
+def test_odd_sizes_are_read_completely(tmp_path: Path, size: str) -> None:
     ffmpeg(
         "-f",
         "lavfi",
@@ -302,7 +302,7 @@ def test_odd_sizes_are_read_whole(tmp_path: Path, size: str) -> None:
 
 
 def with_aperture(path: Path, *values: int) -> None:
-    """Puts a clean aperture into an mp4 whose index comes last: width, height and how far off the middle."""
+    """Adds a clean aperture to an mp4 with the index at the end: width, height and offset from the centre."""
     data = path.read_bytes()
     ratios = b"".join(value.to_bytes(4, "big", signed=True) + (1).to_bytes(4, "big") for value in values)
     clap = (8 + len(ratios)).to_bytes(4, "big") + b"clap" + ratios
@@ -332,7 +332,7 @@ def test_too_large_frames_are_refused_before_one_is_decoded(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("mts", "mpeg2video")])
 def test_interlaced_video_is_deinterlaced(tmp_path: Path, suffix: str, codec: str) -> None:
-    # A bright bar that moves by 8 px a field; combs show where rows next to each other differ.
+    # A bright bar moves by 8 px per field. Differences of neighbouring rows show combing.
     path = tmp_path / f"camera.{suffix}"
     bar = (
         "color=white:s=24x96:r=50:d=0.6[b];color=black:s=128x96:r=50:d=0.6[g];"
@@ -366,13 +366,13 @@ def test_interlaced_video_is_deinterlaced(tmp_path: Path, suffix: str, codec: st
 
 
 class Bits:
-    """Bits of H.264's syntax, ITU-T H.264 7.2."""
+    """Writes bits in H.264's syntax, ITU-T H.264 7.2."""
 
     def __init__(self) -> None:
         self._bits = ""
 
     def put(self, *fields: tuple[int, int]) -> "Bits":
-        """Each: a length and a value; length 0: an unsigned Exp-Golomb code."""
+        """Appends values, each with its length in bits. Length 0: an unsigned Exp-Golomb code."""
         for length, value in fields:
             code = f"{value:0{length}b}" if length else f"{value + 1:b}"
             self._bits += code if length else "0" * (len(code) - 1) + code
@@ -383,17 +383,17 @@ class Bits:
         return self
 
     def unit(self, header: int) -> bytes:
-        """A NAL unit, closed."""
+        """A complete NAL unit."""
         data = self.put((1, 1)).align()._bits
         payload = bytes(int(data[i : i + 8], 2) for i in range(0, len(data), 8))
-        # No byte string of a start code may come about.
+        # The content must not contain a start code.
         return b"\0\0\0\1" + bytes([header]) + re.sub(rb"\x00\x00(?=[\x00-\x03])", b"\x00\x00\x03", payload)
 
 
 def field_pictures(count: int) -> bytes:
-    """H.264 of 32x32, 25 frames a second of two fields that are coded one by one, as camcorders do: plain samples."""
+    """H.264 of 32x32 with PCM samples: 25 frames per second of two separately coded fields, as camcorders write."""
     start = Bits().put((8, 77), (8, 0), (8, 30), *[(0, 0)] * 4, (0, 1), (1, 0), (0, 1), (0, 0), (4, 0b0010))
-    # How it is shown: 50 fields a second; no frame is reordered.
+    # Display: 50 fields per second, no reordering.
     start.put((6, 0b100001), (32, 1), (32, 50), (1, 1), (5, 0b00011), *[(0, 0)] * 2, *[(0, 10)] * 2, (0, 0), (0, 1))
     start = start.unit(0x67) + Bits().put(*[(0, 0)] * 2, (2, 0), *[(0, 0)] * 3, (3, 0), *[(0, 0)] * 3, (3, 0)).unit(
         0x68
@@ -414,7 +414,7 @@ def field_pictures(count: int) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", ["mts", "mp4", "mkv"])
-def test_fields_that_are_packets_of_their_own(tmp_path: Path, suffix: str) -> None:
+def test_fields_in_separate_packets(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "fields.h264").write_bytes(field_pictures(20))
     path = tmp_path / f"fields.{suffix}"
     muxer = ["-f", "mpegts"] if suffix == "mts" else []
@@ -445,7 +445,7 @@ def test_a_length_in_the_header_that_is_too_short(tmp_path: Path, reordered: Pat
 def coloured(
     path: Path, *, size: str = "64x64", tags: str = "", pixels: str = "yuv444p", yuv: tuple = (81, 90, 240)
 ) -> np.ndarray:
-    """The middle pixel of a video of one Y, Cb, Cr."""
+    """The central pixel of a video that has one Y, Cb, Cr everywhere."""
     width, height = map(int, size.split("x"))
     raw = b"".join(bytes([value]) * (width * height) for value in yuv)
     command = [get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", pixels, "-s", size, "-i", "-"]
@@ -476,14 +476,14 @@ def test_hd_without_colour_tag(shared: Path) -> None:
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         expected = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
-    # Chroma at edges is filtered in another way.
+    # Chroma at edges is filtered differently.
     assert np.percentile(np.abs(decode(path)[0].astype(int) - expected), 95) <= 1
 
 
 @pytest.mark.parametrize("primaries", ["bt2020", "smpte432"])
 def test_wide_primaries_become_those_of_bt709(tmp_path: Path, primaries: str) -> None:
     tags = f"colorspace=bt709:range=pc:color_primaries={primaries}:color_trc=iec61966-2-1"
-    # R, G, B 211, 75, 57 by the matrices of both primaries, in linear light.
+    # R, G, B 211, 75, 57, converted by the matrices of both primaries in linear light.
     found = coloured(tmp_path / "p.mp4", tags=tags, yuv=(103, 103, 197))
     expected = {"smpte432": (229, 61, 44), "bt2020": (255, 0, 45)}[primaries]
     assert np.abs(found - expected).max() <= 2
@@ -502,7 +502,7 @@ def test_defaults_of_info() -> None:
 
 
 def test_a_recording_that_ends_within_a_frame(tmp_path: Path) -> None:
-    """As of television: the packets of a transport stream end anywhere."""
+    """As television recordings: the packets of a transport stream may end anywhere."""
     whole = write_video(tmp_path / "whole.ts", FRAMES, 25, "mpeg2video", {"g": "10", "bf": "2", "b": "4M"})
     data = whole.read_bytes()
     cut = tmp_path / "cut.ts"

@@ -145,8 +145,8 @@ def test_cut_connection_resumes_in_the_same_call(server, env, folder) -> None:
     assert (folder / VAE).read_bytes() == server.files[VAE]
 
 
-def test_goes_on_as_long_as_bytes_arrive(server, env, folder) -> None:
-    """More cuts than the client itself puts up with."""
+def test_resumes_as_long_as_bytes_arrive(server, env, folder) -> None:
+    """More broken connections than the client accepts."""
     server.faults[VAE] = Fault(cut=30_000)
     log: list[str] = []
     download(env, log.append)
@@ -310,7 +310,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_disk_runs_full(server, env, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when something else fills the disk during the download."""
+    """As if another program filled the disk during the download."""
     free = shutil.disk_usage("/")
     env = env.model_copy(update={"models_root": small_disk})
     with pytest.raises(BadInput, match=r"needs 0.00 GB more"):
@@ -342,7 +342,7 @@ def test_second_process_waits(server, env, folder, tmp_path: Path) -> None:
 
 
 def test_second_process_takes_over(server, env, folder) -> None:
-    """The lock of a process that died is free."""
+    """A dead process holds no lock."""
     folder.mkdir(parents=True)
     lock = folder.with_name(".master.lock").open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)

@@ -107,8 +107,8 @@ def test_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, messag
         (b"\n<!DOCTYPE html>\n<html><body>Sign in to this network</body></html>", "an HTML page"),
     ],
 )
-def test_what_stands_in_place_of_a_file_is_named(tmp_path: Path, content: bytes, words: str) -> None:
-    """Whatever is read of either layout."""
+def test_the_content_that_replaces_a_file_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    """For each file that is read of either layout."""
     for layout in (original_layout(100), diffusers_layout()):
         folder = write_files(tmp_path / str(len(layout)), layout)
         for name in layout:

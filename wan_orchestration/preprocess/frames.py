@@ -35,10 +35,10 @@ class DrivingVideo:
             self._times = reader.times
         self.fps = choose_fps(self.info.fps, settings.fps)
         end = self.info.duration if settings.end is None else min(settings.end, self.info.duration)
-        self.places = choose_frames(self._times, self.info.fps, self.fps, settings.start, end, settings.max_frames)
-        if len(self.places) < 2:
+        self.indices = choose_frames(self._times, self.info.fps, self.fps, settings.start, end, settings.max_frames)
+        if len(self.indices) < 2:
             raise BadInput(
-                f"{path}: {len(self.places)} frames between {settings.start:g} and {end:g} s at {float(self.fps):g} "
+                f"{path}: {len(self.indices)} frames between {settings.start:g} and {end:g} s at {float(self.fps):g} "
                 f"frames a second (the video has {self.info.frames} in {self.info.duration:.2f} s); "
                 "at least 2 are needed"
             )
@@ -49,15 +49,15 @@ class DrivingVideo:
         return self.info.width, self.info.height
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[Frame]:
         """Frames in order. A source frame that is chosen several times is decoded once."""
         with FrameReader(self._path, truncated_ok=self._truncated_ok) as reader:
             last: Frame | None = None
-            for place in self.places:
-                if last is None or last.source != place:
-                    last = Frame(place, self._times[place], reader.read([place])[0])
+            for index in self.indices:
+                if last is None or last.source != index:
+                    last = Frame(index, self._times[index], reader.read([index])[0])
                 yield last
 
 
@@ -93,7 +93,7 @@ def choose_frames(
         early = after > 0 and after < len(times) and times[after] - moment > half + 1e-4
         candidates = range(max(after - 1, 0), min(after + (not early), len(times)))
         # Rounded, because timestamps are rounded to the file's time base, which must not decide.
-        chosen.append(min(candidates, key=lambda place: (round(abs(times[place] - moment), 4), place)))
+        chosen.append(min(candidates, key=lambda index: (round(abs(times[index] - moment), 4), index)))
     return chosen
 
 

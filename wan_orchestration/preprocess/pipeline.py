@@ -76,7 +76,7 @@ def preprocess(
     started = time.monotonic()
     notices = Notices(log)
     inputs = _open_inputs(driving, reference, settings, snapshot, models_root, notices, log)
-    video, size, outline = inputs.video, inputs.size, inputs.outline
+    video = inputs.video
     person = follow_person(
         video, inputs.estimator, Choice.parse(settings.person), lambda done: progress("keypoints", done, len(video))
     )
@@ -85,22 +85,15 @@ def preprocess(
     retarget, to_canvas = _fit_motion(person.motion, inputs, settings, notices)
     with replacing(output) as part:
         part.mkdir()
-        write_reference(part / "src_ref.png", inputs.picture)
-        write_clips(
-            *(part, video, person.motion, size, to_canvas, boxes, outline, settings, notices),
-            lambda done: progress("clips", done, len(video)),
-        )
-        sound_start = video.info.start + Fraction(settings.start).limit_denominator(48000)
-        has_audio = add_sound(part / "src_pose.mp4", inputs.sound, sound_start, notices)
-        write_contact_sheet(part / CONTACT_SHEET, person.samples, person.motion, float(video.fps))
+        has_audio = _write_outputs(part, person, inputs, boxes, to_canvas, settings, notices, progress)
         ended = time.monotonic()
         result = PreprocessResult(
             output=output,
             mode=settings.mode,
             frames=len(video),
             fps=float(video.fps),
-            width=size[0],
-            height=size[1],
+            width=inputs.size[0],
+            height=inputs.size[1],
             source_width=video.info.width,
             source_height=video.info.height,
             source_fps=float(video.info.fps),
@@ -110,7 +103,7 @@ def preprocess(
             person_found=int(person.found.sum()),
             face_found=int((~faceless).sum()),
             retarget=retarget,
-            masks=outline.name if outline else None,
+            masks=inputs.outline.name if inputs.outline else None,
             contact_sheet=output / CONTACT_SHEET,
             warnings=notices.all,
             seconds={"keypoints": found_at - started, "clips": ended - found_at, "total": ended - started},
@@ -204,6 +197,29 @@ def _fit_motion(
         except BadInput as error:
             notices.add(f"retargeting is off: {error}")
     return "off", _letterboxed(inputs.video.size, inputs.size)
+
+
+def _write_outputs(
+    folder: Path,
+    person: FollowedPerson,
+    inputs: _Inputs,
+    boxes: list[PixelBox] | None,
+    to_canvas: ToCanvas,
+    settings: PreprocessSettings,
+    notices: Notices,
+    progress: ReportProgress,
+) -> bool:
+    """Writes the reference, the clips with their sound, and the contact sheet. Returns whether there is sound."""
+    video = inputs.video
+    write_reference(folder / "src_ref.png", inputs.picture)
+    write_clips(
+        *(folder, video, person.motion, inputs.size, to_canvas, boxes, inputs.outline, settings, notices),
+        lambda done: progress("clips", done, len(video)),
+    )
+    sound_start = video.info.start + Fraction(settings.start).limit_denominator(48000)
+    has_audio = add_sound(folder / "src_pose.mp4", inputs.sound, sound_start, notices)
+    write_contact_sheet(folder / CONTACT_SHEET, person.samples, person.motion, float(video.fps))
+    return has_audio
 
 
 def _retargets(settings: PreprocessSettings) -> bool:

@@ -225,15 +225,15 @@ class FrameReader:
         if not time.counted and first.pts in time.timestamps[:leading]:
             time.start_at(first.pts)
         self._interlaced = is_interlaced(self._stream, first)
-        if time.doubtful or self._interlaced:
+        if time.may_be_decoding_times or self._interlaced:
             more = (frame.pts for frame in islice(iter(self._next, None), ORDER_FRAMES))
             decoded = [stamp for stamp in (first.pts, *more) if stamp is not None]
-            if time.doubtful and decoded != sorted(decoded):
+            if time.may_be_decoding_times and decoded != sorted(decoded):
                 time.use_counting("display times are decoding times although frames are reordered")
             if self._interlaced:
                 seconds = time.join_fields(sorted(decoded))
                 self._keys = [key for key in self._keys if key not in seconds]
-        if self._interlaced or time.doubtful or not (time.counted or first.pts == time.timestamps[0]):
+        if self._interlaced or time.may_be_decoding_times or not (time.counted or first.pts == time.timestamps[0]):
             self._reopen()
         else:
             self._position, self._current = 0, None if first.is_corrupt else first

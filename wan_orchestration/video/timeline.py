@@ -50,53 +50,53 @@ class Timeline:
         # Frames displayed before the first keyframe may follow it. Cutting tools leave them without timestamps.
         leading = 0
         if packets.depth and entries and entries[0][0] != NO_TIMESTAMP:
-            leading = next((place for place, entry in enumerate(entries) if entry[0] > entries[0][0]), 0)
-        entries = [entry for place, entry in enumerate(entries) if entry[0] != NO_TIMESTAMP or place >= leading]
+            leading = next((index for index, entry in enumerate(entries) if entry[0] > entries[0][0]), 0)
+        entries = [entry for index, entry in enumerate(entries) if entry[0] != NO_TIMESTAMP or index >= leading]
         missing = sum(entry[0] == NO_TIMESTAMP for entry in entries)
         raw = [entry[1 if missing else 0] for entry in entries]
         if NO_TIMESTAMP in raw:
-            step = max(round(1 / (self._declared() * self._tick)), 1)
-            first = next((stamp for stamp in raw if stamp != NO_TIMESTAMP), 0)
+            step = max(round(1 / (self._declared_rate() * self._tick)), 1)
+            first = next((timestamp for timestamp in raw if timestamp != NO_TIMESTAMP), 0)
             raw = list(range(first, first + len(raw) * step, step))
         hidden, keyframes = ([entry[column] for entry in entries] for column in (2, 3))
         decoded = _in_decoder_order(zip(raw, hidden, keyframes, strict=True), 0 if missing else packets.depth)
-        self._frames = [stamp for stamp, unseen in decoded if not unseen]
-        self._ticks = self._corrected_ticks()
-        wrong = sum(a >= b for a, b in pairwise(self._frames))
+        self._timestamps = [timestamp for timestamp, unseen in decoded if not unseen]
+        self._display_ticks = self._corrected_ticks()
+        wrong = sum(a >= b for a, b in pairwise(self._timestamps))
         if missing:
             self.use_counting(f"{missing} of {len(raw)} timestamps are missing")
         elif wrong:
             self.use_counting(f"{wrong} of {len(self)} timestamps repeat or go back")
-        elif self._frames and self._is_corrected():
+        elif self._timestamps and self._is_corrected():
             self.notice = "the file's clock jumps: the jumps were removed"
         if packets.format == "avi" and packets.depth > 0:
             # AVI has no display times.
             self.use_counting()
-        self.doubtful = packets.depth > 0 and not self.counted and all(a < b for a, b in pairwise(raw))
+        self.may_be_decoding_times = packets.depth > 0 and not self.counted and all(a < b for a, b in pairwise(raw))
         """Whether display times increase in file order although the decoder may reorder frames."""
 
     @property
     def start(self) -> Fraction:
         """The moment of the first frame on the file's clock, seconds."""
-        first = self._frames[0]
-        if len(self) > 1 and self._ticks[1] - self._ticks[0] < self._frames[1] - first:
+        first = self._timestamps[0]
+        if len(self) > 1 and self._display_ticks[1] - self._display_ticks[0] < self._timestamps[1] - first:
             # Only the first timestamp is wrong.
-            first = self._frames[1] - (self._ticks[1] - self._ticks[0])
+            first = self._timestamps[1] - (self._display_ticks[1] - self._display_ticks[0])
         return first * self._tick
 
     @property
     def timestamps(self) -> list[int]:
         """Timestamps that identify the decoder's frames, ascending unless `counted`."""
-        return self._frames
+        return self._timestamps
 
     @property
     def times(self) -> list[float]:
         """Display time of each frame, in seconds after the first frame."""
-        first, (ticks, seconds) = self._ticks[0], self._tick.as_integer_ratio()
-        return [(tick - first) * ticks / seconds for tick in self._ticks]
+        first, (ticks, seconds) = self._display_ticks[0], self._tick.as_integer_ratio()
+        return [(tick - first) * ticks / seconds for tick in self._display_ticks]
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._timestamps)
 
     def use_counting(self, reason: str = "") -> None:
         """Switches to identifying frames by counting. `reason`: the flaw of the timestamps."""
@@ -104,37 +104,37 @@ class Timeline:
         if reason:
             self.notice = f"{reason}: the frames have the decoder's order"
 
-    def start_at(self, stamp: int) -> None:
+    def start_at(self, timestamp: int) -> None:
         """Drops the frames before this timestamp, which have no keyframe before them."""
-        place = self._frames.index(stamp)
-        del self._frames[:place], self._ticks[:place]
+        index = self._timestamps.index(timestamp)
+        del self._timestamps[:index], self._display_ticks[:index]
 
     def join_fields(self, decoded: list[int]) -> set[int]:
         """Drops second fields that are separate packets. The decoder's first frames show whether that is so.
 
         `decoded`: timestamps of these frames, ascending. Returns the timestamps of the dropped fields.
         """
-        if len(decoded) < 2 or bisect_left(self._frames, decoded[-1]) < len(decoded) * 5 // 4:
+        if len(decoded) < 2 or bisect_left(self._timestamps, decoded[-1]) < len(decoded) * 5 // 4:
             return set()
         steps = sorted(b - a for a, b in pairwise(decoded))
         least = steps[len(steps) // 2] * 3 // 4
         kept: list[int] = []
-        for place, stamp in enumerate(self._frames):
-            if not kept or stamp - self._frames[kept[-1]] > least:
-                kept.append(place)
-        seconds = set(self._frames) - {self._frames[place] for place in kept}
-        self._frames = [self._frames[place] for place in kept]
-        self._ticks = [self._ticks[place] for place in kept]
+        for index, timestamp in enumerate(self._timestamps):
+            if not kept or timestamp - self._timestamps[kept[-1]] > least:
+                kept.append(index)
+        seconds = set(self._timestamps) - {self._timestamps[index] for index in kept}
+        self._timestamps = [self._timestamps[index] for index in kept]
+        self._display_ticks = [self._display_ticks[index] for index in kept]
         return seconds
 
     def drop_last(self) -> None:
-        del self._frames[-1], self._ticks[-1]
+        del self._timestamps[-1], self._display_ticks[-1]
 
     def rate(self) -> Fraction:
         """Frames per second."""
         step, tolerance = self._usual_step()
         if not step:
-            return self._declared()
+            return self._declared_rate()
         for rate in self._packets.rates:
             if abs(1 / rate - step) <= tolerance:
                 return rate
@@ -148,7 +148,7 @@ class Timeline:
         if self._is_corrected() or packets.broken_off:
             return Fraction(0)
         own = duration
-        if packets.last[0] == self._frames[-1]:
+        if packets.last[0] == self._timestamps[-1]:
             own += packets.last[1] * self._tick - 2 * half
         if packets.stream_end is not None:
             own = max(own, packets.stream_end - self.start)
@@ -159,33 +159,33 @@ class Timeline:
 
     def duration(self, rate: Fraction) -> Fraction:
         """Seconds from the first frame to the end of the last frame's step."""
-        span = (self._ticks[-1] - self._ticks[0]) * self._tick
+        span = (self._display_ticks[-1] - self._display_ticks[0]) * self._tick
         even = round(span * rate) / rate
         # Without this, the rounding of timestamps could cost a frame.
         span = even if abs(span - even) <= self._tick else span
         return span + 1 / rate
 
-    def _declared(self) -> Fraction:
+    def _declared_rate(self) -> Fraction:
         return next(iter(self._packets.rates), Fraction(30))
 
     def _is_corrected(self) -> bool:
-        return self._ticks[-1] - self._ticks[0] != self._frames[-1] - self._frames[0]
+        return self._display_ticks[-1] - self._display_ticks[0] != self._timestamps[-1] - self._timestamps[0]
 
     def _corrected_ticks(self) -> list[int]:
         """Ascending timestamps for the frames in their order."""
-        frames = self._frames
+        frames = self._timestamps
         steps = sorted(b - a for a, b in pairwise(frames) if b > a)
         step = steps[len(steps) // 4] if steps else 1
         jump = self._packets.farthest_jump / self._tick
         corrected: list[int] = []
         shift, skipped = 0, 0
-        for place, stamp in enumerate(frames):
-            moment = stamp + shift
+        for index, timestamp in enumerate(frames):
+            moment = timestamp + shift
             if not corrected:
                 corrected.append(moment)
                 continue
             last = corrected[-1]
-            if moment <= last and any(later + shift > last for later in frames[place + 1 : place + 1 + LOOKAHEAD]):
+            if moment <= last and any(later + shift > last for later in frames[index + 1 : index + 1 + LOOKAHEAD]):
                 skipped += 1
                 continue
             room = (skipped + 1) * step
@@ -201,7 +201,7 @@ class Timeline:
 
     def _usual_step(self) -> tuple[float, float]:
         """The usual step in seconds, 0 if there is none, and its possible error."""
-        ticks = self._ticks
+        ticks = self._display_ticks
         pairs = [(b - a) / 2 for a, b in zip(ticks, ticks[2:], strict=False)] or [b - a for a, b in pairwise(ticks)]
         if not pairs:
             return 0, 0
@@ -223,14 +223,14 @@ def _in_decoder_order(packets: Iterable[tuple[int, int, int]], depth: int) -> It
     """
     waiting: list[tuple[int, int]] = []
     latest = NO_TIMESTAMP
-    for stamp, hidden, key in packets:
-        if key and stamp <= latest:
+    for timestamp, hidden, key in packets:
+        if key and timestamp <= latest:
             # The clock restarts.
             yield from sorted(waiting)
             waiting, latest = [], NO_TIMESTAMP
-        latest = max(latest, stamp)
+        latest = max(latest, timestamp)
         if len(waiting) < depth:
-            heappush(waiting, (stamp, hidden))
+            heappush(waiting, (timestamp, hidden))
         else:
-            yield heappushpop(waiting, (stamp, hidden))
+            yield heappushpop(waiting, (timestamp, hidden))
     yield from sorted(waiting)

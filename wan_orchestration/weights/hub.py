@@ -33,8 +33,6 @@ from wan_orchestration.weights.repository import (
 from wan_orchestration.weights.snapshot import Snapshot, open_snapshot
 from wan_orchestration.weights.transfer import check_space, fetch
 
-__all__ = ["DownloadError", "Snapshot", "download", "open_snapshot", "resolve"]
-
 _log = logging.getLogger(__name__).info
 
 

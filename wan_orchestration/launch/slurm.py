@@ -46,7 +46,7 @@ ADVICE = {
 WAITING_STATES = {"PENDING", "CONFIGURING"}
 """States in which the worker does not run yet."""
 DELIBERATE_STATES = {"CANCELLED", "DEADLINE"}
-"""Final states that somebody wanted, so no other Slurm job is submitted."""
+"""Final states that were intended, so no other Slurm job is submitted."""
 
 
 class SlurmClient(Launcher):

@@ -137,7 +137,8 @@ def _lock_free(folder: Path, devices: Sequence[str], count: int, holder: str) ->
 
 
 def _holders(folder: Path, devices: Sequence[str]) -> str:
-    return "; ".join(f"{device} is held by {_file(folder, device).read_text() or 'somebody'}" for device in devices)
+    holders = {device: _file(folder, device).read_text() or "another process" for device in devices}
+    return "; ".join(f"{device} is held by {holder}" for device, holder in holders.items())
 
 
 def _file(folder: Path, device: str) -> Path:

@@ -28,7 +28,7 @@ function removed(jobId) {
 
 async function openFromAddress() {
   const jobId = location.hash.slice(1);
-  history.mark();
+  history.markOpenJob();
   if (!jobId) return view.hide();
   try {
     view.open(await request(`${JOBS}/${encodeURIComponent(jobId)}`));

@@ -55,7 +55,7 @@ def main(file, words):
             if word in FAILURES and ranks.rank == 1:
                 Animator._flows = FAILURES[word]
             if word == "full":
-                ClipMaker.ways = lambda maker, plan, seams: [Placement("resident"), Placement("swap")]
+                ClipMaker.ways = lambda self, plan, seams=False: [Placement("resident"), Placement("swap")]
             if not ranks.leads:
                 follow(maker)
                 continue

@@ -34,7 +34,7 @@ def run(request: Request | None, reporter) -> None:
 
 
 engine = ModuleType("wan_orchestration.generate.runner")
-engine.run = run
+vars(engine)["run"] = run
 sys.modules[engine.__name__] = engine
 
 if __name__ == "__main__":

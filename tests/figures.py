@@ -63,8 +63,8 @@ def picture_of(pose: Pose) -> np.ndarray:
     canvas = np.full((height, width, 3), (90, 120, 150), np.uint8)
     thickness = max(height // 40, 2)
     for parent, child in LIMBS:
-        ends = [tuple(int(v) for v in pose.body[joint, :2]) for joint in (parent, child)]
-        cv2.line(canvas, *ends, (200, 60, 40), thickness)
+        start, end = (tuple(int(v) for v in pose.body[joint, :2]) for joint in (parent, child))
+        cv2.line(canvas, start, end, (200, 60, 40), thickness)
     centre = tuple(int(v) for v in pose.body[0, :2])
     cv2.circle(canvas, centre, height // 20, (230, 190, 160), -1)
     return canvas

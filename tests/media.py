@@ -48,6 +48,7 @@ def write_video(
     """A video as other programs make them: B-frames, any codec, any `times` (in frames), sound at 48 kHz."""
     with av.open(str(path), "w", options=container or {}) as output:
         stream = output.add_stream(codec, rate=Fraction(fps), options=options or {})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "rgb24" if codec == "libx264rgb" else "yuv420p"
         track = None if sound is None else output.add_stream(sound_codec, rate=48000, layout="mono")
@@ -56,7 +57,8 @@ def write_video(
             frame.pts, frame.time_base = times[i] if times else i, 1 / Fraction(fps)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
-        if track is not None:
+        if sound is not None:
+            assert isinstance(track, av.AudioStream)
             for start in range(0, sound.shape[1], 960):
                 piece = av.AudioFrame.from_ndarray(sound[:, start : start + 960], format="fltp", layout="mono")
                 piece.sample_rate, piece.pts, piece.time_base = 48000, start, Fraction(1, 48000)

@@ -73,6 +73,7 @@ def test_the_block_works_as_it_is_written(postgres, tmp_path, tiny_snapshot, mak
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
         assert "postgres" in type(instance.event_log_storage).__module__
         first = drop_folder(dg.build_sensor_context(instance=instance))
+        assert isinstance(first, dg.SensorResult)
         assert [request.tags["dagster/partition"] for request in first.run_requests] == ["one"]
 
     done = subprocess.run(
@@ -90,5 +91,6 @@ def test_the_block_works_as_it_is_written(postgres, tmp_path, tiny_snapshot, mak
     with dg.DagsterInstance.from_config(str(tmp_path / "home")) as instance:
         assert instance.get_materialized_partitions(dg.AssetKey("generated_video")) == {"one"}
         second = drop_folder(dg.build_sensor_context(instance=instance))
+        assert isinstance(second, dg.SensorResult)
         assert not second.run_requests, "the batch has run it"
     environment.cache_clear()

@@ -45,7 +45,7 @@ def test_variables_are_known():
     text = (FOLDER / "wan-orchestration.env").read_text()
     named = set(re.findall(r"^(?:# )?([A-Z_]+)=", text, re.MULTILINE))
     known = {
-        f"{model.model_config['env_prefix']}{field}".upper()
+        f"{model.model_config.get('env_prefix')}{field}".upper()
         for model in (Environment, BatchSettings, FailureWebhookSettings)
         for field in model.model_fields
     }

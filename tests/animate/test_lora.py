@@ -263,10 +263,10 @@ def test_the_relighting_lora_of_a_snapshot(tiny_snapshot):
         torch.load(file, weights_only=True)["state_dict"][f"blocks.0.ffn.0.lora_{side}.weight"].float() for side in "AB"
     )
     models = Models(open_snapshot(tiny_snapshot), CPU, torch.float32)
-    before = models.transformer().blocks[0].ffn.net[0].proj.weight.clone()
-    after = models.transformer((Lora(file, 0.5),)).blocks[0].ffn.net[0].proj.weight
+    before = models.transformer().get_parameter("blocks.0.ffn.net.0.proj.weight").clone()
+    after = models.transformer((Lora(file, 0.5),)).get_parameter("blocks.0.ffn.net.0.proj.weight")
     assert torch.allclose(after, before + 0.5 * up @ down, atol=1e-6)
-    assert torch.equal(models.transformer(()).blocks[0].ffn.net[0].proj.weight, before)
+    assert torch.equal(models.transformer(()).get_parameter("blocks.0.ffn.net.0.proj.weight"), before)
 
 
 def test_argument(tmp_path):

@@ -25,11 +25,11 @@ class KnownPrompts:
 
 def make_models(placement="resident", vae_dtype="float32"):
     models = FakeModels(None, CUDA, torch.bfloat16, placement=placement, vae_dtype=getattr(torch, vae_dtype))
-    models.cache = KnownPrompts()
+    models.cache = KnownPrompts()  # pyright: ignore[reportAttributeAccessIssue]
     return models
 
 
-def animate(models, size, loras=(), **settings):
+def animate(models, size: tuple[int, int], loras=(), **settings):
     """Generate two segments; returns the animator."""
     values = {"clip_len": 5, "attention": "native", "compile": "off", "sampling_steps": 1, **settings}
     settings = GenerateSettings(**values)

@@ -60,4 +60,4 @@ def test_a_wrapped_tensor_is_taken_apart_and_rebuilt():
 
 def test_a_failure_names_the_pin():
     with pytest.raises(AssertionError, match=r'torch_internals.py, or tighten the pin "torch>='), torch_part():
-        torch.no_such_function()
+        torch.no_such_function()  # pyright: ignore[reportAttributeAccessIssue]

@@ -25,6 +25,7 @@ from wan_orchestration.cli import run as shell
 from wan_orchestration.definitions import definitions
 from wan_orchestration.defs.clips import checks as clips_checks
 from wan_orchestration.defs.jobs.assets import observe
+from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.defs.videos import checks as video_checks
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.settings.environment import environment
@@ -165,7 +166,7 @@ def test_a_video_is_stale_once_its_inputs_settings_or_weights_change(instance, p
 
     def observe_job():
         """Does what the drop_folder sensor does."""
-        for observation in observe(Job.open(job)):
+        for observation in observe(Job.open(job), JobVersion.of(Job.open(job))):
             instance.report_runless_asset_event(observation)
 
     def materialize(asset: str, key: str | None):

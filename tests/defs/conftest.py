@@ -59,6 +59,6 @@ def reason() -> Callable[[dg.ExecuteInProcessResult], str]:
     def why(result: dg.ExecuteInProcessResult) -> str:
         (failed,) = [event for event in result.all_events if event.is_step_failure]
         assert not any(event.is_step_up_for_retry for event in result.all_events)
-        return failed.step_failure_data.user_failure_data.description
+        return failed.step_failure_data.user_failure_data.description or ""
 
     return why

@@ -52,6 +52,7 @@ def tick(instance, data_root) -> Callable[..., list[list[str]]]:
 
     def run(status: dg.DagsterRunStatus = dg.DagsterRunStatus.SUCCESS, reset: bool = False) -> list[list[str]]:
         result = drop_folder(dg.build_sensor_context(instance=instance, cursor=None if reset else cursor[0]))
+        assert isinstance(result, dg.SensorResult)
         cursor[0] = result.cursor
         for change in result.dynamic_partitions_requests:
             if isinstance(change, dg.AddDynamicPartitionsRequest):

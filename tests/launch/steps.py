@@ -31,6 +31,6 @@ def reason(error: object) -> tuple[str, bool]:
     """An error's text, and whether a retry may help."""
     if isinstance(error, dg.Failure):
         assert error.allow_retries is False
-        return error.description, False
+        return error.description or "", False
     assert isinstance(error, WorkerDied)
     return str(error), error.retryable

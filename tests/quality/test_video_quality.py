@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from figures import picture_of, walk
 from PIL import Image
+from PIL.WebPImagePlugin import WebPImageFile
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.clips import check_clips
@@ -94,7 +95,7 @@ def test_the_subject_is_cut_out():
 def test_the_preview_is_small_whatever_it_shows(look, tmp_path):
     look(None, None)
     with Image.open(tmp_path / "preview.webp") as image:
-        assert image.n_frames == 12 and image.height == 160
+        assert isinstance(image, WebPImageFile) and image.n_frames == 12 and image.height == 160
     noise = np.random.default_rng(0).integers(0, 256, (24, 160, 600, 3), dtype=np.uint8)
     write_preview(tmp_path / "noise.webp", list(noise), 2.0)
     assert (tmp_path / "noise.webp").stat().st_size <= MOST_BYTES

@@ -36,7 +36,7 @@ def heif() -> None:
 
 
 def flat(colour: tuple[int, ...], mode: str = "RGB") -> Image.Image:
-    return Image.new(mode, SIZE, colour if len(colour) > 1 else colour[0])
+    return Image.new(mode, SIZE, colour if colour[1:] else colour[0])
 
 
 def profile(tags: dict[bytes, bytes], space: bytes = b"RGB ", pcs: bytes = b"XYZ ", kind: bytes = b"mntr") -> bytes:

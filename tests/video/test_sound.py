@@ -46,7 +46,7 @@ def tone(path: Path) -> list[tuple[float, float]]:
     heard = np.flatnonzero(np.abs(samples(path)) > 0.2)
     breaks = np.flatnonzero(np.diff(heard) > 240)
     starts, ends = [0, *(breaks + 1)], [*breaks, len(heard) - 1]
-    return [(heard[a] / 48000, heard[b] / 48000) for a, b in zip(starts, ends, strict=True)]
+    return [(float(heard[a]) / 48000, float(heard[b]) / 48000) for a, b in zip(starts, ends, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def no_packets(good: Path, folder: Path) -> Path:
         picture, _ = [made.add_stream_from_template(stream) for stream in given.streams]
         for packet in given.demux(video=0):
             if packet.size:
-                packet.stream = picture
+                packet.stream = picture  # pyright: ignore[reportAttributeAccessIssue]
                 made.mux(packet)
     return folder / "v.mkv"
 
@@ -355,6 +355,7 @@ def test_the_video_is_written_even_if_the_sound_cannot_be(
     monkeypatch.setattr(concat, "_sound_packets", refused)
     output = tmp_path / "out.mp4"
     told = concatenate([segment], output, find_sound(good))
+    assert told is not None
     assert re.fullmatch(r"good\.mp4: the sound is left out, it could not be written \(.*\); the video is silent", told)
     assert (probe(output).frames, probe(output).has_audio) == (60, False)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]

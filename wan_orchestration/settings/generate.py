@@ -33,99 +33,103 @@ class GenerateSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     mode: Mode = Field(
-        "animate",
+        default="animate",
         description="animate: the character of the picture performs the motion; "
         "replace: the character replaces the person in the driving video.",
     )
-    clip_len: int = Field(77, ge=5, description="Frames of a segment: those generated at once, 4n+1.")
-    refert_num: Literal[1, 5] = Field(1, description="Last frames of a segment that guide the next segment.")
-    sampling_steps: int = Field(20, ge=1, le=1000, description="Denoising steps per segment.")
-    shift: float = Field(5.0, gt=0, description="Shift of the flow-matching noise schedule.")
-    sample_solver: Literal["dpm++", "unipc"] = Field("dpm++", description="ODE solver.")
+    clip_len: int = Field(default=77, ge=5, description="Frames of a segment: those generated at once, 4n+1.")
+    refert_num: Literal[1, 5] = Field(default=1, description="Last frames of a segment that guide the next segment.")
+    sampling_steps: int = Field(default=20, ge=1, le=1000, description="Denoising steps per segment.")
+    shift: float = Field(default=5.0, gt=0, description="Shift of the flow-matching noise schedule.")
+    sample_solver: Literal["dpm++", "unipc"] = Field(default="dpm++", description="ODE solver.")
     guide_scale: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         description="Classifier-free guidance; above 1 each denoising step needs two forward passes.",
     )
-    prompt: str = Field(PROMPT, description="What the video shows.")
+    prompt: str = Field(default=PROMPT, description="What the video shows.")
     negative_prompt: str = Field(
-        NEGATIVE_PROMPT, description="What guidance leads away from; unused if guide_scale is at most 1."
+        default=NEGATIVE_PROMPT, description="What guidance leads away from; unused if guide_scale is at most 1."
     )
     cfg_parallel: bool = Field(
-        False,
+        default=False,
         description="With guidance and an even number of GPUs: one half computes the branch of the prompt, the other "
         "half that of the negative prompt, at the same time. Otherwise all GPUs compute one branch after the other.",
     )
-    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the noise; the same on every device.")
-    lora: list[str] = Field([], description="LoRA files to fuse into the transformer, each FILE or FILE:STRENGTH.")
-    use_relighting_lora: bool = Field(False, description="Fuse the snapshot's relighting LoRA, meant for replace mode.")
+    seed: int = Field(default=42, ge=0, lt=2**63, description="Seed of the noise; the same on every device.")
+    lora: list[str] = Field(
+        default=[], description="LoRA files to fuse into the transformer, each FILE or FILE:STRENGTH."
+    )
+    use_relighting_lora: bool = Field(
+        default=False, description="Fuse the snapshot's relighting LoRA, meant for replace mode."
+    )
     offload_model: bool = Field(
-        True,
+        default=True,
         description="Free the text encoder once the prompts are encoded; false: keep it on the device.",
     )
     attention: Literal["auto", "native", "cudnn", "flash2", "flash3", "flash4", "sage"] = Field(
-        "auto",
+        default="auto",
         description="Attention kernel. auto: the fastest installed one, found by a short trial on this device; "
         "sage: computes in 8 bits, auto never chooses it.",
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto",
+        default="auto",
         description="Compile the transformer's blocks, which takes up to a minute and makes denoising steps faster. "
         "auto: on CUDA, if the whole job is expected to save more time than compiling takes.",
     )
     placement: Literal["auto", "resident", "swap", "offload", "tiled"] = Field(
-        "auto",
+        default="auto",
         description="Where the models lie. resident: on the device; swap: the transformer is moved to host memory "
         "while the VAE works; offload: the transformer's blocks are brought to the device one by one; tiled: as "
         "offload, and the VAE works on bands of the picture, which leaves faint seams. auto: the fastest that fits.",
     )
     tiled_fallback: Literal["restart", "fail"] = Field(
-        "restart",
+        default="restart",
         description="With placement auto: what to do if memory runs out in the middle of a video and only tiled still "
         "fits. restart: generate the finished segments again, so that all are alike; fail: stop, and keep them for a "
         "run with more memory.",
     )
     quantization: Quantization = Field(
-        "off",
+        default="off",
         description="fp8: 8-bit weights of the transformer's blocks, half the memory; fp8_matmul: 8-bit products too, "
         "faster on Ada, Hopper and later GPUs. Both change the picture and need the extra fp8.",
     )
     vae_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
+        default="float32",
         description="Precision of the VAE; bfloat16: half the memory and time, slightly visible.",
     )
     step_cache: int = Field(
-        0,
+        default=0,
         ge=0,
         le=10,
         description="After the first three denoising steps compute every Nth only, and extrapolate the others "
         "(TaylorSeer): faster, less exact. 0: compute all.",
     )
     trim_last_clip: bool = Field(
-        False,
+        default=False,
         description="Generate only the frames of the last segment that the video needs: faster, but the segment then "
         "looks different.",
     )
     preset: Literal["exact", "balanced", "fast", "draft"] = Field(
-        "exact",
+        default="exact",
         description="Default values of sampling_steps, shift, sample_solver, step_cache and trim_last_clip. exact: the "
         "usual ones; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: 6 steps "
         "without such a LoRA, for a first look. All but exact set trim_last_clip.",
     )
     color_match: Literal["off", "lab"] = Field(
-        "off",
+        default="off",
         description="lab: give each segment the means and standard deviations of L, a and b of the first segment, "
         "against colour drift in long videos.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."
+        default="auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."
     )
     tf32: bool = Field(
-        True,
+        default=True,
         description="Compute float32 convolutions, above all the VAE's, in TF32 on GPUs that have it: faster, rounded "
         "to about 1e-3, as the published code does. Has no effect with dtype: float32.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a CUDA device.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA if there is a CUDA device.")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what a video shows, as JSON.

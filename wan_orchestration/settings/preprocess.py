@@ -17,85 +17,87 @@ class PreprocessSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    mode: Mode = Field("animate", description="As in generation; replace also makes background and mask clips.")
+    mode: Mode = Field(default="animate", description="As in generation; replace also makes background and mask clips.")
     estimator: Literal["auto", "vitpose", "light", "file"] = Field(
-        "auto",
+        default="auto",
         description="What finds the keypoints. vitpose: the snapshot's networks; light: small networks that run "
         "anywhere; file: a file of keypoints beside the driving video, and for retarget one beside the picture "
         "(reference_keypoints.npz or .json). auto: vitpose if the snapshot has it, else file if there is one, else "
         "light.",
     )
     channel_order: Literal["published", "rgb"] = Field(
-        "published",
+        default="published",
         description="Order of the colour channels in ViTPose's input. published: blue first, as for the clips that the "
         "model was trained on; rgb: as ViTPose itself was trained.",
     )
     person: str = Field(
-        "largest",
+        default="largest",
         description="The person, if there are several. largest; index:N: its number on the contact sheet (1 is the "
         "largest); box:x0,y0,x1,y1: contains or touches the person; point:x,y: on the person. Boxes and points refer "
         "to the frame where people first appear, in px of the driving video as it is shown, or in fractions of its "
         "sides if no number is above 1.",
     )
     fps: float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=120,
         description="Frames per second of the clips; default: the driving video's, divided by a whole number to be at "
         "most 30.",
     )
     resolution_area: int = Field(
-        1280 * 720,
+        default=1280 * 720,
         ge=64 * 64,
         le=4096 * 4096,
         description="Pixels in a frame of the generated video, approximately; its sides are multiples of 16 in the "
         "proportions of the picture (animate) or of the driving video (replace).",
     )
-    start: float = Field(0.0, ge=0, description="Second of the driving video at which the clips begin.")
-    end: float | None = Field(None, gt=0, description="Second of the driving video at which the clips end.")
-    max_frames: int | None = Field(None, ge=2, description="Largest number of frames.")
+    start: float = Field(default=0.0, ge=0, description="Second of the driving video at which the clips begin.")
+    end: float | None = Field(default=None, gt=0, description="Second of the driving video at which the clips end.")
+    max_frames: int | None = Field(default=None, ge=2, description="Largest number of frames.")
     retarget: Literal["robust", "published", "off"] = Field(
-        "robust",
+        default="robust",
         description="Fit the motion to the proportions of the character's body (animate mode). robust: measured over "
         "all confident frames; published: measured in the first frame, as the published tools do.",
     )
     max_gap: float = Field(
-        0.5,
+        default=0.5,
         ge=0,
         description="Longest gap without keypoints to fill, seconds; nothing is drawn in longer ones.",
     )
     masks: Literal["auto", "sam2", "light", "file"] = Field(
-        "auto",
+        default="auto",
         description="What finds the person's outline (replace mode). sam2: the snapshot's SAM2; light: the light "
         "estimator's network; file: a mask video beside the driving video. auto: file if there is one, else sam2 "
         "if the snapshot has it, else light.",
     )
-    mask_iterations: int = Field(3, ge=0, le=50, description="How often the mask is dilated; 0: it is used unchanged.")
-    mask_kernel: int = Field(7, ge=1, le=99, description="Side of the square kernel of the dilation, px.")
+    mask_iterations: int = Field(
+        default=3, ge=0, le=50, description="How often the mask is dilated; 0: it is used unchanged."
+    )
+    mask_kernel: int = Field(default=7, ge=1, le=99, description="Side of the square kernel of the dilation, px.")
     mask_columns: int = Field(
-        1,
+        default=1,
         ge=1,
         le=100,
         description="Columns of the grid whose cells are filled where they hold any mask.",
     )
-    mask_rows: int = Field(1, ge=1, le=100, description="Rows of this grid.")
+    mask_rows: int = Field(default=1, ge=1, le=100, description="Rows of this grid.")
     empty_mask: Literal["error", "box"] = Field(
-        "error",
+        default="error",
         description="What to do in a frame without an outline. error: stop; box: use the box around the keypoints.",
     )
     truncated_ok: bool = Field(
-        False, description="Accept a truncated driving video, and use the frames that are complete."
+        default=False, description="Accept a truncated driving video, and use the frames that are complete."
     )
     keypoints: str | None = Field(
-        None,
+        default=None,
         description="File of keypoints beside the driving video, for estimator: file: an npz, an OpenPose JSON, or a "
         "folder with one JSON per frame; default: keypoints.npz, keypoints.json or keypoints/.",
     )
-    mask_file: str = Field("mask.mp4", description="Mask video beside the driving video, for masks: file.")
+    mask_file: str = Field(default="mask.mp4", description="Mask video beside the driving video, for masks: file.")
     light_models: Path | None = Field(
-        None, description="Folder with the light estimator's six .tflite files; default: downloaded once."
+        default=None, description="Folder with the light estimator's six .tflite files; default: downloaded once."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if there is a CUDA device.")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA if there is a CUDA device.")
 
     @field_validator("person")
     @classmethod

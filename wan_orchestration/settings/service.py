@@ -54,16 +54,18 @@ class DropSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WAN_DROP_")
 
     settle_seconds: float = Field(
-        10.0, ge=0, description="A job starts when nothing in its folder has changed for so long."
+        default=10.0, ge=0, description="A job starts when nothing in its folder has changed for so long."
     )
-    interval_seconds: int = Field(5, ge=1, description="Seconds between two looks at the drop folder.")
+    interval_seconds: int = Field(default=5, ge=1, description="Seconds between two looks at the drop folder.")
     run: bool = Field(
-        True,
+        default=True,
         description="Start runs for new and changed jobs; false: they only become partitions, or stale.",
     )
-    max_runs_per_tick: int = Field(4, ge=1, description="Runs started at one look; the others follow at the next.")
+    max_runs_per_tick: int = Field(
+        default=4, ge=1, description="Runs started at one look; the others follow at the next."
+    )
     max_jobs_per_run: int = Field(
-        8,
+        default=8,
         ge=1,
         description="Most jobs in a run, which loads the weights once. Jobs that arrive together share a run.",
     )
@@ -74,10 +76,10 @@ class BatchSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WAN_BATCH_")
 
-    nightly: bool = Field(False, description="Turn the nightly_batch schedule on without a click in the UI.")
-    cron: str = Field("0 1 * * *", description="When nightly_batch runs.")
-    timezone: str = Field("UTC", description="Time zone of the cron expression, for instance Europe/Berlin.")
-    max_jobs_per_run: int = Field(32, ge=1, description="Most jobs in one run, which loads the weights once.")
+    nightly: bool = Field(default=False, description="Turn the nightly_batch schedule on without a click in the UI.")
+    cron: str = Field(default="0 1 * * *", description="When nightly_batch runs.")
+    timezone: str = Field(default="UTC", description="Time zone of the cron expression, for instance Europe/Berlin.")
+    max_jobs_per_run: int = Field(default=32, ge=1, description="Most jobs in one run, which loads the weights once.")
 
 
 class FailureWebhookSettings(BaseSettings):
@@ -86,11 +88,13 @@ class FailureWebhookSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WAN_FAILURE_WEBHOOK_")
 
     url: SecretStr | None = Field(
-        None,
+        default=None,
         description="URL to which JSON about each failed run is posted; none: nothing. May hold a secret.",
     )
-    tries: int = Field(4, ge=1, le=8, description="How often sending is tried; the pauses double from one second.")
-    timeout_seconds: float = Field(10.0, gt=0, description="Longest time for an answer, seconds.")
+    tries: int = Field(
+        default=4, ge=1, le=8, description="How often sending is tried; the pauses double from one second."
+    )
+    timeout_seconds: float = Field(default=10.0, gt=0, description="Longest time for an answer, seconds.")
 
 
 class CheckSettings(BaseSettings):
@@ -99,31 +103,31 @@ class CheckSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WAN_CHECK_")
 
     severity: Literal["warn", "error"] = Field(
-        "warn",
+        default="warn",
         description="Of the checks of quality; those of integrity (decodable, length, ...) are errors.",
     )
-    skeleton: float = Field(0.9, ge=0, le=1, description="Smallest share of frames with a skeleton.")
-    face: float = Field(0.8, ge=0, le=1, description="Smallest share of frames with a face.")
-    confidence: float = Field(0.5, ge=0, le=1, description="Smallest mean confidence of the drawn joints.")
+    skeleton: float = Field(default=0.9, ge=0, le=1, description="Smallest share of frames with a skeleton.")
+    face: float = Field(default=0.8, ge=0, le=1, description="Smallest share of frames with a face.")
+    confidence: float = Field(default=0.5, ge=0, le=1, description="Smallest mean confidence of the drawn joints.")
     jump: float = Field(
-        0.15,
+        default=0.15,
         gt=0,
         description="Largest movement of the skeleton between frames, as a share of their height.",
     )
-    empty_masks: float = Field(0.0, ge=0, le=1, description="Largest share of frames with an empty mask.")
-    least_side: int = Field(256, ge=16, description="Smallest side of the clips, px.")
-    least_fps: float = Field(8.0, gt=0, description="Smallest number of frames per second.")
-    most_fps: float = Field(60.0, gt=0, description="Largest number of frames per second.")
+    empty_masks: float = Field(default=0.0, ge=0, le=1, description="Largest share of frames with an empty mask.")
+    least_side: int = Field(default=256, ge=16, description="Smallest side of the clips, px.")
+    least_fps: float = Field(default=8.0, gt=0, description="Smallest number of frames per second.")
+    most_fps: float = Field(default=60.0, gt=0, description="Largest number of frames per second.")
     frozen_seconds: float = Field(
-        0.5, gt=0, description="Longest time that the picture may stand still while the pose moves."
+        default=0.5, gt=0, description="Longest time that the picture may stand still while the pose moves."
     )
     colour_drift: float = Field(
-        8.0, gt=0, description="Largest colour difference (CIE 1976) of a segment from the first."
+        default=8.0, gt=0, description="Largest colour difference (CIE 1976) of a segment from the first."
     )
-    seam: float = Field(1.5, gt=0, description="Largest change between segments, relative to changes inside.")
-    pose: float = Field(0.6, ge=0, le=1, description="Smallest similarity (OKS) of found and driving pose.")
+    seam: float = Field(default=1.5, gt=0, description="Largest change between segments, relative to changes inside.")
+    pose: float = Field(default=0.6, ge=0, le=1, description="Smallest similarity (OKS) of found and driving pose.")
     identity: float = Field(
-        0.5,
+        default=0.5,
         ge=-1,
         le=1,
         description="Smallest cosine of the CLIP features of person and reference picture.",

@@ -11,7 +11,7 @@ from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.preprocess.estimators.base import Detection
 from wan_orchestration.quality.pose import similarity
 from wan_orchestration.quality.thumbnails import MOST_BYTES, contact_sheet, write_preview
-from wan_orchestration.quality.video_quality import SampledFrame, measure
+from wan_orchestration.quality.video_quality import VideoSample, measure
 from wan_orchestration.video.writer import write_segment
 
 
@@ -86,9 +86,9 @@ def test_what_cannot_be_measured_is_said(look):
 
 def test_the_subject_is_cut_out():
     frame, pose = np.zeros((100, 200, 3), np.uint8), np.zeros((100, 200, 3), np.uint8)
-    assert SampledFrame(0, frame, pose).subject().shape == (100, 200, 3)
+    assert VideoSample(0, frame, pose).subject().shape == (100, 200, 3)
     pose[40:60, 100:120] = 255
-    height, width, _ = SampledFrame(0, frame, pose).subject().shape
+    height, width, _ = VideoSample(0, frame, pose).subject().shape
     assert 30 <= height <= 45 and 30 <= width <= 45
 
 

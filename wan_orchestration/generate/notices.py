@@ -6,7 +6,7 @@ from typing import Self
 from wan_orchestration.protocol.messages import Reporter
 
 
-class Notices(logging.Handler):
+class NoticeCollector(logging.Handler):
     """Collects the package's warnings while a task runs. Each new one is reported once."""
 
     def __init__(self, job_id: str, reporter: Reporter) -> None:

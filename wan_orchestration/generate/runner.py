@@ -23,7 +23,7 @@ from wan_orchestration.files import replacing
 from wan_orchestration.generate.fallback import with_fallback
 from wan_orchestration.generate.fingerprint import fingerprints
 from wan_orchestration.generate.finishing import join, measure_quality
-from wan_orchestration.generate.notices import Notices
+from wan_orchestration.generate.notices import NoticeCollector
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Execution, Plan, SegmentMaker, branches_side_by_side, device_name
 from wan_orchestration.generate.ticker import Ticker, ticking
@@ -102,7 +102,7 @@ class Runner:
     def run(self, task: Task) -> Result:
         """Run one task. The result tells an error; only interruptions are raised."""
         started_at = datetime.now(UTC)
-        with Notices(task.job_id, self.reporter) as notices, UnfinishedVideo(task) as unfinished:
+        with NoticeCollector(task.job_id, self.reporter) as notices, UnfinishedVideo(task) as unfinished:
             outcome = self._attempt(task, unfinished)
             result = Result(
                 job_id=task.job_id,

@@ -26,7 +26,7 @@ _MARGIN = 0.15
 
 
 @dataclass(frozen=True)
-class SampledFrame:
+class VideoSample:
     """A frame of the video at its full size."""
 
     index: int
@@ -76,7 +76,7 @@ def measure(
             pose = poses.read([min(index, poses.info.frames - 1)])[0]
             measures.add(frame, pose)
             if index in sampled:
-                samples.append(SampledFrame(index, frame, pose))
+                samples.append(VideoSample(index, frame, pose))
             if index in shown:
                 strips.append(strip([reference, pose, frame]))
     write_preview(preview, strips, clips.pose.duration)

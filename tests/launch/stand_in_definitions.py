@@ -12,14 +12,15 @@ from wan_orchestration.launch.gpus import Gpus
 from wan_orchestration.launch.launcher import Launcher
 from wan_orchestration.protocol.messages import Request
 
-torchrun.WORKER = "stand_in_worker"
+# Dagster restores the path after it has loaded this file, so the import below cannot wait until the step runs.
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+from tasks import make_task
+
+torchrun.WORKER = "stand_in_worker"
 
 
 @dg.asset
 def launched(context: dg.AssetExecutionContext, launcher: Launcher):
-    from tasks import make_task
-
     folder = Path(os.environ["STAND_IN_FOLDER"])
     tasks = [make_task(name, folder) for name in os.environ["STAND_IN_JOBS"].split()]
     with closing(launcher.generate(context, Request(snapshot=folder, tasks=tasks))) as results:

@@ -169,7 +169,7 @@ def test_killing_what_the_step_launched(project, unbroken, whom):
         processes[whom].kill()
         wait_until(lambda: nothing_left(processes[AGENT:]), GONE_SECONDS)
         assert process.wait() == 0, (project / "log").read_text()
-    assert "A retry resumes after what is finished" in (project / "log").read_text()
+    assert "The job is launched again; its finished segments are kept." in (project / "log").read_text()
     wait_until(lambda: is_free(project), GONE_SECONDS)
     made, resumed = video(project)
     assert made == unbroken.video and resumed >= 1

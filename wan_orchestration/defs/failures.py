@@ -1,4 +1,4 @@
-"""How steps fail: with a message, and with a retry only where one can help."""
+"""How steps fail: with a message, and with a retry only if it can help."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -13,13 +13,13 @@ import dagster as dg
 from wan_orchestration.defs.jobs.versions import JobVersion
 
 CODE_VERSIONS = {"preprocessed_clips": "2", "generated_video": "1"}
-"""Raise one when the code makes something else of the same inputs: all clips or videos are then out of date."""
+"""Raise one when the code makes something different from the same inputs: all clips or videos are then out of date."""
 
 DATA_VERSION = "dagster/data_version"
 OBSERVED = ("job_inputs", "job_settings")
 """Assets that are observed, not materialized."""
 CLIPS_INPUTS = "wan/job_inputs"
-"""Tag of clips: the version of `job_inputs` that they were made of."""
+"""Tag of clips: the version of `job_inputs` that they were made from."""
 TAG_LENGTH = 63
 RECORDS_PER_QUERY = 500
 
@@ -35,7 +35,7 @@ class Materialized:
 
 
 def inputs_tag(job: JobVersion) -> dict[str, str]:
-    """The tag that clips have besides those that Dagster writes."""
+    """The additional tag of clips."""
     return {CLIPS_INPUTS: job.inputs[:TAG_LENGTH]}
 
 
@@ -52,13 +52,13 @@ def video_tags(instance: dg.DagsterInstance, job: JobVersion, version: str, clip
 
 
 def clips_are_fresh(tags: Tags, job: JobVersion) -> bool:
-    """Whether clips with these tags were made by this code of these inputs. Other weights do not make them stale."""
+    """Whether clips with these tags were made by this code from these inputs. Other weights do not make them stale."""
     expected = {"dagster/code_version": CODE_VERSIONS["preprocessed_clips"], **inputs_tag(job)}
     return expected.items() <= tags.items()
 
 
 def video_is_fresh(tags: Tags, job: JobVersion, clips: Tags, weights: str) -> bool:
-    """Whether a video with these tags was made by this code, of these settings, weights and clips."""
+    """Whether a video with these tags was made by this code from these settings, weights and clips."""
     ingredients = _video_ingredients(job, clips.get(DATA_VERSION, ""), weights)
     expected = {_input_tag(name): version for name, version in ingredients.items()}
     expected["dagster/code_version"] = CODE_VERSIONS["generated_video"]

@@ -11,7 +11,7 @@ jobs = dg.DynamicPartitionsDefinition(name="jobs")
 
 
 def register(instance: dg.DagsterInstance, key: str) -> None:
-    """Adds a job's partition, unless it is there. BadInput: not a job key."""
+    """Adds a job's partition, unless it exists. BadInput: not a job key."""
     instance.add_dynamic_partitions("jobs", [check_key(key)])
 
 

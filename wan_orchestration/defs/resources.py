@@ -1,4 +1,4 @@
-"""What assets are given: the drop folder's jobs, the devices, and the launcher that starts the engine on them."""
+"""Resources of the assets: the drop folder's jobs, the devices, and the launcher that starts the engine on them."""
 
 import socket
 from typing import Any
@@ -25,9 +25,9 @@ from wan_orchestration.settings.variables import variables_model
 class JobFolders(dg.ConfigurableResource):
     """The jobs of a run. Each folder is opened and hashed once a run, and its clips are checked once.
 
-    Dagster compares what an asset was made of with what it would be made of now by the last observations *before* the
-    step that made it. So the run's jobs are observed here, before its first step, whoever started the run. The run is
-    tagged with them: by these tags the `drop_folder` sensor knows what has been run.
+    To tell whether an asset is stale, Dagster uses the last observations *before* the step that made it. So every run
+    observes its jobs here, before its first step. It is also tagged with their versions, which tell the `drop_folder`
+    sensor what has been run.
     """
 
     _jobs: dict[str, tuple[Job, JobVersion]] = PrivateAttr(default_factory=dict)
@@ -41,7 +41,7 @@ class JobFolders(dg.ConfigurableResource):
             try:
                 job, version = self._open(key)
             except BadInput:
-                # The step opens the job again, and users look at the step's failure.
+                # The step will open the job again and fail with this error, where users look for it.
                 continue
             for observation in observe(job, version):
                 instance.report_runless_asset_event(observation)
@@ -69,7 +69,7 @@ class JobFolders(dg.ConfigurableResource):
         return clips
 
     def forget(self, key: str) -> None:
-        """Drops what is known of a job's clips, which were made anew."""
+        """Forgets a job's checked clips, because they were made again."""
         for mode in ("animate", "replace"):
             self._clips.pop((key, mode), None)
 

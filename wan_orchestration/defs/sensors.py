@@ -1,4 +1,4 @@
-"""The run failure sensor: tells another system of runs that failed."""
+"""The run failure sensor: reports failed runs to another system."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from wan_orchestration.settings.service import FailureWebhookSettings
 
 
 class NotDelivered(RuntimeError):
-    """No try reached the webhook."""
+    """All tries to reach the webhook failed."""
 
 
 def failure_webhook(context: dg.RunFailureSensorContext) -> None:
@@ -56,7 +56,7 @@ def post(settings: FailureWebhookSettings, body: dict[str, Any]) -> None:
 
     NotDelivered: no try succeeded. Its message leaves out the URL, which may hold a secret.
     """
-    import httpx  # noqa: PLC0415 (only here)
+    import httpx  # noqa: PLC0415 (only this function needs them)
     import tenacity  # noqa: PLC0415
 
     assert settings.url

@@ -1,4 +1,4 @@
-"""Launches that survive a crash: jobs whose worker died are launched again, up to twice for each job."""
+"""Launches that survive a crash: a job whose worker died is launched again, up to twice."""
 
 import time
 from collections import Counter
@@ -16,7 +16,7 @@ WAIT_SECONDS = 5
 
 
 def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Request) -> Iterator[Result]:
-    """Yields each task's result when it is there.
+    """Yields each task's result as soon as it is known.
 
     A task without a result, because its worker died or its ranks lost each other, is launched again together with those
     that have not begun. After its last retry it fails, and the others continue without it.
@@ -72,9 +72,9 @@ def preprocess(context: dg.AssetExecutionContext, launcher: Launcher, request: P
 
 
 def _retries(context: dg.AssetExecutionContext, error: WorkerDied, crashes: Counter[str]) -> bool:
-    """Counts the crash; whether the job is launched again."""
+    """Counts the crash. True if the job is to be launched again."""
     crashes[error.job] += 1
     retries = error.retryable and crashes[error.job] <= RETRIES
     if retries:
-        context.log.warning(f"{error} A retry resumes after what is finished.")
+        context.log.warning(f"{error} The job is launched again; its finished segments are kept.")
     return retries

@@ -9,7 +9,7 @@ from wan_orchestration.settings.service import BatchSettings
 
 
 def nightly_batch(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-    """Requests runs for all jobs without an up-to-date video, the most urgent first, many to a launch."""
+    """Requests runs for all jobs without an up-to-date video, the most urgent first, many in one launch."""
     try:
         jobs, unusable = stale_jobs(context.instance)
     except BadInput as error:

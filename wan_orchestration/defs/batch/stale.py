@@ -12,7 +12,7 @@ from wan_orchestration.weights import hub
 
 
 def stale_jobs(instance: dg.DagsterInstance) -> tuple[list[JobVersion], dict[str, str]]:
-    """The jobs to make videos for, the most urgent first, and the reasons of those that cannot be used, by key.
+    """The jobs that need a video, the most urgent first, and by key the reasons why other jobs cannot be used.
 
     Jobs with a queued or started run are left out. BadInput: there are no weights.
     """

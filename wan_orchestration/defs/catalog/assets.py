@@ -11,7 +11,7 @@ from wan_orchestration.settings.environment import environment
 
 IN_THE_UI = ("job", "state", "mode", "frames", "duration", "seconds", "gpu_seconds", "error")
 SHOWN = 500
-"""Rows of the table in the UI, the last ones registered: Dagster keeps it in its database."""
+"""Rows of the table in the UI: the jobs registered last. Dagster stores this table in its database."""
 
 
 @dg.asset(
@@ -22,11 +22,11 @@ SHOWN = 500
     code_version="1",
 )
 def job_catalog(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """Every job with its state, settings, size, quality, what it cost and why it failed, one row each.
+    """One row per job: its state, settings, size, quality and cost, and why it failed.
 
     Written to `data/catalog/jobs.parquet` and `jobs.csv`.
     """
-    import pandas as pd  # noqa: PLC0415 (a third of a second)
+    import pandas as pd  # noqa: PLC0415 (takes a third of a second)
 
     found = list(rows(context.instance))
     table = pd.DataFrame(found, columns=pd.Index(COLUMNS)).astype(COLUMNS)
@@ -50,5 +50,5 @@ def job_catalog(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
 
 catalog_job = dg.define_asset_job("update_catalog", selection=[job_catalog])
 
-# Off until somebody turns it on: the table can be made at any time.
+# Off by default, because the table can also be made by hand.
 hourly_catalog = dg.ScheduleDefinition(name="hourly_catalog", job=catalog_job, cron_schedule="5 * * * *")

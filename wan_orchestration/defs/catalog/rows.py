@@ -1,4 +1,4 @@
-"""A row for every job: its settings, its state, its result, what it cost."""
+"""The rows of the catalog: each job's settings, state, result and cost."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -37,12 +37,12 @@ COLUMNS = {
     "video": "string",
     "error": "string",
 }
-"""Names and pandas types. `duration` is that of the video in seconds, `seconds` is what making it took,
-`gpu_seconds` that times the devices; both only of videos that are there."""
+"""Names and pandas types. `duration` is the video's in seconds, `seconds` the time that making it took, `gpu_seconds`
+that time multiplied by the number of devices; all are missing without a video."""
 
 
 def rows(instance: dg.DagsterInstance) -> Iterator[dict[str, Any]]:
-    """In the order of registration. States: queued, running, succeeded, failed, cancelled, waiting (never run)."""
+    """Rows in the order of registration. States: queued, running, succeeded, failed, cancelled, waiting (never run)."""
     env, registered = environment(), instance.get_dynamic_partitions("jobs")
     last = _last_runs(instance, registered)
     for key in registered:

@@ -16,9 +16,9 @@ CHECKS = {
     "face": "Most frames have a face.",
     "confidence": "The joints that are drawn were found with confidence.",
     "no_jumps": "The skeleton does not jump from one frame to the next.",
-    "mask": "The mask is empty in no frame (replace mode).",
+    "mask": "No frame has an empty mask (replace mode).",
     "resolution": "The clips are large enough for the model.",
-    "rate": "The clips have a usual number of frames a second.",
+    "rate": "The clips have a usual frame rate.",
     "same_length": "Pose and face clip, background and mask have the same number of frames.",
 }
 
@@ -27,7 +27,7 @@ CLIPS = dg.AssetKey("preprocessed_clips")
 
 @dg.multi_asset_check(name="clips_checks", specs=asset_checks.specs(CLIPS, CHECKS))
 def clips_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders) -> Iterator[dg.AssetCheckResult]:
-    """Looks at a job's clips."""
+    """Checks a job's clips."""
     key = context.partition_key
     clips = job_folders.clips(key, job_folders.open(key).generate_settings().mode)
     yield from asset_checks.of_step(CLIPS, inspect(clips), CHECKS)
@@ -44,10 +44,10 @@ def inspect(clips: Clips) -> Results:
 
     limits, measured, pose = validate(CheckSettings, {}), measure_clips(clips), clips.pose
     lengths = {info.path.name: info.frames for info in clips.videos()}
-    jump = "farthest jump of the skeleton, in parts of the height"
+    jump = "largest movement of the skeleton between two frames, in frame heights"
     if measured.jump_frame is not None:
         jump += f", at frame {measured.jump_frame}"
-    ready = "the clips came ready made"
+    ready = "ready clips come without confidences"
     return {
         "skeleton": at_least(round(measured.skeleton, 4), limits.skeleton, "share of frames with a skeleton"),
         "face": at_least(round(measured.face, 4), limits.face, "share of frames with a face"),

@@ -11,7 +11,7 @@ from wan_orchestration.protocol.messages import Notice, PreprocessResult
 
 
 def clips_metadata(clips: Clips) -> dict[str, Any]:
-    """What the clips are."""
+    """Properties of any clips."""
     return {
         "mode": clips.mode,
         "frames": clips.pose.frames,
@@ -24,7 +24,7 @@ def clips_metadata(clips: Clips) -> dict[str, Any]:
 
 
 def placed_metadata(clips: Clips) -> dict[str, Any]:
-    """Ready clips that were copied. BadInput: a clip cannot be decoded."""
+    """Properties of ready clips that were copied. BadInput: a clip cannot be decoded."""
     from wan_orchestration.quality.thumbnails import contact_sheet  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
 
     return {
@@ -35,7 +35,7 @@ def placed_metadata(clips: Clips) -> dict[str, Any]:
 
 
 def preprocessed_metadata(clips: Clips, result: PreprocessResult) -> dict[str, Any]:
-    """Clips that were made, and how."""
+    """Properties of clips that were made, and how they were made."""
     return clips_metadata(clips) | {
         "contact_sheet": picture(result.contact_sheet, "contact sheet"),
         "estimator": result.estimator,

@@ -1,7 +1,7 @@
 """The drop folder in the asset graph: each job's inputs and settings, whose changes make clips and videos stale.
 
-Nothing is made here. Data versions are observed: by the `drop_folder` sensor when a folder changes, and by the
-`JobFolders` resource when a run starts, so that every run, however it was started, records what it was made of.
+These assets are observed, not materialized: by the `drop_folder` sensor when a folder changes, and by the `JobFolders`
+resource when a run starts. So every run, however it was started, records which inputs and settings it used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ job_settings = dg.AssetSpec(
 rejected_folders = dg.AssetSpec(
     "rejected_folders",
     description="Folders and files in `data/jobs` that cannot be used as they are, with the reason. "
-    "Mend one, and the drop folder's sensor starts its job.",
+    "Correct one, and the drop folder's sensor starts its job.",
     group_name="animation",
     kinds={"file"},
     owners=["team:animation"],

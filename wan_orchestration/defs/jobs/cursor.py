@@ -22,7 +22,7 @@ class KnownFolder:
     fingerprint: str = ""
     """Of the job's inputs."""
     job: JobVersion | None = None
-    """None where the folder cannot be used."""
+    """None if the folder cannot be used."""
     reason: str = ""
     """Why it cannot be used."""
     was_run: bool = False

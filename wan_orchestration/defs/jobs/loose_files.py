@@ -1,4 +1,4 @@
-"""Files that lie beside the job folders instead of in one, and the command that mends each."""
+"""Files that lie beside the job folders, and the commands that move them into one."""
 
 import os
 from collections import defaultdict
@@ -57,7 +57,7 @@ def _reasons(root: Path, files: list[str]) -> dict[str, str]:
     return {
         file: f"{root / file}: a job is a folder; make one there: mkdir {key}; {moves[file]}, and put {missing[name]}"
         if name
-        else f"{root / file}: a file beside the job folders is left alone; move it into a job's folder"
+        else f"{root / file}: a file beside the job folders is not used; move it into a job's folder"
         for file, name in inputs.items()
     }
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from wan_orchestration.formats import PARTIAL
 
 PARTIAL_SECONDS = 900.0
-"""After so long without a change, a partial file is taken for one that was left behind."""
+"""After this time without a change, a partial file counts as abandoned."""
 
 
 @dataclass(frozen=True)
 class FolderState:
-    """A job folder, not opened."""
+    """The state of a job folder whose files were not opened."""
 
     path: Path
     signature: str
@@ -38,7 +38,7 @@ def scan(root: Path) -> list[FolderState]:
 def scan_folder(folder: Path) -> FolderState | None:
     """One folder; None if it has just been renamed or removed.
 
-    Counts change times, because copying programs give their copies the originals' modification times.
+    Uses change times (ctime), because copying programs give their copies the originals' modification times.
     """
     digest, partial, start = hashlib.sha256(), False, len(str(folder))
     try:
@@ -55,7 +55,7 @@ def scan_folder(folder: Path) -> FolderState | None:
 
 
 def _target(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """None for a broken link."""
+    """The status of the file behind a link; None for a broken link."""
     try:
         return entry.stat()
     except FileNotFoundError:

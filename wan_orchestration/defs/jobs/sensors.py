@@ -40,10 +40,10 @@ LISTED = 20
 
 @dataclass
 class Reading:
-    """What was found in the folders that are new or changed."""
+    """What a tick found in new and changed folders."""
 
     settled: set[str] = field(default_factory=set)
-    """Folders that nothing is being copied into."""
+    """Folders into which nothing is being copied."""
     unread: int = 0
     """Folders left to the next tick."""
     observations: list[dg.AssetObservation] = field(default_factory=list)
@@ -57,7 +57,7 @@ class RunsToStart:
     """Jobs that were not run for their present content."""
     runs: list[list[JobVersion]]
     obstacle: str | None
-    """Why no run can be started."""
+    """Why no run can be started; None if nothing prevents it."""
 
 
 @dg.definitions
@@ -133,7 +133,7 @@ def read(
         except (BadInput, OSError) as error:
             cursor.folders[name] = KnownFolder(folder.signature, defaults, reason=str(error))
             continue
-        # A new job is observed by its first run. Of the others, the UI shows at once that their videos are stale.
+        # A new job is observed by its first run. Others are observed here, so that the UI shows stale videos at once.
         version = cursor.folders[name].job
         if version and name in registered:
             reading.observations += observe(job, version)
@@ -194,7 +194,7 @@ def _report(
     """The tick's message, line by line."""
     yield (
         f"{len(folders)} job folders, {len(folders) - len(reading.settled)} of them being copied, {len(new)} new, "
-        f"{reading.unread} to be read at the next look; {len(gone)} partitions without folder or output removed"
+        f"{reading.unread} to be read in the next tick; {len(gone)} partitions without folder or output removed"
     )
     yield f"{len(starts.waiting)} jobs to run, {sum(map(len, starts.runs))} of them now in {len(starts.runs)} runs"
     if starts.obstacle:

@@ -1,4 +1,4 @@
-"""What a job was at one moment, as hashes: what its runs are tagged with, and what assets are compared by."""
+"""Hashes of a job at one moment. Runs are tagged with them, and they are data versions of assets."""
 
 import hashlib
 import json

@@ -65,7 +65,7 @@ def generated_video(
     failures: dict[str, dg.Failure] = {}
     for job in _by_urgency(context, job_folders, failures):
         with _recorded(context, failures, job.key):
-            settings = job.generate_settings(**config.given())  # a fault in them shows before clips are made
+            settings = job.generate_settings(**config.given())  # fails before clips are made
             yield from _up_to_date_clips(context, launcher, job_folders, job, snapshot)
             task = Task(
                 job_id=job.key,
@@ -88,7 +88,7 @@ def generated_video(
 
 
 def _snapshot(context: dg.AssetExecutionContext) -> Snapshot:
-    """The weights, with which the run is tagged. BadInput: they are not there."""
+    """The weights. Tags the run with their revision. BadInput: they are missing."""
     snapshot = hub.resolve(environment(), context.log.info, allow_download=False)
     tags = {"wan/snapshot": snapshot.revision or snapshot.fingerprint[:12]}
     context.instance.add_run_tags(context.run.run_id, tags)
@@ -108,7 +108,7 @@ def _by_urgency(
 
 @contextmanager
 def _recorded(context: dg.AssetExecutionContext, failures: dict[str, dg.Failure], key: str) -> Iterator[None]:
-    """Records what fails one job, so that the others are made."""
+    """Records an error of one job, so that the other jobs continue."""
     try:
         yield
     except BadInput as error:
@@ -120,7 +120,7 @@ def _recorded(context: dg.AssetExecutionContext, failures: dict[str, dg.Failure]
 
 
 def _failure(failures: dict[str, dg.Failure], jobs: int) -> dg.Failure:
-    """The step's failure: of a run over one job its own, of a run over several all of them."""
+    """The step's failure: the job's own, or a list of all if the run has several jobs."""
     if jobs == 1:
         (failure,) = failures.values()
         return failure
@@ -134,7 +134,7 @@ def _failure(failures: dict[str, dg.Failure], jobs: int) -> dg.Failure:
 def _up_to_date_clips(
     context: dg.AssetExecutionContext, launcher: Launcher, job_folders: JobFolders, job: Job, snapshot: Snapshot
 ) -> Iterator[dg.AssetMaterialization]:
-    """Makes a job's clips, unless those in their place were made of what the job holds now."""
+    """Makes a job's clips, unless there are up-to-date ones."""
     version = job_folders.version(job.key)
     last = latest(context.instance, "preprocessed_clips", job.key)
     if (environment().clips_root / job.key).is_dir() and last and clips_are_fresh(last.tags, version):
@@ -174,13 +174,13 @@ def _finished(
 
 
 def video_version(task: Task, snapshot: Snapshot) -> str:
-    """Data version of a video: by clips, weights and settings, not by what the machine chooses, such as precision."""
+    """Data version of a video: a hash of clips, weights and settings, not of machine choices such as precision."""
     settings = json.dumps(task.settings.decisive(), sort_keys=True)
     return hashlib.sha256(f"{task.clips.version} {snapshot.fingerprint} {settings}".encode()).hexdigest()
 
 
 def _made_by_this_run(context: dg.AssetExecutionContext, task: Task, snapshot: Snapshot) -> bool:
-    """Whether the video was finished by this run before it was retried. Another run makes a video again."""
+    """Whether an earlier try of this run finished the video. A new run makes it again."""
     last = latest(context.instance, "generated_video", task.job_id)
     if last is None:
         return False

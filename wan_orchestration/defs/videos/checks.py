@@ -1,4 +1,4 @@
-"""Checks of a finished video: of its integrity in a pass over its frames, of its quality by the runner's measures."""
+"""Checks of a finished video: of its integrity by decoding it, of its quality by the runner's measures."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ CHECKS = {
     "decodable": "Every frame of the video can be decoded.",
     "length": "The video has as many frames as the pose clip and lasts as long.",
     "size": "The video is as large as the pose clip.",
-    "not_blank": "No frame is of one colour.",
+    "not_blank": "No frame shows a single colour.",
     "finite": "The model computed no NaN or infinity.",
     "not_frozen": "The picture does not stand still while the pose moves.",
     "colour_drift": "The colours of no segment are far from the first segment's.",
@@ -35,7 +35,7 @@ VIDEO = dg.AssetKey("generated_video")
 
 @dg.multi_asset_check(name="video_checks", specs=asset_checks.specs(VIDEO, CHECKS))
 def video_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders) -> Iterator[dg.AssetCheckResult]:
-    """Looks at a job's finished video again. `generated_video` looks at each video itself when it is finished."""
+    """Checks a job's finished video again. `generated_video` checks each video once when it is finished."""
     key = context.partition_key
     folder = environment().videos_root / key
     result = Result.read(folder / "result.json")
@@ -45,7 +45,7 @@ def video_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
 
 
 def evaluations(key: str, pose: VideoInfo, result: Result) -> Iterator[dg.AssetCheckEvaluation]:
-    """The checks of a video whose result has just come. `pose` is the pose clip."""
+    """The checks of a video that was just made. `pose` is the pose clip."""
     results = inspect(environment().videos_root / key / "video.mp4", pose) | judge(result)
     return asset_checks.of_partition(VIDEO, key, results, CHECKS)
 

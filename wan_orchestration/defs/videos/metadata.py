@@ -12,7 +12,7 @@ from wan_orchestration.settings.service import ClientSettings
 
 
 def video_metadata(result: Result) -> dict[str, Any]:
-    """A result's values that are known. Dagster plots the numbers over a job's runs."""
+    """The known values of a result. Dagster plots the numbers over a job's runs."""
     video, quality, segments = result.video_path, result.quality, result.made_segments
     preview = video and video.with_name("preview.webp")
     metadata = {
@@ -75,5 +75,5 @@ def segments_table(result: Result) -> dg.TableMetadataValue:
 
 
 def api_url() -> str:
-    """Where the HTTP API plays videos, if it is served."""
+    """URL of the HTTP API, which plays videos while it is served."""
     return validate(ClientSettings, {}).url.rstrip("/")

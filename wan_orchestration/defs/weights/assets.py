@@ -23,7 +23,7 @@ class WeightConfig(dg.Config):
 def weight_snapshot(context: dg.AssetExecutionContext, config: WeightConfig) -> dg.MaterializeResult:
     """The Wan2.2-Animate weights: `WAN_CHECKPOINT_DIR` as it is, else downloaded from ModelScope and verified.
 
-    A complete download is left alone; an interrupted one goes on where it stopped.
+    A complete download is used as it is; an interrupted one resumes.
     """
     with failures_in_words(context, hub.DownloadError):
         snapshot = hub.resolve(environment(), context.log.info, verify=config.verify)

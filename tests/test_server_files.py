@@ -1,4 +1,4 @@
-"""The files of docs/server, as far as that goes without systemd and Docker."""
+"""The files of docs/server, as far as they can be tested without systemd and Docker."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ def test_services_start_programs_that_are_there():
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_systemd_takes_the_units(unit, tmp_path):
+def test_systemd_accepts_the_units(unit, tmp_path):
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze on this machine")
     text = unit.read_text().replace("/srv/wan-orchestration/.venv/bin", str(PROGRAMS))

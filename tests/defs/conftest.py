@@ -54,7 +54,7 @@ def materialize(data_root, instance, repository) -> Callable[..., dg.ExecuteInPr
 
 @pytest.fixture
 def reason() -> Callable[[dg.ExecuteInProcessResult], str]:
-    """Says why a run's only failed step failed; it must not have been tried again."""
+    """Says why a run's only failed step failed; the step must not have been retried."""
 
     def why(result: dg.ExecuteInProcessResult) -> str:
         (failed,) = [event for event in result.all_events if event.is_step_failure]

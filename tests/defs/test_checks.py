@@ -123,7 +123,7 @@ def result(**quality) -> Result:
         ({"identity": None, "pose_similarity": None, "not_measured": {"identity": "why"}}, set()),
     ],
 )
-def test_quality_is_judged_by_the_settings(quality, check, monkeypatch):
+def test_quality_is_compared_with_the_settings(quality, check, monkeypatch):
     found = judge(result(**quality))
     assert {name for name, one in found.items() if not one.passed} == check
     if quality.get("identity", "") is None:

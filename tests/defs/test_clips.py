@@ -21,7 +21,7 @@ def test_ready_clips_are_placed(make_job, materialize, data_root):
     assert warning.data["what"].startswith("src_face.mp4: 3 frames, but src_pose.mp4 has 5; it is played forwards")
 
 
-def test_the_data_version_is_what_the_clips_hold(make_job, materialize):
+def test_the_data_version_follows_the_content_of_the_clips(make_job, materialize):
     def version() -> str:
         (event,) = materialize("preprocessed_clips", key="job").asset_materializations_for_node("preprocessed_clips")
         return event.tags["dagster/data_version"]
@@ -35,7 +35,7 @@ def test_the_data_version_is_what_the_clips_hold(make_job, materialize):
     assert version() != first
 
 
-def test_bad_clips_fail_in_words_and_leave_nothing(make_job, materialize, reason, data_root):
+def test_bad_clips_fail_with_a_reason_and_leave_nothing(make_job, materialize, reason, data_root):
     folder = make_job("bad")
     video = (folder / "src_pose.mp4").read_bytes()
     (folder / "src_pose.mp4").write_bytes(video[: len(video) // 2])
@@ -61,15 +61,15 @@ def test_clips_are_made_from_a_driving_video_and_a_picture(make_raw_job, materia
     assert again.tags["dagster/data_version"] == event.tags["dagster/data_version"]
 
 
-def test_a_video_without_a_person_fails_in_words(make_raw_job, materialize, reason, data_root):
+def test_a_video_without_a_person_fails_with_a_reason(make_raw_job, materialize, reason, data_root):
     make_raw_job("empty", confidence=0.0)
     text = reason(materialize("preprocessed_clips", key="empty"))
     assert "driving.mp4" in text and "no person" in text.lower()
     assert not (data_root / "clips" / "empty").exists()
 
 
-def test_the_video_has_clips_made_as_often_as_it_takes(make_job, data_root, instance):
-    """Each time they are checked, also for the same job in another run."""
+def test_the_video_makes_stale_clips_and_checks_them(make_job, data_root, instance):
+    """Each run checks the clips that it makes, also of the same job."""
     job = Job.open(make_job("job"))
 
     @dg.asset

@@ -19,10 +19,10 @@ print(*[name for name in {HEAVY!r}.split() if name in sys.modules])
 
 
 def test_the_code_location_is_light():
-    """In CPU time, Python's own start included, so that other work on the machine does not count."""
+    """Measured in CPU time, with the start of Python, so that other work on the machine does not count."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     times = []
-    # The first may have to compile.
+    # The first process may have to compile bytecode.
     for _ in range(3):
         output = subprocess.run(
             [sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=True
@@ -33,7 +33,7 @@ def test_the_code_location_is_light():
     assert min(times) < 1.5
 
 
-def test_every_asset_says_what_it_is(repository: dg.RepositoryDefinition):
+def test_every_asset_is_described(repository: dg.RepositoryDefinition):
     nodes = {node.key.to_user_string(): node for node in repository.asset_graph.asset_nodes}
     per_job = {"job_inputs", "job_settings", "preprocessed_clips", "generated_video"}
     assert set(nodes) == per_job | {"weight_snapshot", "rejected_folders", "job_catalog"}
@@ -44,7 +44,7 @@ def test_every_asset_says_what_it_is(repository: dg.RepositoryDefinition):
 
 
 def test_dagster_accepts_the_project(tmp_path):
-    """By the project's own dagster.yaml and workspace.yaml, without a warning but for Dagster's of its own command."""
+    """Uses the project's dagster.yaml and workspace.yaml. Only the warning about Dagster's own command is allowed."""
     (tmp_path / "dagster.yaml").write_bytes((ROOT / "dagster_home" / "dagster.yaml").read_bytes())
     done = subprocess.run(
         [sys.executable, "-m", "dagster", "definitions", "validate"],

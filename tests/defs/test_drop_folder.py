@@ -80,12 +80,12 @@ def tick(instance, data_root) -> Callable[..., list[list[str]]]:
     return run
 
 
-def test_a_folder_is_taken_up_once_for_each_content(drop, tick, instance):
+def test_each_content_of_a_folder_is_run_once(drop, tick, instance):
     folder = drop("one")
     assert tick() == [["one"]]
     assert tick() == []
 
-    # The same again, by other means: nothing; not even if all that is remembered is lost.
+    # The same content in a new folder starts nothing, not even if the sensor's memory is lost.
     shutil.copytree(folder, folder.with_name("copy"))
     shutil.rmtree(folder)
     folder.with_name("copy").rename(folder)
@@ -105,7 +105,7 @@ def test_a_folder_is_taken_up_once_for_each_content(drop, tick, instance):
     assert tick() == []
 
 
-def test_a_job_that_waits_or_runs_is_left_alone(drop, tick, instance):
+def test_a_job_with_an_unfinished_run_is_not_started(drop, tick, instance):
     folder = drop("one")
     assert tick(status=dg.DagsterRunStatus.STARTED) == [["one"]]
     (folder / "job.yaml").write_text("generate: {seed: 7}")
@@ -115,8 +115,8 @@ def test_a_job_that_waits_or_runs_is_left_alone(drop, tick, instance):
     assert tick() == [["one"]]
 
 
-def test_runs_of_others_count(drop, tick, instance):
-    """Those of the shell, the UI and the HTTP API get the same tags, if need be when they begin."""
+def test_runs_that_others_started_count(drop, tick, instance):
+    """Runs from the shell, the UI and the HTTP API get the same tags, at the latest when they begin."""
     content = JobVersion.of(Job.open(drop("one"))).content
     instance.add_run(dg.DagsterRun(job_name="x", tags={"job/one": content}, status=dg.DagsterRunStatus.FAILURE))
     drop("two")
@@ -143,7 +143,7 @@ def test_nothing_is_run_before_copying_has_ended(drop, tick, monkeypatch, instan
     assert tick() == [["slow"]]
 
 
-def test_a_partial_file_that_was_left_behind_does_not_block_for_ever(drop):
+def test_an_abandoned_partial_file_does_not_block_for_ever(drop):
     (drop("one") / "driving.mp4.part").write_bytes(b"")
     state = scan_folder(drop("one"))
     assert not state.settled(state.changed_at + 600, settle_seconds=1)
@@ -161,7 +161,7 @@ def table(instance) -> Callable[[], dict[str, str]]:
     return read
 
 
-def test_unusable_folders_are_listed_until_they_are_mended(drop, tick, table, instance, data_root):
+def test_unusable_folders_are_listed_until_they_are_corrected(drop, tick, table, instance, data_root):
     drop("Bad Name")
     drop("typo")
     (data_root / "jobs" / "typo" / "job.yaml").write_text("generate: {sampling_stepps: 3}")
@@ -209,7 +209,7 @@ def test_files_that_are_being_copied_are_not_loose_files(tmp_path):
     assert len(loose_files(tmp_path, now + 10)) == 101
 
 
-def test_partitions_of_removed_folders_go_unless_something_was_made(drop, tick, instance, data_root):
+def test_partitions_of_removed_folders_are_deleted_unless_there_is_output(drop, tick, instance, data_root):
     for key in ("bare", "video", "clips", "history", "queued"):
         drop(key)
     tick()
@@ -226,7 +226,7 @@ def test_partitions_of_removed_folders_go_unless_something_was_made(drop, tick, 
     assert instance.get_dynamic_partitions("jobs") == ["clips", "history", "queued", "video"]
 
 
-def test_jobs_that_come_together_share_runs_the_urgent_first(drop, tick, monkeypatch):
+def test_jobs_that_arrive_together_share_runs_most_urgent_first(drop, tick, monkeypatch):
     monkeypatch.setenv("WAN_DROP_MAX_RUNS_PER_TICK", "2")
     monkeypatch.setenv("WAN_DROP_MAX_JOBS_PER_RUN", "2")
     for key in "abcde":

@@ -1,4 +1,4 @@
-"""Which launcher the environment chooses, and how it sets that up."""
+"""Which launcher the environment chooses, and how it configures it."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def fresh_environment():
     environment.cache_clear()
 
 
-def test_this_machine_unless_told_otherwise():
+def test_this_machine_by_default():
     assert launcher(Gpus()) == TorchrunClient(gpus=Gpus())
 
 

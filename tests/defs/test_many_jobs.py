@@ -51,9 +51,9 @@ def test_six_jobs_of_which_one_is_broken(make_job, make_raw_job, instance, run_o
     assert len([line for line in log if "loading the weights took" in line]) == 1
     assert {"wan/devices": "cpu-0"}.items() <= instance.get_run_by_id(result.run_id).tags.items()
     assert "wan/snapshot" in instance.get_run_by_id(result.run_id).tags
-    clips = [record.asset_observation for record in instance.fetch_observations(ASSET, limit=99).records]
-    assert sorted(clip.partition for clip in clips) == sorted([*made, "f"]), "f has two clips"
-    assert sum(clip.metadata["frames"].value for clip in clips) == 4 * 5 + 6
+    segments = [record.asset_observation for record in instance.fetch_observations(ASSET, limit=99).records]
+    assert sorted(segment.partition for segment in segments) == sorted([*made, "f"]), "f has two segments"
+    assert sum(segment.metadata["frames"].value for segment in segments) == 4 * 5 + 6
     for key in made:
         assert probe(data_root / "videos" / key / "video.mp4").frames == (6 if key == "f" else 5)
         (record,) = instance.fetch_materializations(
@@ -70,8 +70,8 @@ def test_six_jobs_of_which_one_is_broken(make_job, make_raw_job, instance, run_o
     assert clips == ["e", "b", "a", "d", "f"]
 
 
-def test_the_job_that_sensor_and_batch_start(make_job, instance, repository, run_over, data_root):
-    """Tried again, it goes on where it stopped."""
+def test_make_videos_checks_videos_and_a_retry_resumes(make_job, instance, repository, run_over, data_root):
+    """The Dagster job that the sensor and the batch start."""
     for key in "ab":
         make_job(key)
     instance.add_dynamic_partitions("jobs", ["a", "b"])

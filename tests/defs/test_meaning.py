@@ -1,6 +1,6 @@
-"""What a video means: the demo's model makes it through the whole Dagster path, and it shows what its inputs say.
+"""The demo's model makes a video through the whole Dagster path, and the video shows what each of its inputs decides.
 
-Then one input after the other is swapped for another's, and what it decides is no longer so.
+Then inputs are replaced one by one by another job's, and the video shows the difference.
 """
 
 import shutil
@@ -31,19 +31,19 @@ SETTINGS = {"clip_len": FRAMES, "sampling_steps": 6}
 
 
 LIMBS, OPENING, BACKGROUND = 0.03, 0.3, 26.0
-"""Heights of the picture; a part of the true change; dB. The right video has 0.015, 0.58 and 33."""
+"""In heights of the picture; as a share of the true change; in dB. The right video has 0.015, 0.58 and 33."""
 
 
 @pytest.fixture
 def performance() -> Scene:
-    """Somebody whose mouth opens, to be replaced by somebody else."""
+    """A person whose mouth opens, and the character that replaces this person."""
     one = scene(seed=7, frames=FRAMES)
     act = replace(one.driving.act, mouth=np.clip(np.linspace(-0.5, 1.5, FRAMES), 0, 1), smile=np.zeros(FRAMES))
     return replace(one, driving=Figure(one.driving.build, act))
 
 
 def faults(video: np.ndarray, performance: Scene, other: Scene) -> set[str]:
-    """The inputs that a video does not show to be these."""
+    """The inputs that the video does not agree with."""
     truth = np.stack([performance.truth(t, replace=True) for t in performance.frames])
     look, found = performance.character, set()
     if measure.limb_errors(video, truth, look).mean() > LIMBS:
@@ -59,7 +59,7 @@ def faults(video: np.ndarray, performance: Scene, other: Scene) -> set[str]:
 
 
 def opening(video: np.ndarray, performance: Scene) -> float:
-    """How much darker the mouth's place is at the end than in the beginning."""
+    """How much darker the mouth is at the end than at the beginning."""
     levels = []
     for t in (*range(4), *range(-4, 0)):
         x, y = performance.driving.pose(t % FRAMES, performance.size).face[48:, :2].mean(0).astype(int)
@@ -94,7 +94,7 @@ def test_a_video_shows_what_its_inputs_say(performance, data_root, materialize, 
         clips = shutil.copytree(right, tmp_path / "swapped" / name)
         shutil.copy(swapped / name, clips)
         if name == "src_bg.mp4":
-            # The hole in the background says what the mask says: to this model the mask alone means little.
+            # The hole in the background has the mask's shape, and this model hardly uses the mask itself.
             shutil.copy(swapped / "src_mask.mp4", clips)
         tasks.append(
             Task(

@@ -1,4 +1,4 @@
-"""The video asset's settings and failures. Nothing is launched: see tests/launch, and tests/test_cli.py for it all."""
+"""The video asset's settings and failures. Nothing is launched: see tests/launch, and tests/cli for whole runs."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def test_the_launchpad_offers_every_setting():
     assert all(not field.is_required and field.description for field in fields.values())
 
 
-def test_only_what_was_filled_in_is_given():
+def test_only_filled_in_fields_are_given():
     filled = {"sample_solver": "unipc", "seed": 0, "lora": ["a.safetensors:0.5"], "use_relighting_lora": False}
     assert GenerateConfig(**filled).given() == filled
     with pytest.raises(ValidationError):
@@ -56,7 +56,7 @@ def test_notices_are_shown():
     assert "warnings" not in video_metadata(result.model_copy(update={"notices": []}))
 
 
-def test_bad_input_is_not_tried_again(make_job, materialize, reason, data_root, monkeypatch, weights):
+def test_bad_input_is_not_retried(make_job, materialize, reason, data_root, monkeypatch, weights):
     make_job("job")
     assert "WAN_CHECKPOINT_DIR" in reason(materialize("generated_video", key="job"))
 
@@ -80,7 +80,7 @@ def test_a_poster_is_small_whatever_it_shows(tmp_path):
         assert image.size == (240, 138)
 
 
-def test_what_may_pass_is_tried_again_and_a_cancel_is_not(instance, monkeypatch):
+def test_passing_errors_are_retried_and_cancels_are_not(instance, monkeypatch):
     monkeypatch.setattr(failures, "WAIT_SECONDS", 0)
     tries = []
 

@@ -1,4 +1,4 @@
-"""Telling a local receiver of a failed run."""
+"""Reporting a failed run to a local receiver."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from wan_orchestration.defs.sensors import NotDelivered
 
 
 class Receiver(HTTPServer):
-    """Answers with the statuses it was given, one after the other, and keeps what it was sent."""
+    """Answers with `statuses`, one after the other, and keeps the bodies that it receives."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -53,13 +53,13 @@ def failing():
 
 
 @pytest.fixture
-def tell(instance):
-    """Has the sensor look at a failed run of the jobs a and b."""
+def report(instance):
+    """Lets the sensor report a failed run of the jobs a and b."""
     instance.add_dynamic_partitions("jobs", ["a", "b"])
     tags = {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"}
     result = failing.execute_in_process(instance=instance, raise_on_error=False, tags=tags)
 
-    def look() -> str:
+    def tick() -> str:
         context = dg.build_run_status_sensor_context(
             sensor_name="failure_webhook",
             dagster_instance=instance,
@@ -69,32 +69,32 @@ def tell(instance):
         webhook.failure_webhook(context.for_run_failure())
         return result.run_id
 
-    return look
+    return tick
 
 
-def test_a_failed_run_is_told_of(tell, receiver):
-    run_id = tell()
+def test_a_failed_run_is_reported(report, receiver):
+    run_id = report()
     (body,) = receiver.bodies
     assert body["run_id"] == run_id and body["jobs"] == ["a", "b"] and body["event"] == "run_failed"
     assert body["error"].startswith("fails: data/jobs/a/src_pose.mp4: truncated")
 
 
-def test_it_is_tried_again(tell, receiver):
+def test_posting_is_retried(report, receiver):
     receiver.statuses = [503, 429, 200]
-    tell()
+    report()
     assert len(receiver.bodies) == 3
 
 
 @pytest.mark.parametrize("statuses, tries", [([500] * 4, 4), ([403], 1)])
-def test_a_receiver_that_does_not_take_it(tell, receiver, statuses, tries):
+def test_a_receiver_that_refuses(report, receiver, statuses, tries):
     receiver.statuses = statuses
     with pytest.raises(NotDelivered, match=f"HTTP {statuses[-1]}") as failure:
-        tell()
+        report()
     assert len(receiver.bodies) == tries and "secret" not in str(failure.value)
 
 
-def test_off_unless_asked_for(tell, receiver, monkeypatch, repository):
+def test_off_by_default(report, receiver, monkeypatch, repository):
     assert repository.get_sensor_def("failure_webhook").default_status == dg.DefaultSensorStatus.STOPPED
     monkeypatch.delenv("WAN_FAILURE_WEBHOOK_URL")
-    tell()
+    report()
     assert not receiver.bodies

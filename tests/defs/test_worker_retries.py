@@ -1,4 +1,4 @@
-"""Which jobs of a launch are tried again. The launcher is a stand-in that crashes as it is told."""
+"""Which jobs of a launch are retried. The launcher is a stand-in that crashes for jobs with certain names."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -37,7 +37,7 @@ asked: list[list[str]] = []
         (["lost", "a"], [["lost", "a"], ["lost"], ["lost"]], []),
     ],
 )
-def test_what_died_is_tried_again_and_others_go_on(monkeypatch, tmp_path, jobs, launches, failed):
+def test_crashed_jobs_are_retried_and_others_continue(monkeypatch, tmp_path, jobs, launches, failed):
     monkeypatch.setattr(worker_retries, "WAIT_SECONDS", 0)
     asked.clear()
     request = Request(snapshot=Path("weights"), tasks=[make_task(job, tmp_path) for job in jobs])

@@ -24,7 +24,10 @@ OnStep = Callable[[int], None]
 
 @dataclass(frozen=True)
 class SegmentInput:
-    """Frames of one segment, (clip_len, H, W, 3) uint8 RGB; the face 512x512. Replace mode adds background and mask."""
+    """Input frames of one segment, (T, H, W, 3) uint8 RGB; the face is 512x512. Replace mode adds background and mask.
+
+    T is clip_len, or less if the last segment is trimmed.
+    """
 
     pose: np.ndarray
     face: np.ndarray
@@ -92,7 +95,7 @@ class Animator:
         return self.settings.cfg_parallel and self.guided and self.models.ranks.size % 2 == 0
 
     def skip(self, segments: int) -> None:
-        """Draw the noise of segments that an earlier run has generated, so that the next segment gets its own."""
+        """Draw and discard the noise of segments that an earlier run finished, so that the next one gets its own."""
         for _ in range(segments):
             self._draw_noise(self.settings.clip_len)
 
@@ -100,7 +103,7 @@ class Animator:
     def condition(self, segment: SegmentInput, guide: Tensor | None) -> Conditions:
         """Conditions of the next segment, from its input frames.
 
-        `guide`, (3, refert_num, H, W) in [-1, 1], are the last decoded frames of the segment before. None for the first
+        `guide` holds the last frames of the segment before, (3, refert_num, H, W) in [-1, 1]. It is None for the first
         segment.
         """
         with self.stopwatch.during("encoding"):
@@ -163,7 +166,7 @@ class Animator:
         return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=self.generator)
 
     def _encode_prompts(self) -> list[Tensor]:
-        """(1, 512, text_dim) of the prompt, and with guidance of the negative prompt."""
+        """States (1, 512, text_dim) of the prompt and, with guidance, of the negative prompt."""
         models, settings = self.models, self.settings
         prompts = [settings.prompt, settings.negative_prompt] if self.guided else [settings.prompt]
         with models.without_transformer():
@@ -201,7 +204,7 @@ class Animator:
         )
 
     def _should_compile(self, segments: int) -> bool:
-        """What the settings say. "auto": on CUDA, if the denoising steps save more time than compiling takes."""
+        """As the settings say. "auto": on CUDA, if compiled blocks save more time than compiling takes."""
         settings, models, config = self.settings, self.models, self.transformer.config
         if settings.compile != "auto":
             return settings.compile == "on"
@@ -231,7 +234,7 @@ class Animator:
     def _embed(self, text: Tensor, features: Tensor) -> Tensor | list[Keys]:
         """The context of a guidance branch, see `Branch`."""
         context = self.transformer.embed_context(text.to(self.models.dtype), features)
-        # Streamed blocks compute their keys at each step: the keys of all blocks take memory that streaming saves.
+        # Streamed blocks compute their keys at each step: storing all keys would cost the memory that streaming saves.
         return context if self.transformer.trunk.streamed else self.transformer.cross_keys(context)
 
     def _branches(self, segment: SegmentInput) -> list[Branch]:

@@ -24,9 +24,9 @@ def to_tensor(frames: np.ndarray, device: torch.device | None = None) -> Tensor:
 
 
 def to_frames(video: Tensor) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 of a video (3, T, H, W) in [-1, 1]. Larger values are clipped; NaN becomes grey.
+    """Frames (T, H, W, 3) uint8 of a video (3, T, H, W) in [-1, 1]. Other values are clipped; NaN becomes grey.
 
-    Works on the video's device until a single copy to the host.
+    Converts on the video's device and copies to the host once.
     """
     levels = video.nan_to_num().clamp_(-1, 1).add_(1).mul_(127.5).round_().to(torch.uint8)
     levels = rearrange(levels, "c t h w -> t h w c").contiguous()
@@ -53,7 +53,7 @@ def letterbox(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def clean_prompt(text: str) -> str:
-    """Clean a prompt as for the model's training: fix its Unicode, unescape HTML, collapse blanks."""
+    """Clean a prompt as in the model's training: fix its Unicode, unescape HTML, collapse whitespace."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
@@ -74,8 +74,8 @@ def pad_prompt(states: Tensor) -> Tensor:
 def encode_reference(reference: Tensor, encoder: CLIPVisionModel) -> Tensor:
     """CLIP features (1, 257, image_dim) of the letterboxed reference (1, 3, 1, H, W) in [-1, 1].
 
-    As in the published code, the picture is resized to the tower's square without antialiasing or regard to its aspect
-    ratio, and the features are those of the last but one layer.
+    As in the published code, the picture is stretched to the encoder's square input size without antialiasing, and the
+    features come from the last but one layer.
     """
     size = encoder.config.image_size
     assert isinstance(size, int)
@@ -96,7 +96,7 @@ def known_pixels(mask: Tensor) -> Tensor:
 
 
 def background_known(mask: np.ndarray) -> Tensor:
-    """Share of background (T, H / 8, W / 8) of a mask (T, H, W, 3) uint8 whose red channel is 255 on the person.
+    """Share of background, (T, H / 8, W / 8), from a mask (T, H, W, 3) uint8 whose red channel is 255 on the person.
 
     As in the published code, the mask is resized by nearest neighbour and not binarised.
     """

@@ -8,14 +8,14 @@ from wan_orchestration.settings.generate import GenerateSettings
 
 
 def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device, torch.dtype]:
-    """This rank's device and dtype, from the settings. "auto" takes what suits the machine.
+    """This rank's device and dtype, from the settings. "auto": CUDA if there is one; bfloat16 on CUDA, else float32.
 
     Raises:
         BadInput: the settings want CUDA and there is none, or there are fewer devices than ranks.
     """
     available = torch.cuda.is_available()
     if settings.device == "cuda" and not available:
-        raise BadInput("device: cuda is asked for, but PyTorch finds no CUDA device; use auto or cpu")
+        raise BadInput("device: cuda is set, but PyTorch finds no CUDA device; use auto or cpu")
     name = settings.device if settings.device != "auto" else ("cuda" if available else "cpu")
     dtype = settings.dtype if settings.dtype != "auto" else ("bfloat16" if name == "cuda" else "float32")
     if name == "cpu":
@@ -35,7 +35,7 @@ def wants_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dt
 
 
 def use_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dtype) -> bool:
-    """Make this process compute as `wants_tf32` says. Float32 matrix products never use TF32."""
+    """Set whether this process uses TF32, see `wants_tf32`, and return it. Matrix products never do."""
     wanted = wants_tf32(settings, device, dtype)
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = wanted, False
     return wanted

@@ -19,7 +19,7 @@ class AttentionProcessor:
 def causal_padding(conv: WanCausalConv3d) -> tuple[int, int, int]:
     """Frames of padding before the first frame, rows on each side, columns on each side.
 
-    The class sets its public `padding` to zero and keeps the real values to itself.
+    The class sets its public `padding` to zero and keeps the real values in a private attribute.
     """
     padding: Any = conv._padding
     columns, _, rows, _, frames, _ = padding
@@ -27,7 +27,7 @@ def causal_padding(conv: WanCausalConv3d) -> tuple[int, int, int]:
 
 
 def kept_in_float32(model: nn.Module, name: str) -> bool:
-    """Whether a parameter of a diffusers or transformers model stays in float32 whatever the model's dtype is.
+    """Whether a parameter of a diffusers or transformers model stays in float32, independent of the model's dtype.
 
     Both libraries apply this list in `from_pretrained`, but offer no way to ask for it.
     """

@@ -151,7 +151,7 @@ def fuse(model: nn.Module, lora: Lora) -> str | None:
     if 2 * misfits > len(modules):
         key, reason = next(iter(left_out.items()))
         raise BadInput(
-            f"{lora.file}: {misfits} of its {len(modules)} modules have no place in the transformer, for instance "
+            f"{lora.file}: {misfits} of its {len(modules)} modules do not fit the transformer, for instance "
             f"{key!r}: {reason}; the file was made for another model"
         )
     for place, parts in changes.items():
@@ -168,7 +168,11 @@ def _add(weight: Tensor, changes: Iterable[Change]) -> None:
 
 
 def _modules(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
-    """The keys of each module by part. A key that is not part of a LoRA becomes a module of its own."""
+    """The keys of each module by part. A key that is not part of a LoRA becomes a module of its own.
+
+    Raises:
+        BadInput: another kind of adapter, a module with only one of its two matrices, or no tensors.
+    """
     modules: dict[str, dict[str, str]] = defaultdict(dict)
     for key in tensors:
         if kind := next((kind for sign, kind in _OTHER_KINDS.items() if sign in key), None):
@@ -182,9 +186,9 @@ def _modules(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, s
         modules[key[: ending.start()] if ending else key][part] = key
     for module, keys in modules.items():
         if ("down" in keys) != ("up" in keys):
-            raise BadInput(f"{file}: {module} has one of its two LoRA matrices; the file is damaged")
+            raise BadInput(f"{file}: {module} has only one of its two LoRA matrices; the file is damaged")
     if not modules:
-        raise BadInput(f"{file}: it holds no tensors; expected pairs of LoRA matrices")
+        raise BadInput(f"{file}: the file holds no tensors; expected pairs of LoRA matrices")
     return modules
 
 
@@ -199,7 +203,7 @@ def _name(module: str, dotted: Mapping[str, str]) -> str:
 def _changes(
     module: str, keys: Mapping[str, str], parts: Mapping[str, Tensor], strength: float, config: Mapping[str, Any]
 ) -> Iterator[tuple[str, Change]]:
-    """The names of a module's weights, and the change that its parts make to each."""
+    """The name of each weight that a module's parts change, and the change."""
     if "down" in parts:
         scale = strength * _scale(module, parts["down"].shape[0], parts.get("alpha"), config)
         yield f"{module}.weight", Change((keys["down"], keys["up"]), scale, parts["up"], parts["down"])
@@ -237,7 +241,7 @@ def _as_matrix(tensor: Tensor) -> tuple[int, int]:
 
 
 def _misfit(weights: Mapping[str, Tensor], places: Mapping[str, Change]) -> str | None:
-    """Why a change cannot be made. None: it can."""
+    """Why a change cannot be made; None if it can."""
     if not places:
         return "there is no such weight"
     for place, change in places.items():
@@ -247,7 +251,7 @@ def _misfit(weights: Mapping[str, Tensor], places: Mapping[str, Change]) -> str 
 
 
 def _message(file: Path, left_out: Mapping[str, str], total: int) -> str:
-    """Names the same key of several blocks only once."""
+    """A message about the tensors left out. It names a key that several blocks share only once."""
     reasons = {re.sub(r"(?<=blocks[._])\d+", "*", key): reason for key, reason in left_out.items()}
     counts = Counter(re.sub(r"(?<=blocks[._])\d+", "*", key) for key in left_out)
     named = [f"{key} ({counts[key]}; {reason})" for key, reason in reasons.items()]

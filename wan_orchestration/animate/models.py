@@ -85,9 +85,9 @@ class Models:
         self.cache = TensorCache(folder, self.ranks, "tf32" if self.tf32 else "")
 
     def transformer(self, loras: tuple[lora.Lora, ...] = ()) -> AnimateTransformer:
-        """The transformer with these LoRAs fused. Other LoRAs than before reload the weights.
+        """The transformer with these LoRAs fused. If the LoRAs differ from those before, the weights are reloaded.
 
-        Rank 0 warns on each call of LoRA tensors that do not fit the transformer.
+        On each call, rank 0 warns of LoRA tensors that do not fit the transformer.
         """
         if self._loras != loras:
             self.free("transformer")
@@ -119,7 +119,7 @@ class Models:
 
     @contextmanager
     def without_transformer(self) -> Iterator[None]:
-        """For the time that other models work: with placement `swap`, the transformer leaves the device."""
+        """A context in which other models work. With placement `swap`, the transformer is off the device meanwhile."""
         if self._swap:
             self._swap.swap_out()
         try:
@@ -185,7 +185,7 @@ class Models:
             tensors = original.transformer_tensors(self.snapshot.path)
         if mesh := self._shards:
             shard_transformer(model, mesh)
-        # Quantization moves the blocks to the device one by one: unquantised, all of them may not fit.
+        # Quantization moves the blocks to the device one by one, because they may not all fit unquantised.
         device = torch.device("cpu") if self.quantization != "off" else self.weights_device
         return fill(model, tensors, self.dtype, device)
 
@@ -213,7 +213,7 @@ class Models:
     def _load_text_encoder(self) -> UMT5EncoderModel:
         mesh = self._shards
         if self.snapshot.layout == "diffusers":
-            # To be sharded, it is loaded on the CPU. The device then gets only this rank's part of each layer.
+            # With shards, load it on the CPU first. The device then gets only this rank's part of each layer.
             device = torch.device("cpu") if mesh else self.weights_device
             model = self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype, device)
             if mesh:
@@ -266,7 +266,7 @@ class Models:
     def _from_transformers(self, cls: type[P], name: str, dtype: torch.dtype, device: torch.device) -> P:
         folder = self.snapshot.path / name
         try:
-            # With output_loading_info it returns a pair, which its signature does not say.
+            # With output_loading_info, from_pretrained returns a pair. Its signature does not say so.
             pair: Any = cls.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, output_loading_info=True, device_map=str(device)
             )

@@ -1,4 +1,4 @@
-"""How much arithmetic a segment takes, and how many seconds: estimates from shapes, and a measured peak."""
+"""Estimates a segment's operations and seconds from shapes, and measures a device's peak speed."""
 
 import time
 
@@ -10,7 +10,7 @@ from wan_orchestration.animate.memory.sizes import Sizes
 EFFICIENCY = 0.5
 """Share of a GPU's dense bfloat16 peak that the transformer is expected to reach."""
 VAE_EFFICIENCY = 0.15
-"""The same for the VAE, whose convolutions run in float32 (TF32)."""
+"""The same share for the VAE, whose convolutions run in float32 (TF32)."""
 VAE_FLOPS = 1340e12 / (1280 * 720 * 77)
 """Operations of the 14B snapshot's VAE for each pixel of a segment: to encode pose and known frames, and to decode."""
 VAE_WIDTH = 96

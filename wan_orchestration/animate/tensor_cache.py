@@ -13,7 +13,7 @@ from torch import Tensor
 from wan_orchestration.animate.parallel.ranks import Ranks
 
 KEPT_IN_MEMORY = 16
-"""Tensors."""
+"""Most tensors that are kept in memory."""
 _VERSIONS = f"{version('torch')} {version('transformers')}"
 
 
@@ -22,7 +22,7 @@ class TensorCache:
 
     Args:
         folder: of this snapshot's tensors. None: in memory only. It may be deleted at any time.
-        ranks: all compute a tensor together unless all of them have it.
+        ranks: compute a tensor together, unless all of them have it.
         precision: how this launch computes. It is part of every key.
     """
 

@@ -34,7 +34,7 @@ def onednn_convolves(dtype: torch.dtype) -> bool:
 def onednn_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], stride: tuple[int, ...]
 ) -> Tensor:
-    """oneDNN's convolution. `F.conv3d` ends there too, but takes a far slower way for few frames and channels."""
+    """oneDNN's convolution. `F.conv3d` can use it too, but takes a far slower path for few frames and channels."""
     return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, stride, [1] * len(padding), 1)
 
 

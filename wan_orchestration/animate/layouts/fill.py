@@ -25,7 +25,7 @@ class Loaded(NamedTuple):
 
 
 def fill(model: M, tensors: Iterable[Loaded], dtype: torch.dtype, device: torch.device) -> M:
-    """Put each tensor in its place as it is read, so there are never two copies of the weights.
+    """Put each tensor in its place right after reading it, so there are never two copies of the weights.
 
     Raises:
         BadInput: a tensor is missing or unexpected, or has the wrong shape.

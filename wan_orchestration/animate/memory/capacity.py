@@ -11,7 +11,7 @@ MESSAGES = (
     "not enough memory",
     "alloc_failed",  # cuBLAS, cuDNN
 )
-"""What libraries write in a RuntimeError, in lower case."""
+"""Parts of the message of a RuntimeError, in lower case, which show that memory ran out."""
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ ALIGNMENT = 256
 
 
 class Packed:
-    """A module whose weights lie in one buffer of host memory, and nowhere else until `use` places them.
+    """A module whose weights lie in one buffer of host memory, until `use` makes it read them from elsewhere.
 
     Args:
         module: its weights may be on any device; they are moved one by one.
@@ -40,7 +40,10 @@ class Packed:
         self.use(self.host)
 
     def use(self, memory: Tensor) -> None:
-        """Make the module use the weights in `memory`: `host`, or a copy of it on any device, filled before it runs."""
+        """Make the module read its weights from `memory`: `host`, or a copy of it on any device.
+
+        The copy may be filled later, but before the module runs.
+        """
         offset = 0
         for owner, name in self.places:
             parameter = owner.get_parameter(name)
@@ -78,9 +81,9 @@ class Swap:
 
 
 class Stream:
-    """Copies a transformer's blocks and face adapters to the device one by one, each while the one before runs.
+    """Copies a transformer's blocks and face adapters to the device one by one, each while the previous one runs.
 
-    They use two slots of device memory in turn. A copy into a slot waits until the module that was in it has run.
+    The modules use two slots of device memory in turn. A copy waits until the module that was in its slot has run.
     """
 
     def __init__(self, transformer: AnimateTransformer, device: torch.device) -> None:
@@ -104,7 +107,7 @@ class Stream:
 
     @contextmanager
     def on_device(self, module: nn.Module) -> Iterator[None]:
-        """For one of the modules while it runs: its weights are on the device, and the next one's are being copied."""
+        """A context to run one module in. Its weights are on the device; the next module's are being copied there."""
         index = self.index[module]
         self._fetch(index)
         following = (index + 1) % len(self.packed)
@@ -130,7 +133,7 @@ class Stream:
 
 
 def stream(transformer: AnimateTransformer, device: torch.device) -> None:
-    """Keep the blocks and face adapters in host memory, and copy each to the device while the one before it runs."""
+    """Keep the blocks and face adapters in host memory, and copy each to the device while the previous one runs."""
     for child in transformer.children():
         if not isinstance(child, nn.ModuleList):
             nn.Module.to(child, device)
@@ -154,7 +157,7 @@ def _pin(owner: object, memory: Tensor) -> None:
     if status:
         text = f"CUDA cannot pin {memory.nbytes / 1e9:.1f} GB of host memory (error {status}): copies will be slow"
         warnings.warn(text, stacklevel=2)
-        with suppress(RuntimeError):  # CUDA reports the error again at the next kernel, which must be this one
+        with suppress(RuntimeError):  # CUDA reports the error again at the next kernel, so run one here
             torch.ones(1, device="cuda")
     else:
         weakref.finalize(owner, _unpin, memory.data_ptr()).atexit = False

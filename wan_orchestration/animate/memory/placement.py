@@ -62,7 +62,7 @@ class SegmentShape:
 
 @dataclass(frozen=True)
 class Placement:
-    """One way to place the models, with the expected peak in bytes on each device and in host memory."""
+    """Where the models lie, with the expected peak in bytes on each device and in host memory."""
 
     name: Name
     vram: int = 0
@@ -79,10 +79,11 @@ class Placement:
 def placements(
     sizes: Sizes, segment: SegmentShape, ranks: int = 1, fsdp: bool = False, keep_text: bool = False
 ) -> list[Placement]:
-    """The ways to place models of these sizes, the fastest first, with the memory that each needs on every rank.
+    """The placements of models of these sizes, the fastest first, with the memory that each needs.
 
-    Ranks share tokens and the VAE's rows. With FSDP they also share weights, which then stay on the devices. With
-    `keep_text` the text encoder stays loaded: on the device, or in host memory where blocks are streamed.
+    Device memory is per rank, host memory is for all ranks. Ranks share tokens and the VAE's rows. With FSDP they also
+    share weights, which then stay on the devices. With `keep_text` the text encoder stays loaded: on the device, or in
+    host memory if blocks are streamed.
     """
     shared = ranks if fsdp else 1
     whole, text = sizes.transformer // shared, sizes.text_encoder // shared
@@ -103,9 +104,9 @@ def placements(
         loading = sizes.loaded if sizes.loaded > sizes.transformer else 0
         return Placement(name, vram + OVERHEAD, max(ram, loading * ranks) + PROCESS)
 
-    # A text encoder that does not fit beside the transformer replaces it while it encodes a later job's new prompt.
+    # A text encoder that does not fit beside the transformer replaces it while it encodes the prompt of a later job.
     resident = max(text, kept + whole + keys + max(denoising(DENOISE_MAPS), coding(VAE_MAPS)))
-    if fsdp:  # but not with FSDP, where ranks must load models together
+    if fsdp:  # no replacing with FSDP, where ranks must load models together
         return [placement("resident", max(resident, text + whole + keys), 0)]
     swap = max(text, kept + whole + keys + denoising(SLICED_MAPS), kept + coding(BY_FRAMES_MAPS))
     streaming = 2 * sizes.block + denoising(SLICED_MAPS)
@@ -123,13 +124,13 @@ def placements(
 
 
 def choose(ways: list[Placement], vram: int, ram: int) -> list[Placement]:
-    """The first way that fits and its fallbacks, those after it. Only the last way if none fits."""
+    """The first placement that fits, and those after it as fallbacks. Only the last one if none fits."""
     first = next((index for index, way in enumerate(ways) if way.fits(vram, ram)), len(ways) - 1)
     return ways[first:]
 
 
 def out_of_memory(error: BaseException, tried: Placement, segment: SegmentShape) -> str:
-    """A message for the user: the last way ran out of device or host memory, and these settings would need less."""
+    """A message for the user: which placement ran out of device or host memory, and which settings need less."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
     fewer = max(5, (segment.frames // 2) // 4 * 4 + 1)
     advice = [

@@ -12,15 +12,15 @@ MATMUL_CAPABILITY = (8, 9)
 
 
 def check(how: Quantization, device: torch.device, fsdp: bool) -> None:
-    """Raises BadInput if torchao is missing, or if this device or launch does not support the quantization."""
+    """Raise BadInput if torchao is missing, or if this device or launch does not support the quantization."""
     if how == "off":
         return
     try:
         import torchao  # noqa: F401, PLC0415 (an extra)  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise BadInput(f"quantization: {how} needs torchao; install it by: uv sync --extra fp8") from None
+        raise BadInput(f"quantization: {how} needs torchao; install it with: uv sync --extra fp8") from None
     if fsdp:
-        raise BadInput(f"quantization: {how} and WAN_ENABLE_FSDP exclude each other; turn one of them off")
+        raise BadInput(f"quantization: {how} and WAN_ENABLE_FSDP cannot be combined; turn one of them off")
     if how == "fp8_matmul" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < MATMUL_CAPABILITY):
         raise BadInput(
             "quantization: fp8_matmul needs an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell); "

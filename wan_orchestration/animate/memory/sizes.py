@@ -25,6 +25,7 @@ class Sizes:
     block: int
     """The largest module of the transformer's `blocks` and `face_adapter`, which are streamed one by one."""
     block_parameters: int
+    """Number of parameters of the module that has the most."""
     outside: int
     """The transformer without `blocks` and `face_adapter`."""
     text_encoder: int
@@ -32,8 +33,9 @@ class Sizes:
     dim: int
     layers: int
     vae_width: int
+    """Channels of the VAE's outermost layer."""
     itemsize: int
-    """Of the transformer's dtype."""
+    """Bytes of a value in the transformer's dtype."""
     vae_itemsize: int
 
     @classmethod

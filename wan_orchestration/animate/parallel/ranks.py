@@ -89,7 +89,7 @@ class Ranks:
         return x
 
     def mesh(self, device: torch.device, branches: int = 1) -> DeviceMesh | None:
-        """Ranks as ("branch", "sequence"): each row of the mesh splits the tokens of one guidance branch."""
+        """Ranks as ("branch", "sequence"): each row splits the tokens of one guidance branch. None: one rank."""
         return None
 
 
@@ -99,7 +99,7 @@ class TorchrunRanks(Ranks):
     def __init__(self, world: World) -> None:
         self.rank, self.size, self.local_rank = world.rank, world.world_size, world.local_rank
         self._store: Any = next(rendezvous("env://", world.rank, world.world_size))[0]
-        # A second connection: a section that waits while a collective is set up blocks the first one.
+        # A second connection, because a section that waits for a collective to be set up blocks the first one.
         self._watch: Store = self._store.clone()
         self._announced = self._sections = self._connections = 0
         self._stuck: Future[Any] | None = None
@@ -118,7 +118,8 @@ class TorchrunRanks(Ranks):
             self._meet("end")
             dist.destroy_process_group()
         elif self._stuck:
-            # Wait for the failed processes to exit: this process would be aborted if it exited during a gloo call.
+            # Wait until this rank's stuck section fails, which it does when the failed ranks exit. Exiting during a
+            # gloo call would abort this process.
             wait([self._stuck], 2 * LEAVE_SECONDS)
 
     def announce(self, value: T | None = None) -> T | None:
@@ -188,8 +189,8 @@ class TorchrunRanks(Ranks):
         if torch.cuda.is_available():
             abort_nccl()
         if wait([result], LEAVE_SECONDS).done:
-            # Frees ranks that wait in a gloo collective. A connection closes once nothing refers to its group any more,
-            # and the local variables of a failed section may.
+            # This frees ranks that wait in a gloo collective. A connection closes once nothing refers to its group, so
+            # the local variables of a failed section are cleared.
             if dist.is_initialized():
                 dist.destroy_process_group()
             if error := result.exception():

@@ -43,7 +43,7 @@ class SplitTokens:
         return self.rank * self.local
 
     def split(self, x: Tensor) -> Tensor:
-        """This rank's (1, local, ...) of a whole (1, total, ...)."""
+        """This rank's part (1, local, ...) of the whole (1, total, ...)."""
         return pad(x[:, self.start : self.start + self.local], 1, self.local).contiguous()
 
     def gather(self, part: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class SplitTokens:
         return whole[None, : self.total]
 
     def heads_for_tokens(self, x: Tensor) -> Tensor:
-        """Exchange (n, local, heads, d), all heads of this rank's tokens, for (n, total, share, d), its heads of all.
+        """From all heads of this rank's tokens (n, local, heads, d) to its heads of all tokens (n, total, share, d).
 
         Heads are padded with zeros to a multiple of the degree: 40 heads on 3 ranks cost as much as 42.
         """

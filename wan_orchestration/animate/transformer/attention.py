@@ -64,7 +64,7 @@ class SelfAttention(AttentionProcessor):
 
     @staticmethod
     def project(attn: WanAttention, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim). No token sees another."""
+        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each token by itself."""
         query, key, value = (
             x.unflatten(2, (attn.heads, -1))
             for x in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))
@@ -82,7 +82,7 @@ class SelfAttention(AttentionProcessor):
 
 
 class CrossAttention(AttentionProcessor):
-    """Processor of a block's attention to text and image. It accepts keys and values that were computed before."""
+    """Processor of a block's attention to text and image. It accepts keys and values computed in advance."""
 
     def __call__(
         self,

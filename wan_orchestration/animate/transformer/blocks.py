@@ -1,9 +1,9 @@
 """The transformer's blocks and face adapters, which can run compiled and on slices of the tokens.
 
 A block does the same arithmetic as diffusers' `WanTransformerBlock`, in two parts: before and after self-attention.
-Both parts treat each token separately. So they can be compiled, and where memory is short they can work on one slice of
-the tokens at a time, because their intermediate results for all tokens take twice the memory. The attention kernel and
-the exchange between ranks are neither compiled nor sliced.
+Both parts treat each token separately, so they can be compiled, and they can work on one slice of the tokens at a time
+where memory is short: the intermediate results of all tokens at once double the peak. The attention kernel and the
+exchange between ranks are neither compiled nor sliced.
 """
 
 from collections.abc import Iterator
@@ -102,7 +102,7 @@ class FaceAdapter(WanAnimateFaceBlockCrossAttention):
     ) -> Tensor:
         """(1, S, dim) of tokens (1, S, dim) and face features (1, T, n, dim) by latent frame."""
         assert encoder_hidden_states is not None
-        # Each of several ranks has few tokens, and they need not begin with a latent frame.
+        # With several ranks, each has few tokens, and these need not start at a latent frame.
         if not self.sliced or isinstance(self.processor, FaceAttention):
             return super().forward(hidden_states, encoder_hidden_states, attention_mask)
         frames = encoder_hidden_states.shape[1]

@@ -1,4 +1,4 @@
-"""Compiles functions for the device: whether compiling pays, whether it worked, and where the kernels are cached."""
+"""Compiles functions for the device if that saves time, with a fallback and a cache of kernels."""
 
 import os
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class Compilation:
         try:
             with self.stopwatch.during("compiling"):
                 result = _compiled(function)(*arguments)
-        except Exception as error:  # no compiler, no Triton, a full disk: whatever it is, the function runs uncompiled
+        except Exception as error:  # for instance no compiler, no Triton, a full disk
             if ran_out_of_memory(error):
                 raise
             lines = [line for line in str(error).splitlines() if line.strip()]
@@ -80,7 +80,7 @@ def set_compile_cache(cache_root: Path | None) -> None:
 
 
 def compiling_pays(forwards: int, layers: int, map_bytes: int, device: torch.device, cache_root: Path | None) -> bool:
-    """Whether compiled blocks save more time than compiling them takes.
+    """Whether compiled blocks save more time than compiling them takes. Always, once this process has compiled them.
 
     Args:
         forwards: of the transformer, in the whole job on this rank.

@@ -1,4 +1,4 @@
-"""The Animate transformer. Whatever stays the same between denoising steps is computed once, outside the step."""
+"""The Animate transformer. What is the same at all denoising steps is computed once, before them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -72,7 +72,7 @@ class Trunk(nn.Module):
         ]
 
     def forward(self, x: Tensor, branch: Branch, modulation: Tensor, rotary: Rotary) -> Tensor:
-        """(1, S, dim) tokens to the normalised output (1, S, dim) float32 of the last block."""
+        """From tokens (1, S, dim) to the last block's output, normalised, (1, S, dim) float32."""
         for index, block in enumerate(self.blocks):
             context = branch.context if isinstance(branch.context, Tensor) else branch.context[index]
             with self.on_device(block):
@@ -166,7 +166,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             one.sliced = True
 
     def reset_step_cache(self) -> None:
-        """Forget the steps of the segment before. Call it before the first step of each segment."""
+        """Forget the steps of the previous segment. Call it before the first step of each segment."""
         if self.is_cache_enabled:
             HookRegistry.check_if_exists_or_initialize(self).reset_stateful_hooks(recurse=True)
 
@@ -199,8 +199,8 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         """Motion features (1, T_lat + 1, heads + 1, dim) of face frames (T, 512, 512, 3) uint8.
 
         The motion encoder takes frames in groups of `motion_encoder_batch_size`, as published; ranks share the groups.
-        Each group is converted to floats when it is encoded, channels last in memory: on a CPU the encoder's
-        convolutions, mainly its blurs, run twice as fast that way.
+        Each group is converted to floats only when it is encoded, and is channels last in memory: on a CPU this makes
+        the encoder's convolutions, mainly its blurs, twice as fast.
         """
         size, weight = self.config["motion_encoder_batch_size"], self.face_encoder.out_proj.weight
         vectors = weight.new_zeros(len(face), self.motion_encoder.motion_synthesis_weight.shape[0])

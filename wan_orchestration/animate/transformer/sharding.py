@@ -1,7 +1,8 @@
 """Fully sharded models (FSDP2): each rank keeps a part of every weight, and a layer gathers its weights when it runs.
 
 Models are sharded while they are still empty. Loading then fills in each rank's part, so no device ever holds a whole
-model. Weights that stay in float32 are not sharded: FSDP needs one dtype per layer, and those weights are small.
+model. Weights that stay in float32 are not sharded: FSDP needs one dtype per layer, and those weights are small. The
+exception is the text encoder's large `wo`, which is sharded as a layer of its own.
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ def shard_text_encoder(model: UMT5EncoderModel, mesh: DeviceMesh) -> None:
     model.tie_weights()
     layers: list[nn.Module] = []
     for block in model.encoder.block:
-        # Stays in float32 and is a third of the layer, so it is sharded by itself.
+        # `wo` stays in float32 and is a third of the layer, so it is sharded as a layer of its own.
         layers += [block.get_submodule("layer.1.DenseReluDense.wo"), block]
     _shard(model, layers, mesh)
 
@@ -51,5 +52,5 @@ def _shard(model: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh) -> N
         whole = {parameter for name, parameter in layer.named_parameters() if kept_in_float32(model, name)}
         fully_shard(layer, mesh=mesh, ignored_params=whole)
         inside |= set(layer.parameters())
-    # The root has no weights of its own. It lets a layer's weights be gathered while the layer before runs.
+    # The root shards no weights. It only lets a layer's weights be gathered while the previous layer runs.
     fully_shard(model, mesh=mesh, ignored_params=set(model.parameters()) - inside)

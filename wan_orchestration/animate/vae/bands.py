@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 BAND, OVERLAP = 32, 8
-"""Rows of latents in a band, and at least shared with the next band. A row of latents is 8 rows of pixels."""
+"""Rows of latents in a band, and the fewest that it shares with the next. A row of latents is 8 rows of pixels."""
 
 
 def in_bands(run: Callable[[Tensor], Tensor], x: Tensor, rows_in: int, rows_out: int) -> Tensor:

@@ -24,8 +24,8 @@ from wan_orchestration.animate.torch_internals import onednn_convolution, onednn
 SMALLEST_NORM = 1e-12
 """The smallest divisor of `F.normalize`, which diffusers uses here."""
 FIRST = object()
-"""In the cache where frames are doubled: the chunk before was the video's first frame, which is not doubled and on
-which the next frames do not depend."""
+"""Cache entry of a layer that doubles frames, after the chunk with the video's first frame. That frame is not doubled,
+and the next frames do not depend on it."""
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -64,9 +64,9 @@ class CausalConv(WanCausalConv3d):
 
 
 class Resample(WanResample):
-    """Doubles or halves the picture, and with a mode "...3d" also the number of frames, and keeps it channels last.
+    """Doubles or halves the picture, and with a mode "...3d" also the number of frames. Its output is channels last.
 
-    diffusers' class joins frames channels first, and the strides of a single frame do not show its layout.
+    diffusers' class loses this layout: it joins frames channels first, and a single frame's strides do not show it.
     """
 
     def forward(self, x: Tensor, feat_cache: list[Any] | None = None, feat_idx: list[int] | None = None) -> Tensor:
@@ -94,14 +94,15 @@ class Resample(WanResample):
 
 
 class Encoder(WanEncoder3d):
-    """An encoder that can skip its first stages while a video is still, and run the outermost layers frame by frame.
+    """An encoder that can skip its first stages for a still video, and run the outermost layers frame by frame.
 
     The first stages are causal, so their output becomes constant some frames after the last change of the input. They
     are most of the encoder's work, because they see the picture at its full size and all frames.
     """
 
     still = False
-    """Set it for a chunk of equal frames if, for the chunk before, the first stages saw only this frame too."""
+    """Whether to repeat the first stages' output of the previous chunk. Set it only if the previous chunk, the `reach`
+    frames before it and the next chunk all repeat one frame."""
     by_frames = False
     """Whether the layers that see the picture at full size take one frame at a time: less memory, the same result."""
     _last: tuple[Tensor, int] | None = None
@@ -208,7 +209,7 @@ def _by_frames(
 
 
 def _carried(conv: nn.Module, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
-    """Run a causal convolution with the last two frames of the chunk before, and keep this chunk's for the next."""
+    """Run a causal convolution after the last two frames of the previous chunk, and keep this chunk's for the next."""
     index = feat_idx[0]
     before, last = feat_cache[index], x[:, :, -2:].clone()
     if last.shape[2] < 2 and before is not None:

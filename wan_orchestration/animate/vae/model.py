@@ -17,7 +17,7 @@ from wan_orchestration.animate.vae.rows import SplitRows
 CHUNK_BYTES = 16 * 2**20
 """Largest size of one feature map of the outermost layer."""
 STILL_CHUNK = 8
-"""Frames in a chunk of a still video: few, so the first stages soon reach their constant output."""
+"""Most frames in a chunk of a video with a still part: few, so the first stages soon reach their constant output."""
 STRIDE = 8
 """Rows or columns of pixels in a row or column of latents."""
 
@@ -27,7 +27,7 @@ class AnimateVae(AutoencoderKLWan):
 
     diffusers' class processes one latent frame (four frames) at a time and carries each layer's last frames over to the
     next in a cache. The cache works for chunks of any length, and small videos run several times faster in long chunks.
-    A chunk is as long as one feature map of the outermost layer stays under `CHUNK_BYTES`: one latent frame at the 14B
+    A chunk has as many latent frames as keep a feature map of the outermost layer under `CHUNK_BYTES`: one at the 14B
     model's widths and 480p, the whole segment for small models.
     """
 
@@ -44,7 +44,7 @@ class AnimateVae(AutoencoderKLWan):
     def encode_video(self, video: Tensor, still_from: int | None = None) -> Tensor:
         """Normalised latents (1, 16, (T - 1) / 4 + 1, H / 8, W / 8) of a video (1, 3, T, H, W) in [-1, 1].
 
-        `still_from` says that all frames from this index on are equal: less work, the same result.
+        If all frames from the index `still_from` on are equal, passing it saves work and gives the same result.
         """
         mean, std = self._statistics()
         latents = self._shared(partial(self._encode, still_from=still_from), video, STRIDE, 1)[
@@ -101,7 +101,7 @@ class AnimateVae(AutoencoderKLWan):
         for start, end in zip(starts, [*starts[1:], z.shape[2]], strict=True):
             chunk = z[:, :, start:end]
             frames = self.decoder(chunk, feat_cache=cache, feat_idx=[0], first_chunk=start == 0)
-            # Written into the video at once: to join parts would take twice the video's memory on top.
+            # Written directly into the video, because joining parts would take twice the video's memory in addition.
             video[:, :, max(0, 4 * start - 3) : 4 * end - 3] = frames.clamp_(-1, 1)
         return video
 

@@ -87,7 +87,7 @@ class SplitRows:
         return (self.join(x),)
 
     def _between(self, x: Tensor, above: bool) -> list[Tensor]:
-        """The rows x with the neighbours' nearest rows, where they exist: above if asked for, and below."""
+        """The parts of x with one row from each neighbour: the rank above (only if `above`), x, the rank below."""
         rank, last = self.ranks.rank, self.ranks.size - 1
         top, bottom = (x.narrow(-2, row, 1).contiguous() for row in (0, x.shape[-2] - 1))
         upper, lower = torch.empty_like(top), torch.empty_like(bottom)

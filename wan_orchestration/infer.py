@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = Result(job_id="", status="failed", created_at=created_at)
     try:
         arguments = parse(argv)
-        # Libraries may print to stdout, which is kept for the JSON object.
+        # Libraries may print to stdout, which is reserved for the JSON object.
         with redirect_stdout(sys.stderr), TerminalReporter() as reporter:
             if world.rank > 0:
                 return follow()
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; a setting whose flag is not given is None.
+    """Parse the flags. A setting whose flag is not given is None.
 
     Raises:
         BadInput: an unknown flag, or a value of the wrong type.
@@ -82,7 +82,11 @@ def environment(checkpoint_dir: Path | None) -> Environment:
 
 
 def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
-    """Preprocess a raw job into DATA_ROOT/clips/<job>; returns that folder. BadInput."""
+    """Preprocess a raw job into DATA_ROOT/clips/<job>; returns that folder.
+
+    Raises:
+        BadInput: the driving video, the picture or a setting cannot be used.
+    """
     from wan_orchestration.preprocess.pipeline import preprocess  # noqa: PLC0415 (OpenCV and the estimators)
 
     assert env.models_root is not None
@@ -98,7 +102,7 @@ def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
 
 
 def follow() -> int:
-    """Work on rank 0's job, on any other rank."""
+    """Take part in rank 0's job, on every other rank. Returns 0."""
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
     run(None, None)
@@ -106,7 +110,7 @@ def follow() -> int:
 
 
 def infer(arguments: argparse.Namespace, env: Environment, reporter: TerminalReporter, result: Result) -> Result:
-    """Make the video of the job that the flags name.
+    """Generate the video of the job folder that the flags name. The result has the errors of the generation.
 
     Raises:
         BadInput: the job folder, a setting or the snapshot cannot be used.

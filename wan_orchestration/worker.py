@@ -1,7 +1,7 @@
-"""The program that steps launch: reads a request and runs it. Rank 0 reports over Dagster Pipes.
+"""The worker, which steps launch: reads a request and runs it. Rank 0 reports over Dagster Pipes.
 
 `torchrun -m wan_orchestration.worker REQUEST.json` generates videos; without torchrun it makes one job's clips.
-The exit code is 0 even if jobs failed; their results say so.
+The exit code is 0 even if jobs failed; their results have the errors.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ class PipesReporter:
 
     def __init__(self, pipes: PipesContext) -> None:
         self.pipes = pipes
-        self._lock = threading.Lock()  # a thread of its own sends progress
+        self._lock = threading.Lock()  # another thread sends progress
 
     def log(self, message: str) -> None:
         with self._lock:
@@ -63,7 +63,7 @@ class PipesReporter:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the request, or follow rank 0; returns the exit code."""
+    """Run the request on rank 0, or follow rank 0. Returns the exit code."""
     world, file = World(), Path(argv[0])
     hold(world.leases)
     signal.signal(signal.SIGTERM, leave)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def follow() -> None:
-    """Work on rank 0's tasks, on any other rank."""
+    """Take part in rank 0's tasks, on every other rank."""
     die_with_torchrun()
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
@@ -89,7 +89,7 @@ def follow() -> None:
 
 
 def generate(request: Request, reporter: PipesReporter) -> None:
-    """Run a request's tasks, and report a result for each, even if none could be run."""
+    """Run a request's tasks, and report a result for each, even if none can be run."""
     die_with_torchrun()
     # Importing the engine takes seconds.
     reporter.progress(Progress(job_id=request.tasks[0].job_id, phase="starting"))
@@ -112,7 +112,7 @@ def generate(request: Request, reporter: PipesReporter) -> None:
 
 
 def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOutcome:
-    """Make a job's clips, and report progress at most once a second."""
+    """Make a job's clips, and report progress about once a second."""
     from wan_orchestration.preprocess import pipeline  # noqa: PLC0415 (OpenCV and the estimators)
 
     outcome = PreprocessOutcome(job_id=request.job_id)
@@ -152,7 +152,7 @@ def write_stacks_on_demand(file: Path) -> None:
 
 
 def leave(signum: int, frame: FrameType | None) -> NoReturn:
-    """End the process by an exception, so that files are closed and locks released."""
+    """Handle SIGTERM by raising SystemExit, so that files are closed and locks released."""
     raise SystemExit(128 + signum)
 
 

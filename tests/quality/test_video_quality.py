@@ -81,7 +81,7 @@ def test_what_cannot_be_measured_is_said(look):
     assert len(quality.colour_drift) == 2
     quality = look(Knows([], reference=None))
     assert quality.pose_similarity is None
-    assert quality.not_measured["pose_similarity"] == "knows does not see a person in the reference picture"
+    assert quality.not_measured["pose_similarity"] == "knows finds no person in the reference picture"
 
 
 def test_the_subject_is_cut_out():

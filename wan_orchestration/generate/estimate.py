@@ -19,18 +19,18 @@ STAGES: dict[Phase, int] = {
 }
 """The order of a segment's phases. When a phase of a later stage begins, those of earlier stages are over."""
 OVERDUE = 0.2
-"""A phase that takes longer than expected is expected to take this share of its time so far on top."""
+"""An overdue phase is expected to take this share of its elapsed time in addition."""
 LEAST = 0.1
-"""The current phase is expected to take at least so many more seconds."""
+"""Fewest seconds that the current phase is expected to take from now."""
 SLOWLY = 0.1
-"""The fraction slows down to this share of its speed once it has passed the current phase or denoising step."""
+"""The fraction slows to this share of its speed once it passes the end of the current phase or denoising step."""
 
 
 class Rates(BaseModel):
-    """Seconds that phases take with one snapshot on one device, learnt from the last segments.
+    """Seconds that phases take with one snapshot on one device, learnt from the latest segments.
 
-    `loading` and `compiling` are for a whole launch. The others are for a million pixels over all frames: of a segment
-    for `encoding`, `denoising` (one forward of the transformer) and `decoding`, of the video for `finishing`.
+    `loading` and `compiling` are for a whole launch. The others are per million pixels: of all frames of a segment for
+    `encoding`, `denoising` (one forward of the transformer) and `decoding`, of the whole video for `finishing`.
     """
 
     loading: float = Field(ge=0)
@@ -42,7 +42,7 @@ class Rates(BaseModel):
 
     @classmethod
     def guess(cls, snapshot_bytes: int, cuda: bool) -> "Rates":
-        """Before anything was learnt: roughly a card of 2023, or a few CPU cores."""
+        """Rates to start with, before any are learnt: roughly those of a card of 2023, or of a few CPU cores."""
         loading = 2.0 + snapshot_bytes / 0.5e9
         if cuda:
             step = max(0.02, 8e-12 * snapshot_bytes)
@@ -55,12 +55,12 @@ _RatesByName = TypeAdapter(dict[str, Rates])
 
 
 def read_rates(file: Path, name: str) -> Rates | None:
-    """What was learnt for `name`, a device and a precision; None if nothing was."""
+    """The rates learnt for `name`, a device and a precision; None if there are none."""
     return _read(file).get(name)
 
 
 def keep_rates(file: Path, name: str, rates: Rates) -> None:
-    """Keep the rates for later launches. A file that cannot be written is no error."""
+    """Write the rates for later launches. Ignores a file that cannot be written."""
     kept = _read(file) | {name: rates}
     with suppress(OSError), replacing(file) as part:
         part.write_bytes(_RatesByName.dump_json(kept, indent=2))
@@ -76,14 +76,14 @@ def _read(file: Path) -> dict[str, Rates]:
 class Estimate:
     """Estimates one run of a task from the readings of its stopwatch.
 
-    The fraction grows so that it reaches 1 after the seconds that are expected to be left. Once it has passed the end
-    of the current phase or denoising step, it grows slowly. It always grows, however wrong the rates are.
+    The fraction grows at the speed that takes it to 1 in the expected seconds. Once it passes the end of the current
+    phase or denoising step, it grows slowly. It always grows, even if the rates are wrong.
 
     Args:
         rates: of earlier tasks.
         size: of a segment, in millions of pixels over all its frames.
         segments: of the whole video.
-        first: segments that an earlier run has finished.
+        first: number of segments that an earlier run finished.
         steps: denoising steps of a segment.
         forwards: of the transformer in a denoising step, on this device.
         loads: whether the weights must be loaded.
@@ -114,15 +114,15 @@ class Estimate:
         self._before = self._segment_before = self._last = dict(seconds)
         self._step_before = seconds["denoising"]
         self.left = self._whole - first * self._segment_seconds
-        """Seconds that are expected to be left."""
+        """Expected seconds until the video is done."""
         self.fraction = 1 - self.left / self._whole
 
     def stepped(self, segment: int, step: int, seconds: Mapping[Phase, float]) -> None:
-        """A denoising step is done, or the segment begins if `step` is 0."""
+        """Record that a denoising step is done, or that the segment begins if `step` is 0."""
         if step == 0:
             if segment > self.segment:
                 self._learn(seconds)
-            # What comes before the first segment counts for it, unless this is a second try.
+            # Loading and encoding before the first segment count for it, unless the denoising is a retry.
             if segment > self._first or seconds["denoising"] > self._before["denoising"]:
                 self._segment_before = dict(seconds)
         else:
@@ -141,7 +141,7 @@ class Estimate:
         self.fraction += (grown - self.fraction) * (SLOWLY if slow else 1)
 
     def finish(self, seconds: Mapping[Phase, float]) -> None:
-        """The video is complete."""
+        """Record that the video is complete."""
         self._learn(seconds)
         took = seconds["finishing"] - self._before["finishing"]
         self.rates = self.rates.model_copy(update={"finishing": max(took, 1e-6) / (self.size * self.segments)})
@@ -161,7 +161,7 @@ class Estimate:
 
     @property
     def _whole(self) -> float:
-        """Seconds that the whole video is expected to take, an earlier run's part included."""
+        """Expected seconds of the whole video, including the part of an earlier run."""
         once = self.rates.loading + self.rates.compiling if self.loads else 0.0
         return once + self.segments * self._segment_seconds + self._finishing
 
@@ -184,14 +184,14 @@ class Estimate:
         now = max(rests[phase] if rests[phase] > 0 else OVERDUE * spent[phase], LEAST)
         later = 0 if last else self.segments - self.segment - 1
         after += 0.0 if last else later * self._segment_seconds + self._finishing
-        # A phase that takes longer than expected in this segment will do so in the next ones.
+        # A phase that takes longer than expected in this segment will take longer in the next ones too.
         longer = later * sum(max(-rests[one], 0.0) for one in ("encoding", "decoding"))
         if phase == "denoising":
             return after + now + longer, after + max(self.steps - self.step - 1, 0) * self._step_seconds
         return after + now + longer, after
 
     def _learn(self, seconds: Mapping[Phase, float]) -> None:
-        """Learn from the current segment, which is done."""
+        """Learn the rates from the current segment, which is done."""
         spent = since(seconds, self._segment_before)
         learnt: dict[str, float] = {one: spent[one] / self.size for one in ("encoding", "decoding") if spent[one] > 0}
         if self.seconds_per_step:

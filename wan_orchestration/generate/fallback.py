@@ -1,4 +1,4 @@
-"""Where the models lie for a task, and the next placement to try where memory runs out."""
+"""Chooses the placement for a task, and retries with the next one if memory runs out."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,18 +30,18 @@ def with_fallback(
     log: Callable[[str], None],
     make: Callable[[Plan], None],
 ) -> None:
-    """Generate a task's missing segments on all ranks. If memory runs out, try again with the next placement.
+    """Generate a task's missing segments on all ranks. If memory runs out, retry with the next placement.
 
     Args:
         plan: the task.
         maker: of rank 0.
-        unfinished: the segments that are finished.
+        unfinished: holds the finished segments.
         fingerprints: of the video, by whether it has seams.
         log: writes a line for users.
         make: generates and keeps the segments of a plan from `plan.first` on.
 
     Raises:
-        torch.OutOfMemoryError: no other placement may be tried.
+        torch.OutOfMemoryError: no placement is left to try, the ranks cannot retry, or finished segments would be lost.
     """
     ranks, job_id, pose = maker.ranks, plan.task.job_id, plan.task.clips.pose
     began_with_seams = unfinished.fingerprint == fingerprints.get(True)
@@ -70,7 +70,7 @@ def with_fallback(
 
 
 def placements_for(plan: Plan, ranks: Ranks, fsdp: bool, seams: bool) -> list[Placement]:
-    """How the models may be placed for a task: as the settings say, or the fastest that fits and the slower ones.
+    """The placements to try for a task: the one in the settings, or the fastest that fits and then slower ones.
 
     Finished segments are kept if possible. If they have `seams`, the rest is `tiled` too. If they have none, the
     placements without seams are tried first, even if only `tiled` is expected to fit.
@@ -93,13 +93,13 @@ def _restart(plan: Plan, unfinished: UnfinishedVideo, fingerprint: str, log: Cal
     """Drop segments that would not match the next ones.
 
     Raises:
-        torch.OutOfMemoryError: there are some, and the settings ask to keep them.
+        torch.OutOfMemoryError: there are such segments, and the settings ask to keep them.
     """
     if not unfinished.segments:
         unfinished.restart(fingerprint)
         return
     place = f"segment {len(unfinished.segments)} of {plan.count}"
-    reason = f"only placement tiled has memory enough, and its seams would begin after {place}"
+    reason = f"only placement tiled fits into memory, and its seams would begin after {place}"
     if plan.task.settings.tiled_fallback == "fail":
         raise torch.OutOfMemoryError(
             f"{reason}. The finished segments are kept: run the job again when there is more memory, or with "

@@ -23,7 +23,7 @@ def fingerprints(
     dtype: torch.dtype,
     ranks: int,
 ) -> dict[bool, str]:
-    """The task's fingerprints, by whether the video has the seams of bands. Only those that its placements allow."""
+    """The task's fingerprints by whether the video has seams between bands, for the placements that it allows."""
     settings, clips, packages = task.settings, task.clips, ["av", "diffusers", "torch", "transformers"]
     packages += ["torchao"] if settings.quantization != "off" and find_spec("torchao") else []
     names: list[Name] = list(WAYS) if settings.placement == "auto" else [settings.placement]

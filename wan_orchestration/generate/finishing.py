@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def join(task: Task, unfinished: UnfinishedVideo) -> dict[str, Any]:
-    """Write the video, its poster and the unquantised frames. Returns fields of the result."""
+    """Write the video, its poster and, if the task asks, the unquantised frames. Returns fields of the result."""
     path, clips = task.output / "video.mp4", task.clips
     if lost := concatenate(unfinished.files(), path, clips.sound, clips.pose.start):
         log.warning(lost)
@@ -43,7 +43,7 @@ def join(task: Task, unfinished: UnfinishedVideo) -> dict[str, Any]:
 def measure_quality(
     task: Task, unfinished: UnfinishedVideo, snapshot: Snapshot, models: Models | None, tell: Callable[[str], None]
 ) -> Quality | None:
-    """Write the preview and measure the quality. An error is only told: the video itself is complete."""
+    """Write the preview and measure the quality. None, and a message, after an error: the video itself is complete."""
     models_root = environment().models_root
     assert models_root is not None
     try:

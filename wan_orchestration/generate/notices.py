@@ -1,4 +1,4 @@
-"""What users should know of a task, for its result and its log."""
+"""Collects what users should know about a task, for its result and its log."""
 
 import logging
 from typing import Self

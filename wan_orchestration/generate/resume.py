@@ -28,12 +28,12 @@ class _State(BaseModel):
     finite: bool = True
     """False where a decoded frame held NaN or infinity."""
     colours: tuple[float, ...] | None = None
-    """What later segments' colours are matched to, if the settings ask for that."""
+    """The colours that later segments are matched to, if the settings ask for that."""
     restarted: str | None = None
 
 
 class UnfinishedVideo:
-    """The finished segments of a task, in the folder `<output>/.work`. One process at a time may open it.
+    """The finished segments of a task, in the folder `<output>/.work`. One process at a time can open the folder.
 
     A segment counts as finished once `state.json` lists it. That file is replaced after the segment's own files are
     complete.
@@ -74,7 +74,7 @@ class UnfinishedVideo:
             self.restart(fingerprints[0])
 
     def restart(self, fingerprint: str, reason: str | None = None) -> None:
-        """Drop all segments. `reason` tells users why finished segments are generated again."""
+        """Drop all segments. `reason` tells users why they are generated again."""
         for file in self.folder.iterdir():
             if file.name != "lock":
                 remove(file)
@@ -98,12 +98,12 @@ class UnfinishedVideo:
 
     @property
     def colours(self) -> tuple[float, ...] | None:
-        """What later segments' colours are matched to, if the settings ask for that."""
+        """The colours that later segments are matched to, if the settings ask for that."""
         return self._state.colours
 
     @property
     def restarted(self) -> str | None:
-        """Why finished segments were generated again, if they were. A later run knows it once a segment is finished."""
+        """Why finished segments were generated again; None if they were not. It is saved with the next segment."""
         return self._state.restarted
 
     def guide(self) -> np.ndarray | None:
@@ -126,7 +126,7 @@ class UnfinishedVideo:
             frames: (n, H, W, 3) uint8 RGB, the segment's part of the video.
             guide: (3, refert_num, H, W) float32 for the next segment.
             finite: whether every value of the decoded frames was finite.
-            colours: what later segments' colours are matched to, if the settings ask for that.
+            colours: those that later segments are matched to, if the settings ask for that.
             exact: (3, n, H, W) float32, the same frames unquantised, if the task asks for them.
         """
         index = len(self.segments)
@@ -148,7 +148,7 @@ class UnfinishedVideo:
         return [self._file("clip", index, "mp4") for index in range(len(self.segments))]
 
     def save_exact(self, path: Path) -> None:
-        """Join the unquantised frames, a segment at a time, into an npz of one array `frames`, (3, T, H, W) float32."""
+        """Join the unquantised frames of all segments into an npz with one array `frames`, (3, T, H, W) float32."""
         parts = [np.load(self._file("exact", i, "npy"), mmap_mode="r") for i in range(len(self.segments))]
         channels, _, height, width = parts[0].shape
         header = {
@@ -167,7 +167,7 @@ class UnfinishedVideo:
                     entry.write(part[channel].tobytes())
 
     def discard(self) -> None:
-        """Remove the folder. For when the video and its result are complete."""
+        """Remove the folder. Call it once the video and its result are complete."""
         remove(self.folder)
 
     def __enter__(self) -> Self:
@@ -194,7 +194,7 @@ class UnfinishedVideo:
             return _State()
 
     def _upgraded(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Version 0.1 kept `finite`, `colours` and the seconds of each phase with every segment."""
+        """Upgrade the state of version 0.1, which kept `finite`, `colours` and seconds by phase with every segment."""
         old = [segment for segment in state["clips"] if isinstance(segment["seconds"], dict)]
         for segment in old:
             seconds = segment["seconds"]

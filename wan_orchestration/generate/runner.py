@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 def run(request: Request | None, reporter: Reporter | None) -> list[Result]:
     """Run every task of a request, together with the other ranks of the launch if there are any.
 
-    A failed task does not stop the next: its `Result` tells the error. A finished task has `video.mp4`, `poster.jpg`,
+    A failed task does not stop the next: its `Result` has the error. A finished task has `video.mp4`, `poster.jpg`,
     `preview.webp` and `result.json` in its output folder.
 
     Only rank 0 writes and reports. The other ranks follow it: they pass None and get no results. With
@@ -81,7 +81,7 @@ def follow(maker: SegmentMaker) -> None:
         try:
             ranks.together(lambda plan=plan: deque(maker.segments(plan), maxlen=0))
         except Exception as error:
-            # Rank 0 learns of it and reports it.
+            # Rank 0 gets this error too, and reports it.
             if not isinstance(error, BadInput | RankFailed):
                 traceback.print_exc()
             maker.recover(error)
@@ -97,10 +97,10 @@ class Runner:
         self.ranks = maker.ranks
         self.stopwatch = maker.stopwatch
         self._counted = dict.fromkeys(PHASES, 0.0)
-        """Seconds that the results of earlier tasks contain."""
+        """The stopwatch's reading that the results of earlier tasks account for."""
 
     def run(self, task: Task) -> Result:
-        """Run one task. The result tells an error; only interruptions are raised."""
+        """Run one task. An error while generating becomes part of the result and is not raised."""
         started_at = datetime.now(UTC)
         with NoticeCollector(task.job_id, self.reporter) as notices, UnfinishedVideo(task) as unfinished:
             outcome = self._attempt(task, unfinished)
@@ -124,12 +124,12 @@ class Runner:
                     part.write_text(result.model_dump_json(indent=2))
             self.reporter.finished(result)
             if result.status == "succeeded":
-                # Last: if this process is killed before, another run resumes from the segments.
+                # Last, because another run resumes from the segments if this process is killed earlier.
                 unfinished.discard()
         return result
 
     def _attempt(self, task: Task, unfinished: UnfinishedVideo) -> dict[str, Any]:
-        """Fields of the result: those of the video, or of the error."""
+        """Generate the video. Returns fields of the result: those of the video, or of the error."""
         known: dict[str, Any] = {}
         try:
             device, dtype = pick_device(task.settings, self.ranks)
@@ -150,7 +150,7 @@ class Runner:
     def _generate(
         self, task: Task, unfinished: UnfinishedVideo, device: torch.device, dtype: torch.dtype
     ) -> dict[str, Any]:
-        """Resume or begin the video and finish it. Returns fields of its result."""
+        """Start or resume the video and finish it. Returns fields of its result."""
         for notice in task.clips.notices:
             log.warning(notice)
         if device.type == "cuda":
@@ -202,13 +202,13 @@ class Runner:
         )
         execution = self.maker.execution
         if execution and execution.compile_error:
-            self.reporter.log(f"{plan.task.job_id}: its blocks ran uncompiled: {execution.compile_error}")
+            self.reporter.log(f"{plan.task.job_id}: the blocks ran uncompiled: {execution.compile_error}")
         return execution
 
     def _keep_segments(self, plan: Plan, unfinished: UnfinishedVideo, ticker: Ticker) -> None:
         """Generate the segments of a plan from `plan.first` on, and write each to disk."""
         task = plan.task
-        # A segment is encoded while the next is generated. The end of the block waits for the last.
+        # A thread encodes a segment while the next is generated. Leaving the block waits for the last one.
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             segments = self.maker.segments(plan, unfinished.guide(), ticker.step)
@@ -238,11 +238,11 @@ class Runner:
                     writing.result()
 
     def _seconds(self, task: Task) -> Seconds:
-        """What this task took: everything that no earlier result contains."""
+        """Seconds of this task: all that no earlier result contains."""
         now = self.stopwatch.read()
         seconds, self._counted = Seconds.of(since(now, self._counted)), now
         if seconds.load:
-            self.reporter.log(f"{task.job_id}: loading the weights took {seconds.load:.1f} s of it")
+            self.reporter.log(f"{task.job_id}: loading the weights took {seconds.load:.1f} s")
         return seconds
 
     def _loras(self, settings: GenerateSettings) -> tuple[Lora, ...]:
@@ -270,7 +270,7 @@ class Runner:
 
 
 def segment_count(frames: int, settings: GenerateSettings) -> int:
-    """Segments needed for so many frames; every segment after the first repeats refert_num of them."""
+    """Number of segments for a video of this many frames. Each segment after the first repeats refert_num frames."""
     stride = settings.clip_len - settings.refert_num
     return max(1, math.ceil((frames - settings.refert_num) / stride))
 

@@ -1,4 +1,4 @@
-"""Generates the segments of one task, on every rank alike; rank 0 keeps them."""
+"""Generates the segments of a task. Every rank does the same; only rank 0 keeps the segments."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,15 +33,15 @@ OnSegmentStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What ranks must know of a task. Rank 0 makes it and announces it."""
+    """What all ranks must know about a task. Rank 0 makes and announces it."""
 
     snapshot: Snapshot
     task: Task
     loras: tuple[Lora, ...]
     first: int
-    """Segments that are finished already."""
+    """Number of segments that are finished already."""
     count: int
-    """Segments of the whole video."""
+    """Number of segments of the whole video."""
     colours: Colours | None = None
     """Of the first segment, if it is finished and the others are matched to it."""
     placement: Name = "resident"
@@ -91,13 +91,13 @@ class SegmentMaker:
 
         Args:
             plan: the task.
-            guide: (3, refert_num, H, W) float32 of the last finished segment, if there is one. Rank 0 gives it.
+            guide: (3, refert_num, H, W) float32 of the last finished segment, if there is one. Only rank 0 passes it.
             on_step: called with the segment's index and the number of denoising steps done, first with 0.
         """
         try:
             yield from self._segments(plan, guide, on_step)
         except Exception as error:
-            # Before the other ranks learn of the error: collectives that wait for them are dropped with the models.
+            # Before the other ranks learn of the error, because dropping the models drops their waiting collectives.
             self.recover(error)
             raise
 
@@ -114,7 +114,7 @@ class SegmentMaker:
                 report = partial(on_step, index) if on_step else _ignore
                 report(0)
                 conditions = animator.condition(coming.result(), guiding)
-                # Not earlier: the inputs of only one segment are held at a time.
+                # Not earlier, so that only one segment's inputs are in memory at a time.
                 coming = start_reading(index + 1) if index + 1 < plan.count else Future()
                 video = animator.animate(conditions, report)
                 del conditions
@@ -145,7 +145,7 @@ class SegmentMaker:
         return animator, self.execution
 
     def recover(self, error: Exception) -> None:
-        """After an error, drop the models if memory ran out, or if they hold connections that are closed."""
+        """After an error, drop the models if memory ran out, or with FSDP, because its connections may be closed."""
         if self.fsdp or ran_out_of_memory(error):
             self.models = None
 
@@ -153,10 +153,10 @@ class SegmentMaker:
         return self.ranks.share(torch.empty(shape) if guide is None else torch.from_numpy(guide))
 
     def _models_for(self, plan: Plan) -> Models:
-        """The models as a task needs them; loaded unless the last task needed the same.
+        """The models for a task. They are loaded again if the last task needed them otherwise.
 
         Raises:
-            BadInput: this machine cannot run the models so.
+            BadInput: this machine cannot run the models with these settings.
         """
         settings = plan.task.settings
         device, dtype = pick_device(settings, self.ranks)
@@ -185,7 +185,7 @@ class SegmentMaker:
 
 
 def branches_side_by_side(settings: GenerateSettings, ranks: int) -> int:
-    """How many branches of guidance so many ranks compute side by side."""
+    """How many guidance branches this many ranks compute in parallel."""
     return 2 if settings.cfg_parallel and settings.guide_scale > 1 and ranks % 2 == 0 else 1
 
 
@@ -194,12 +194,12 @@ def device_name(device: torch.device) -> str:
 
 
 def enough_frames(wanted: int) -> int:
-    """The smallest length of a segment, 4n+1 and at least 5, that holds so many frames."""
+    """The smallest length of a segment, 4n+1 and at least 5, that holds this many frames."""
     return max(5, -(-(wanted - 1) // 4) * 4 + 1)
 
 
 def _stride(plan: Plan) -> int:
-    """Frames from the first of one segment to the first of the next."""
+    """Number of frames from the start of one segment to the start of the next."""
     return plan.task.settings.clip_len - plan.task.settings.refert_num
 
 
@@ -214,7 +214,7 @@ def _facts(plan: Plan, frames: int, spent: dict[Phase, float]) -> SegmentFacts:
 
 @contextmanager
 def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"]]:
-    """A function that starts to read a segment's input frames, given its index, in a thread."""
+    """Yields a function that starts to read the input frames of the segment with an index, in a thread."""
     clips = plan.task.clips
     infos = {"pose": clips.pose, "face": clips.face, "background": clips.background, "mask": clips.mask}
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Reports how far a task is, and when it will be done."""
+"""Reports the progress of a task, and when it will be done."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from wan_orchestration.protocol.messages import Progress, Reporter
 from wan_orchestration.stopwatch import Phase, Stopwatch
 
 SHORTEST, LONGEST = 1.0, 5.0
-"""Seconds between two messages if no denoising step is done. Long tasks have longer ones: less changes in a second."""
+"""Seconds between two messages without a denoising step in between. Longer tasks get fewer messages."""
 
 
 class Ticker:
@@ -23,7 +23,7 @@ class Ticker:
         job_id: of the task.
         estimate: of the run.
         stopwatch: of the launch.
-        reporter: the thread calls it too; never two calls at a time.
+        reporter: receives the progress, from this thread or the ticker's, one call at a time.
     """
 
     def __init__(self, job_id: str, estimate: Estimate, stopwatch: Stopwatch, reporter: Reporter) -> None:
@@ -46,7 +46,7 @@ class Ticker:
             self._send("finishing")
 
     def step(self, segment: int, done: int) -> None:
-        """A denoising step of a segment is done, or the segment begins if `done` is 0. Segments count from 0."""
+        """Report that a denoising step is done, or that the segment begins if `done` is 0. Segments count from 0."""
         with self._lock:
             self.estimate.stepped(segment, done, self.stopwatch.read())
             self._update()

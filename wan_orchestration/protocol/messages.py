@@ -1,7 +1,7 @@
 """What a step asks of a launch, and what the launch reports.
 
-A request is a JSON file, which rank 0 reads. Rank 0 reports `Progress`, each `FinishedSegment` and a `Result` for each
-task: `worker` sends them over Dagster Pipes, `infer` shows them on the terminal.
+A step writes the request to a JSON file, which rank 0 of the worker reads. Rank 0 reports `Progress`, each
+`FinishedSegment` and a `Result` per task: `worker` sends them over Dagster Pipes, `infer` shows them on the terminal.
 """
 
 from datetime import datetime
@@ -25,7 +25,7 @@ class Task(BaseModel):
     job_id: str
     clips: Clips
     output: Path
-    """Folder that receives `video.mp4`, `poster.jpg` and `result.json`."""
+    """Folder that receives `video.mp4`, `poster.jpg`, `preview.webp` and `result.json`."""
     settings: GenerateSettings
     created_at: datetime
     save_frames: Path | None = None
@@ -83,7 +83,7 @@ class PreprocessProgress(BaseModel):
 
 
 class Notice(BaseModel):
-    """What a user should know of the clips. `frames` are ranges (first, last); none if the text is about all frames."""
+    """What a user should know about the clips. `frames` are ranges (first, last); empty if it concerns all frames."""
 
     text: str
     frames: list[tuple[int, int]] = []
@@ -106,11 +106,11 @@ class PreprocessResult(BaseModel):
     has_audio: bool
     estimator: str
     person_found: int
-    """In so many frames."""
+    """Number of frames in which the person was found."""
     face_found: int
-    """In so many frames."""
+    """Number of frames in which the face was found."""
     retarget: str
-    """The rule that was used; off also if the picture shows no person."""
+    """The rule that was used; also "off" if the picture shows no person."""
     masks: str | None
     contact_sheet: Path
     warnings: list[Notice]
@@ -138,19 +138,19 @@ class Progress(BaseModel):
     kind: Literal["progress"] = "progress"
     job_id: str
     phase: Phase | Literal["starting"]
-    """Starting: the worker imports the engine. Nothing else is known yet."""
+    """In phase "starting", the worker imports the engine. Nothing else is known yet."""
     fraction: float | None = Field(default=None, ge=0, le=1)
-    """Of the time that the whole generation takes."""
+    """Share of the time that the whole generation takes."""
     segment: Annotated[int, Field(alias="clip")] = 0
-    """The one in progress, from 1; 0 before the first."""
+    """The segment in progress, from 1; 0 before the first."""
     segments: Annotated[int, Field(alias="clips")] = 0
     step: int = 0
-    """Denoising steps done of this segment."""
+    """Number of denoising steps of this segment that are done."""
     steps: int = 0
     seconds_per_step: float | None = None
-    """None before the first denoising step of this run is done."""
+    """None until the first denoising step of this run is done."""
     eta_seconds: float | None = None
-    """Seconds that are expected to be left."""
+    """Expected seconds until the video is done."""
 
     @property
     def words(self) -> str:
@@ -188,19 +188,19 @@ class Progress(BaseModel):
 class Seconds(BaseModel):
     """Wall time of this run by phase, measured on rank 0. The phases add up to `total`.
 
-    After an interruption, the segments of the earlier run are in `Result.made_segments` only. The first job of a launch
-    includes the opening of the snapshot.
+    Seconds of an earlier, interrupted run are not included; those of its segments are in `Result.made_segments`. The
+    first task of a launch includes opening the snapshot.
     """
 
     load: float = 0.0
-    """Of weights and LoRAs, placement included; 0 if an earlier task of the launch has loaded them."""
+    """Loading and placing weights and LoRAs; 0 if an earlier task of the launch has loaded them."""
     encode: float = 0.0
     """Finding, reading and encoding the inputs."""
     compile: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0
     finish: float = 0.0
-    """Waiting for segments to be written, joining them, measuring the quality."""
+    """Waiting for segments to be written, joining them, and measuring the quality."""
     total: float = 0.0
 
     @classmethod
@@ -223,15 +223,16 @@ class SnapshotInfo(BaseModel):
 
 
 class Quality(BaseModel):
-    """Measures of a finished video; None for those that could not be taken."""
+    """Measures of a finished video; None for those that could not be taken, see `not_measured`."""
 
     frozen_frames: int
     """The longest run of frames in which the picture stands still while the pose moves."""
     colour_drift: list[float]
-    """From the first segment to each segment, in units of CIE 1976 colour difference."""
+    """Distance of each segment from the first, in units of CIE 1976 colour difference."""
     seam: float
     """The largest change at a border of two segments, relative to those inside segments; about 1 or less is good."""
     seam_frame: int | None = None
+    """The frame after the border with the largest change."""
     pose_similarity: float | None = None
     """OKS in 0..1 of the pose that an estimator finds in the video, relative to the driving pose."""
     identity: float | None = None
@@ -245,11 +246,11 @@ class SegmentFacts(BaseModel):
 
     frames: int
     seconds: float
-    """Without loading. The first segment includes the encoding of the prompts and the picture."""
+    """Without loading. The first segment of a run includes encoding the prompts and the picture."""
     seconds_per_step: float
-    """Of denoising."""
+    """Per denoising step."""
     placement: str | None = None
-    """Where the models lay; None if a version that did not record it generated the segment."""
+    """Where the models lay; None for segments of a version that did not record it."""
 
 
 class FinishedSegment(SegmentFacts):
@@ -285,37 +286,37 @@ class Result(BaseModel):
     height: int | None = None
     segments: Annotated[int | None, Field(alias="clips")] = None
     resumed_segments: Annotated[int, Field(alias="resumed_clips")] = 0
-    """Segments that an earlier, interrupted run has generated."""
+    """Number of segments that an earlier, interrupted run generated."""
     restarted: str | None = None
     """Why finished segments were generated again."""
     finite: bool | None = None
     """False if a decoded frame held NaN or infinity."""
     seconds: Seconds = Seconds()
     made_segments: Annotated[list[SegmentFacts], Field(alias="made_clips")] = []
-    """Each segment in order, those of an earlier run included."""
+    """All segments in order, including those of an earlier run."""
     quality: Quality | None = None
     peak_memory_bytes: int | None = None
     """Peak device memory on CUDA, peak resident memory of the process on the CPU."""
     device: str | None = None
     dtype: str | None = None
     attention: str | None = None
-    """Kernel of the self-attention."""
+    """Name of the self-attention kernel."""
     tf32: bool | None = None
     """Whether float32 convolutions were computed in TF32."""
     compiled: bool | None = None
     compile_error: str | None = None
     """Why blocks ran uncompiled although they were to be compiled."""
     placement: str | None = None
-    """Of the last segment; see `made_segments` for the others."""
+    """Placement of the last segment; see `made_segments` for the others."""
     notices: list[str] = []
-    """What a user should know of the inputs and their use."""
+    """What a user should know about the inputs and how they were used."""
     settings: GenerateSettings | None = None
     snapshot: SnapshotInfo | None = None
     error: str | None = None
     bad_input: bool = False
     """True if the input is at fault, so that a retry cannot help."""
     may_pass: bool = False
-    """True if the processes lost each other, so that a retry may help."""
+    """True if the ranks lost their connections, so that a retry may help."""
 
     @classmethod
     def read(cls, path: Path) -> "Result | None":
@@ -327,7 +328,7 @@ class Result(BaseModel):
 
 
 class Reporter(Protocol):
-    """Receives what a launch reports. Only rank 0 calls it; `progress` is also called from a thread of its own."""
+    """Receives what a launch reports. Only rank 0 calls it; a second thread may call `progress`."""
 
     def log(self, message: str) -> None: ...
     def progress(self, progress: Progress) -> None: ...

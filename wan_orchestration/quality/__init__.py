@@ -1,4 +1,4 @@
 """Measures of clips and videos. Dagster's checks decide which values are good enough.
 
-One pass over the frames measures everything. Only a few small copies of frames are kept.
+One pass over each video measures everything. Only a few frames are kept in memory.
 """

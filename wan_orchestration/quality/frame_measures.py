@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 
 SIDE = 192
-"""Frames are reduced to a longer side of so many px before they are measured."""
+"""Before measuring, frames are reduced to this many px on the longer side."""
 STILL = 0.05
-"""Two pictures whose values differ by less than this on average (of 255) are the same: encoding adds such noise."""
+"""Frames whose values differ by less than this on average (of 255) are the same: encoding causes such differences."""
 LEAST_CHANGE = 0.5
-"""A smaller mean difference of two frames (of 255) is invisible as a jump."""
+"""A jump between two frames with a smaller mean difference (of 255) is invisible."""
 
 
 def small(frame: np.ndarray) -> np.ndarray:
@@ -35,10 +35,10 @@ class SegmentSums:
 
 
 class FrameMeasures:
-    """Measures a video from its frames, which are added one by one with the frames of the pose clip.
+    """Measures a video from its frames, which `add` takes one by one with the frames of the pose clip.
 
     Args:
-        lengths: frames of each segment, in order; their sum is the video's.
+        lengths: number of frames of each segment, in order. They add up to the video's.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -77,7 +77,8 @@ class FrameMeasures:
     def seam(self) -> tuple[float, int | None]:
         """The largest change at a border of two segments relative to those inside segments, and the frame after it.
 
-        1 equals the 95th percentile of the changes inside segments. 0 if there is one segment only.
+        1 equals the 95th percentile of the changes inside segments, or `LEAST_CHANGE` if that is larger. 0 for a single
+        segment.
         """
         inside = [change for i, change in enumerate(self._changes) if i and i not in self.borders]
         if not self.borders or not inside:

@@ -18,8 +18,8 @@ def likeness(
 ) -> float:
     """Mean cosine between the features of pictures (h, w, 3) uint8 RGB and of a reference picture.
 
-    Features are averaged over each picture, and those of a grey picture are subtracted: the part that all pictures
-    share would make all of them alike. The encoder works on `device` and returns to the CPU.
+    Features are averaged over each picture, and those of a grey picture are subtracted, because the part that all
+    pictures share would make them all alike. The encoder works on `device` and returns to the CPU.
     """
     nn.Module.to(encoder, device)
 

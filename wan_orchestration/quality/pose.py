@@ -20,11 +20,11 @@ SIGMAS = np.array([
     .068, .068,
 ])  # fmt: skip
 AREA_OF_BOX = 0.53
-"""Fraction of a person's box that the person fills. COCO-style tools use it if no outline is known."""
+"""Share of a person's box that the person fills. COCO-style tools use it if they know no outline."""
 
 
 def similarity(wanted: np.ndarray, found: np.ndarray | None) -> float | None:
-    """OKS in 0..1 of the found body joints (20, 3) and the wanted ones, both x, y in px and confidence.
+    """OKS in 0..1 of the found and the wanted body joints, both (20, 3) of x, y in px and confidence.
 
     Wanted joints that were not found count as 0. None if fewer than two joints are wanted.
     """
@@ -41,7 +41,10 @@ def similarity(wanted: np.ndarray, found: np.ndarray | None) -> float | None:
 
 
 def followed(samples: Mapping[int, np.ndarray], wanted: np.ndarray, estimator: Estimator) -> float | None:
-    """Mean OKS of frames (H, W, 3) uint8 RGB, by index, and the driving joints (T, 20, 3), if any is known."""
+    """Mean OKS of the poses in frames (H, W, 3) uint8 RGB, by index, and the driving joints (T, 20, 3).
+
+    None if no frame has enough driving joints.
+    """
     found = []
     for index, pixels in samples.items():
         frame = Frame(index, 0.0, pixels)

@@ -13,16 +13,16 @@ from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.video.reader import FrameReader
 
 MOST_BYTES = 37_000
-"""Dagster's database stores the preview as base64: less than 50 KB."""
+"""Dagster's database stores the preview as base64, which is then less than 50 KB."""
 FRAMES = 24
-"""Of a preview."""
+"""Frames of a preview."""
 SHOWN = 8
 """Frames on a contact sheet."""
 SHEET_WIDTH = 1280
 HEIGHT = 160
-"""Of a strip, in px."""
+"""Height of a strip, in px."""
 _TRIES = ((1.0, 60), (1.0, 35), (0.8, 30), (0.6, 30), (0.45, 25), (0.3, 20))
-"""Scale and quality, tried in order until the preview is small enough."""
+"""Scale and quality, tried in order until the preview is small enough. The last is written in any case."""
 
 
 def contact_sheet(clips: Clips) -> np.ndarray:
@@ -48,7 +48,7 @@ def strip(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def write_preview(path: Path, strips: Sequence[np.ndarray], seconds: float) -> None:
-    """Write strips as an animated WebP of at most `MOST_BYTES`. It lasts `seconds`, as long as the video."""
+    """Write strips as an animated WebP of `seconds`. It is reduced step by step until it has at most `MOST_BYTES`."""
     frames, webp = list(strips), BytesIO()
     for scale, quality in _TRIES:
         webp, height = BytesIO(), max(16, round(HEIGHT * scale))

@@ -20,9 +20,9 @@ Likeness = Callable[[list[np.ndarray], np.ndarray], float]
 """Likeness of pictures (h, w, 3) uint8 RGB to a reference picture: the mean cosine of their features."""
 
 SAMPLES = 12
-"""So many frames go through neural networks."""
+"""Number of frames that the neural networks look at."""
 _MARGIN = 0.15
-"""The person's box exceeds the skeleton's by this fraction on each side."""
+"""The person's box exceeds the skeleton's by this fraction, and by 8 px, on each side."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ def measure(
 
     Args:
         video: the finished video.
-        clips: what it was made of.
-        lengths: frames of each segment.
+        clips: those that the video was made from.
+        lengths: number of frames of each segment.
         preview: path of the animated WebP.
-        open_estimator: for the pose; raises BadInput if none is available.
-        likeness: for the identity; None if no weights are loaded.
+        open_estimator: opens an estimator for the pose; raises BadInput if none is available.
+        likeness: measures the identity; None if no weights are loaded.
 
     Raises:
-        BadInput: the video or the pose clip cannot be decoded.
+        BadInput: the video, the pose clip or the reference picture cannot be decoded.
     """
     reference = read_image(clips.reference)
     measures, samples, strips = FrameMeasures(lengths), [], []
@@ -93,7 +93,7 @@ def measure(
         quality.identity = round(likeness([sample.subject() for sample in samples], reference), 4)
     joints = clips.folder / JOINTS
     if not joints.is_file():
-        quality.not_measured["pose_similarity"] = "ready clips come without the numbers of their pose"
+        quality.not_measured["pose_similarity"] = f"the clips come without {JOINTS}, the file of their joints"
         return quality
     try:
         wanted, estimator = np.load(joints)["body"], open_estimator()
@@ -101,8 +101,8 @@ def measure(
             frames = {sample.index: sample.frame for sample in samples}
             quality.pose_similarity = followed(frames, wanted, estimator)
         else:
-            # A drawn figure, for example. What it finds in the video then means nothing.
-            quality.not_measured["pose_similarity"] = f"{estimator.name} does not see a person in the reference picture"
+            # For example a drawn figure. The poses that it finds in the video then mean nothing.
+            quality.not_measured["pose_similarity"] = f"{estimator.name} finds no person in the reference picture"
     except BadInput as error:
         quality.not_measured["pose_similarity"] = str(error)
     return quality

@@ -103,7 +103,7 @@ class Animator:
     def condition(self, segment: SegmentInput, guide: Tensor | None) -> Conditions:
         """Conditions of the next segment, from its input frames.
 
-        `guide` holds the last frames of the segment before, (3, refert_num, H, W) in [-1, 1]. It is None for the first
+        `guide` holds the last frames of the previous segment, (3, refert_num, H, W) in [-1, 1]; None for the first
         segment.
         """
         with self.stopwatch.during("encoding"):

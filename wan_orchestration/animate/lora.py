@@ -168,7 +168,7 @@ def _add(weight: Tensor, changes: Iterable[Change]) -> None:
 
 
 def _modules(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
-    """The keys of each module by part. A key that is not part of a LoRA becomes a module of its own.
+    """The keys of each module by part. A key that is not part of a LoRA becomes a separate module.
 
     Raises:
         BadInput: another kind of adapter, a module with only one of its two matrices, or no tensors.

@@ -1,4 +1,4 @@
-"""The finished segments of an unfinished video, kept so that a run that was killed can be resumed."""
+"""Keeps the finished segments of an unfinished video, so that an interrupted run can be resumed."""
 
 import fcntl
 import json

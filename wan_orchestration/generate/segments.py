@@ -153,7 +153,7 @@ class SegmentMaker:
         return self.ranks.share(torch.empty(shape) if guide is None else torch.from_numpy(guide))
 
     def _models_for(self, plan: Plan) -> Models:
-        """The models for a task. They are loaded again if the last task needed them otherwise.
+        """The models for a task. They are reloaded if the last task used other options.
 
         Raises:
             BadInput: this machine cannot run the models with these settings.
@@ -214,7 +214,7 @@ def _facts(plan: Plan, frames: int, spent: dict[Phase, float]) -> SegmentFacts:
 
 @contextmanager
 def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"]]:
-    """Yields a function that starts to read the input frames of the segment with an index, in a thread."""
+    """Yields a function that takes a segment's index and reads its input frames in a thread."""
     clips = plan.task.clips
     infos = {"pose": clips.pose, "face": clips.face, "background": clips.background, "mask": clips.mask}
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ SHORTEST, LONGEST = 1.0, 5.0
 
 
 class Ticker:
-    """Sends progress at each denoising step, and from a thread of its own between the steps.
+    """Sends progress at each denoising step, and between the steps from a separate thread.
 
     Args:
         job_id: of the task.

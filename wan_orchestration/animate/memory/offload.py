@@ -144,7 +144,7 @@ def stream(transformer: AnimateTransformer, device: torch.device) -> None:
 
 
 def host_memory(size: int) -> Tensor:
-    """A buffer of `size` bytes on pages of its own. CUDA registers whole pages, and no page twice."""
+    """A buffer of `size` bytes that shares no page with others. CUDA registers whole pages, and no page twice."""
     return torch.frombuffer(mmap.mmap(-1, max(1, size)), dtype=torch.uint8)[:size]
 
 

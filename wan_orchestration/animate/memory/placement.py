@@ -1,7 +1,7 @@
 """Where the models lie while a segment is generated, and how much memory each placement takes, estimated from shapes.
 
 The factors were measured by running the engine on tensors without data; `tests/animate/memory` measures them again.
-They hold for every width and size. CUDA's own memory, `OVERHEAD`, comes on top.
+They hold for every width and size. `OVERHEAD`, the memory that CUDA takes for itself, is added.
 """
 
 from dataclasses import dataclass

@@ -64,7 +64,7 @@ class SelfAttention(AttentionProcessor):
 
     @staticmethod
     def project(attn: WanAttention, x: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each token by itself."""
+        """Queries, keys and values (1, S, heads, d) of tokens (1, S, dim), each token separately."""
         query, key, value = (
             x.unflatten(2, (attn.heads, -1))
             for x in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(x)), attn.to_v(x))

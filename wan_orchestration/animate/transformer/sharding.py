@@ -2,7 +2,7 @@
 
 Models are sharded while they are still empty. Loading then fills in each rank's part, so no device ever holds a whole
 model. Weights that stay in float32 are not sharded: FSDP needs one dtype per layer, and those weights are small. The
-exception is the text encoder's large `wo`, which is sharded as a layer of its own.
+exception is the text encoder's large `wo`, which is sharded as a separate layer.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ def shard_text_encoder(model: UMT5EncoderModel, mesh: DeviceMesh) -> None:
     model.tie_weights()
     layers: list[nn.Module] = []
     for block in model.encoder.block:
-        # `wo` stays in float32 and is a third of the layer, so it is sharded as a layer of its own.
+        # `wo` stays in float32 and is a third of the layer, so it is sharded separately.
         layers += [block.get_submodule("layer.1.DenseReluDense.wo"), block]
     _shard(model, layers, mesh)
 

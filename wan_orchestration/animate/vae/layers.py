@@ -51,7 +51,7 @@ class CausalConv(WanCausalConv3d):
     """Pads the picture within the convolution. diffusers copies each video into a larger one first."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """(n, C, T, H, W). `cache_x` are the last frames of the chunk before; None stands for zeros."""
+        """(n, C, T, H, W). `cache_x` holds the last frames of the previous chunk; None stands for zeros."""
         frames, rows, columns = causal_padding(self)
         if frames:
             before = [] if cache_x is None else [cache_x]

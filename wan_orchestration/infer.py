@@ -40,20 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     kill rank 0 before it can report.
     """
     world = World()
-    created_at = datetime.now(UTC)
-    result = Result(job_id="", status="failed", created_at=created_at)
+    created_at, job_id = datetime.now(UTC), ""
     try:
         arguments = parse(argv)
         # Libraries may print to stdout, which is reserved for the JSON object.
         with redirect_stdout(sys.stderr), TerminalReporter() as reporter:
             if world.rank > 0:
                 return follow()
-            result = infer(arguments, environment(arguments.checkpoint_dir), reporter, result)
+            job = Job.open(arguments.src_root)
+            job_id = job.key
+            result = infer(job, arguments, environment(arguments.checkpoint_dir), reporter, created_at)
     except BadInput as error:
-        result.error, result.bad_input = str(error), True
         if world.rank > 0:
             return 0
         print_error(str(error))
+        result = Result(job_id=job_id, status="failed", created_at=created_at, error=str(error), bad_input=True)
     print(result.model_dump_json(indent=2, exclude={"kind"}))
     return 0 if result.status == "succeeded" else 1
 
@@ -109,14 +110,14 @@ def follow() -> int:
     return 0
 
 
-def infer(arguments: argparse.Namespace, env: Environment, reporter: TerminalReporter, result: Result) -> Result:
-    """Generate the video of the job folder that the flags name. The result has the errors of the generation.
+def infer(
+    job: Job, arguments: argparse.Namespace, env: Environment, reporter: TerminalReporter, created_at: datetime
+) -> Result:
+    """Generate a job's video. The result has the errors of the generation.
 
     Raises:
-        BadInput: the job folder, a setting or the snapshot cannot be used.
+        BadInput: a setting, the clips or the snapshot cannot be used.
     """
-    job = Job.open(arguments.src_root)
-    result.job_id = job.key
     settings = job.generate_settings(**given_settings(arguments, GenerateSettings))
     snapshot = hub.resolve(env, reporter.log)
     folder = job.folder if job.kind == "clips" else make_clips(job, env, reporter)
@@ -125,7 +126,7 @@ def infer(arguments: argparse.Namespace, env: Environment, reporter: TerminalRep
         clips=check_clips(folder, settings.mode, settings.refert_num),
         output=(arguments.output or env.videos_root / job.key).absolute(),
         settings=settings,
-        created_at=result.created_at,
+        created_at=created_at,
         save_frames=arguments.save_frames and arguments.save_frames.absolute(),
     )
     reporter.progress(Progress(job_id=job.key, phase="starting"))

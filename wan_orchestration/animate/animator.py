@@ -17,6 +17,7 @@ from wan_orchestration.animate.schedule import make_solver
 from wan_orchestration.animate.transformer.attention import Keys, choose_backend
 from wan_orchestration.animate.transformer.compilation import Compilation, compiling_pays, set_compile_cache
 from wan_orchestration.animate.transformer.model import Branch
+from wan_orchestration.animate.vae.model import STRIDE
 from wan_orchestration.settings.generate import GenerateSettings
 
 OnStep = Callable[[int], None]
@@ -45,6 +46,11 @@ class Conditions:
     pose: Tensor
     """From `embed_pose`."""
     branches: list[Branch]
+
+
+def parallel_branches(settings: GenerateSettings, ranks: int) -> int:
+    """How many guidance branches this many ranks compute in parallel."""
+    return 2 if settings.cfg_parallel and settings.guide_scale > 1 and ranks % 2 == 0 else 1
 
 
 class Animator:
@@ -92,7 +98,7 @@ class Animator:
     @property
     def cfg_parallel(self) -> bool:
         """Whether half of the ranks compute one guidance branch and half the other."""
-        return self.settings.cfg_parallel and self.guided and self.models.ranks.size % 2 == 0
+        return parallel_branches(self.settings, self.models.ranks.size) == 2
 
     def skip(self, segments: int) -> None:
         """Draw and discard the noise of segments that an earlier run finished, so that the next one gets its own."""
@@ -162,7 +168,7 @@ class Animator:
     def _draw_noise(self, frames: int) -> Tensor:
         """Noise of one segment, (1, 16, T_lat + 1, h, w). Drawn on the CPU, so it is the same on every device."""
         slots = (frames - 1) // 4 + 2
-        height, width = (side // cond.VAE_STRIDE for side in self.size)
+        height, width = (side // STRIDE for side in self.size)
         return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=self.generator)
 
     def _encode_prompts(self) -> list[Tensor]:
@@ -210,8 +216,9 @@ class Animator:
             return settings.compile == "on"
         if models.device.type != "cuda":
             return False
-        branches = 2 if self.guided and not self.cfg_parallel else 1
-        degree = models.ranks.size // (2 if self.cfg_parallel else 1)
+        parallel = parallel_branches(settings, models.ranks.size)
+        branches = 2 if self.guided and parallel == 1 else 1
+        degree = models.ranks.size // parallel
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         tokens = SegmentShape(*self.size, settings.clip_len).tokens // degree
         return compiling_pays(
@@ -251,7 +258,7 @@ class Animator:
         """Mask and latents of the known pixels, (1, 20, T_lat + 1, h, w), the reference picture in the first slot."""
         frames = len(segment.pose)
         video = torch.zeros(1, 3, frames, *self.size, device=self.models.device)
-        known = torch.zeros(frames, *(side // cond.VAE_STRIDE for side in self.size))
+        known = torch.zeros(frames, *(side // STRIDE for side in self.size))
         if segment.background is not None and segment.mask is not None:
             video = cond.to_tensor(segment.background, self.models.device)
             known = cond.background_known(segment.mask)

@@ -12,8 +12,9 @@ from einops import rearrange
 from torch import Tensor
 from transformers import CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
+from wan_orchestration.animate.vae.model import STRIDE
+
 TEXT_TOKENS = 512
-VAE_STRIDE = 8
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -100,6 +101,6 @@ def background_known(mask: np.ndarray) -> Tensor:
 
     As in the published code, the mask is resized by nearest neighbour and not binarised.
     """
-    height, width = mask.shape[1] // VAE_STRIDE, mask.shape[2] // VAE_STRIDE
+    height, width = mask.shape[1] // STRIDE, mask.shape[2] // STRIDE
     share = 1 - torch.from_numpy(mask[:, None, :, :, 0]).float() / 255
     return F.interpolate(share, size=(height, width), mode="nearest")[:, 0]

@@ -29,6 +29,11 @@ def pick_device(settings: GenerateSettings, ranks: Ranks) -> tuple[torch.device,
     return torch.device("cuda", index), getattr(torch, dtype)
 
 
+def device_name(device: torch.device) -> str:
+    """The card's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def wants_tf32(settings: GenerateSettings, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether to compute float32 convolutions in TF32, which CPUs do not have."""
     return device.type == "cuda" and dtype != torch.float32 and settings.tf32

@@ -163,7 +163,7 @@ class Models:
         return self._loaded[name]
 
     @property
-    def _shards(self) -> DeviceMesh | None:
+    def _shard_mesh(self) -> DeviceMesh | None:
         mesh = self.ranks.mesh(self.device) if self.fsdp else None
         return mesh and mesh["sequence"]
 
@@ -183,7 +183,7 @@ class Models:
             tensors = diffusers_tensors(self.snapshot.path / "transformer")
         else:
             tensors = original.transformer_tensors(self.snapshot.path)
-        if mesh := self._shards:
+        if mesh := self._shard_mesh:
             shard_transformer(model, mesh)
         # Quantization moves the blocks to the device one by one, because they may not all fit unquantised.
         device = torch.device("cpu") if self.quantization != "off" else self.weights_device
@@ -211,7 +211,7 @@ class Models:
         )
 
     def _load_text_encoder(self) -> UMT5EncoderModel:
-        mesh = self._shards
+        mesh = self._shard_mesh
         if self.snapshot.layout == "diffusers":
             # With shards, load it on the CPU first. The device then gets only this rank's part of each layer.
             device = torch.device("cpu") if mesh else self.weights_device
@@ -259,7 +259,7 @@ class Models:
             raise BadInput(f"{file}: tensor {missing.args[0]!r} is missing") from None
         with init_empty_weights():
             model = build(config)
-        if shard and (mesh := self._shards):
+        if shard and (mesh := self._shard_mesh):
             shard(model, mesh)
         return fill(model, tensors(file, weights), dtype, device or self.device)
 

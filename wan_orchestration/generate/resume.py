@@ -178,11 +178,11 @@ class UnfinishedVideo:
     ) -> None:
         if self._lock is None:
             return
-        os.close(self._lock)
         if self.folder.exists() and not self.segments:
             remove(self.folder)
             with suppress(OSError):  # not empty: it holds an earlier video
                 self.folder.parent.rmdir()
+        os.close(self._lock)
 
     def _file(self, kind: str, index: int, suffix: str) -> Path:
         return self.folder / f"{kind}_{index:05d}.{suffix}"

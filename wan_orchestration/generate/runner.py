@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from wan_orchestration.animate.animator import parallel_branches
 from wan_orchestration.animate.conditioning import to_frames
-from wan_orchestration.animate.device import pick_device
+from wan_orchestration.animate.device import device_name, pick_device
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory.capacity import ran_out_of_memory
 from wan_orchestration.animate.parallel.ranks import RankFailed, connect
@@ -25,7 +26,7 @@ from wan_orchestration.generate.fingerprint import fingerprints
 from wan_orchestration.generate.finishing import join, measure_quality
 from wan_orchestration.generate.notices import NoticeCollector
 from wan_orchestration.generate.resume import UnfinishedVideo
-from wan_orchestration.generate.segments import Execution, Plan, SegmentMaker, branches_side_by_side, device_name
+from wan_orchestration.generate.segments import Execution, Plan, SegmentMaker
 from wan_orchestration.generate.ticker import Ticker, ticking
 from wan_orchestration.protocol.messages import (
     FinishedSegment,
@@ -259,7 +260,7 @@ class Runner:
         size, settings = self.ranks.size, task.settings
         if size == 1:
             return
-        branches = branches_side_by_side(settings, size)
+        branches = parallel_branches(settings, size)
         line = f"{task.job_id}: {size} ranks, sequence parallel of degree {size // branches}"
         line += ", guidance branches side by side" if branches == 2 else ""
         line += ", weights sharded (FSDP)" if self.maker.fsdp else ""

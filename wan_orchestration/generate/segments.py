@@ -22,7 +22,6 @@ from wan_orchestration.animate.memory.placement import Name
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.protocol.messages import SegmentFacts, Task
-from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.stopwatch import Phase, Stopwatch, since
 from wan_orchestration.video.reader import FrameReader, pingpong
 from wan_orchestration.video.stills import read_image
@@ -182,15 +181,6 @@ class SegmentMaker:
             )
             self._models_options = options
         return self.models
-
-
-def branches_side_by_side(settings: GenerateSettings, ranks: int) -> int:
-    """How many guidance branches this many ranks compute in parallel."""
-    return 2 if settings.cfg_parallel and settings.guide_scale > 1 and ranks % 2 == 0 else 1
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def enough_frames(wanted: int) -> int:

@@ -32,7 +32,7 @@ class PreprocessSettings(BaseModel):
     )
     person: str = Field(
         default="largest",
-        description="Whom to follow if several people are seen. largest; index:N: the number on the contact sheet (1 is "
+        description="Whom to follow if several are visible. largest; index:N: the number on the contact sheet (1 is "
         "the largest); box:x0,y0,x1,y1: a box that contains or touches the person; point:x,y: a point on the person. "
         "Boxes and points refer to the frame where people first appear, in px of the driving video as displayed, or "
         "in fractions of its sides if no number is above 1.",

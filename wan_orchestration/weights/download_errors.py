@@ -42,8 +42,8 @@ def explain(error: BaseException, env: Environment, subject: Path) -> BadInput |
     if isinstance(error, client.FileIntegrityError):
         return DownloadError(
             f"{subject}: the content that the hub sends differs from its listing ({reason}). Several attempts "
-            "failed and nothing was kept. Make sure that no sign-in page or proxy of the network answers in its place, and "
-            "try again later, or try another WAN_MODEL_ENDPOINT"
+            "failed and nothing was kept. Make sure that no sign-in page or proxy of the network answers in its place, "
+            "and try again later, or try another WAN_MODEL_ENDPOINT"
         )
     if isinstance(error, client.NotExistError):
         return DownloadError(f"{subject}: the hub lists this file but does not have it; try again later")

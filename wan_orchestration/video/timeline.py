@@ -47,7 +47,7 @@ class Timeline:
         self._tick = packets.tick
         self.counted = False
         entries = list(zip(packets.pts, packets.dts, packets.hidden, packets.keyframes, strict=True))
-        # Frames that are displayed before the first keyframe may follow it in the file. Cutting tools leave them without
+        # Frames displayed before the first keyframe may follow it in the file. Cutting tools leave them without
         # timestamps.
         leading = 0
         if packets.depth and entries and entries[0][0] != NO_TIMESTAMP:

@@ -46,12 +46,12 @@ class Packets:
         self.last = NO_TIMESTAMP, 0
         """Timestamp and duration of the packet that is displayed last."""
         self.stream_end: Fraction | None = None
-        """End of the video stream according to the header, in seconds on the file's clock."""
+        """End of the video stream according to the header of mp4 and mov, in seconds on the file's clock."""
         self.sound_end: Fraction | None = None
         """End of the sound track that ends last, in seconds on the file's clock: its first timestamp plus the sum of
         durations, because a single later timestamp may be wrong."""
         self.file_end: Fraction | None = None
-        """End of the file according to the header, in seconds on the file's clock."""
+        """End of the file according to the header of Matroska and AVI, in seconds on the file's clock."""
         self._read(container, stream)
         self.broken_off = self._find_break(container, stream)
         """Where the file breaks off, in words; None if it is complete."""
@@ -90,7 +90,7 @@ class Packets:
             self.stream_end = ((stream.start_time or 0) + stream.duration) * self.tick
 
     def _find_break(self, container: InputContainer, stream: VideoStream) -> str | None:
-        """Describes where the file breaks off; None if it is complete."""
+        """Describes where the file breaks off; None if it is complete. Sets `file_end`."""
         if self.format == "mov":
             listed = len(stream.index_entries)
             return f"{len(self)} of {listed} frames are there" if len(self) < listed else None

@@ -19,14 +19,14 @@ class BadInput(ValueError):
 
 
 def validate(model: type[M], values: Mapping[str, Any], name: Callable[[str], str] = str) -> M:
-    """`model(**values)`, with errors in words.
+    """Returns `model(**values)`, with validation errors put into words.
 
     Args:
-        name: gives the name by which the user knows a field, for instance `job.yaml: generate.clip_len` or
-            `--clip-len` for `clip_len`. It gets "" for an error that concerns several fields.
+        name: maps a field to the name that the user knows, for instance `clip_len` to `job.yaml: generate.clip_len`
+            or `--clip-len`. It gets "" for an error that concerns several fields.
 
     Raises:
-        BadInput: unknown keys; bad values, also of `WAN_*` variables.
+        BadInput: an unknown key, or a bad value, also of a `WAN_*` variable.
     """
     for key in values:
         if key not in model.model_fields:
@@ -47,7 +47,7 @@ def validate(model: type[M], values: Mapping[str, Any], name: Callable[[str], st
 
 
 def from_validation_error(error: ValidationError, name: Callable[[str], str] = str) -> BadInput:
-    """One line for each problem: the name of the field, what was found, what was expected."""
+    """The error as a BadInput, with a line for each problem: the field's name, what was found, what was expected."""
     return BadInput("\n".join(_sentence(problem, name) for problem in error.errors(include_url=False)))
 
 

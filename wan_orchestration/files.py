@@ -11,10 +11,10 @@ from wan_orchestration.errors import BadInput
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` for a file or a folder; renames it to `path` on success, else removes it.
+    """Yields a temporary path beside `path` for a file or a folder. Renames it to `path` on success, else removes it.
 
-    Replaces an older file or folder at `path`. The next writer removes what a killed process left behind, so a path
-    must have one writer at a time.
+    Replaces an older file or folder at `path`. A path must have one writer at a time, because each writer first removes
+    what a killed one left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, old = (path.with_name(f".{path.name}.{word}") for word in ("part", "old"))
@@ -42,7 +42,7 @@ def remove(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """BadInput: a broken link, or not a plain file."""
+    """Checks a path that exists. BadInput: it is a broken link, or not a plain file."""
     if path.is_symlink() and not path.exists():
         raise BadInput(f"{path}: a broken link to {path.readlink()}")
     if not path.is_file():

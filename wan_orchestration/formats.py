@@ -19,7 +19,7 @@ HEAD_BYTES = 1024
 
 _HEIC = rb"(hei[cxms]|hev[cxms])"
 _AVIF = rb"(avif|avis)"
-# First bytes, the kind in words, and the suffix if a job may use such a file. The first match counts.
+# First bytes, the kind in words, and the suffix ("" for files that no job may use). The first match counts.
 _KINDS: list[tuple[bytes, str, str]] = [
     (rb"\x89PNG", "a PNG picture", "png"),
     (rb"\xff\xd8\xff", "a JPEG picture", "jpg"),
@@ -77,7 +77,7 @@ def describe(path: Path) -> str:
 def recognise(path: Path) -> tuple[str, str | None]:
     """The kind of a file in words, and the suffix of such files.
 
-    The suffix is "" for a kind that no job may use as a video or picture, and None if the first bytes are unclear.
+    The suffix is "" for a kind that no job may use as a video or picture, and None if the first bytes do not tell.
     """
     if path.is_dir():
         return "a folder", ""
@@ -98,7 +98,7 @@ def _is_text(head: bytes) -> bool:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
     try:
-        # Not decode(): the head may end in the middle of a character.
+        # Not decode(), because the head may end in the middle of a character.
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return False

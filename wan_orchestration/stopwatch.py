@@ -11,10 +11,10 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class Stopwatch:
-    """Counts seconds by phase. One phase runs at a time: an inner phase pauses the outer one, so the sum is the total.
+    """Counts seconds by phase. An inner phase pauses the outer one, so the phases add up to the total time.
 
-    Outside of `during`, the phase is encoding, because the inputs are found and read there. One thread changes phases;
-    any thread may read.
+    Outside of `during`, the phase is encoding, because inputs are found and read then. One thread changes phases; any
+    thread may read.
 
     Args:
         synchronize: waits for the device, so that its work counts in the phase that started it.
@@ -29,6 +29,7 @@ class Stopwatch:
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
+        """Counts the time of the block as `phase`."""
         outer = self.phase
         self.synchronize()
         self._switch(phase)
@@ -39,7 +40,7 @@ class Stopwatch:
             self._switch(outer)
 
     def read(self) -> dict[Phase, float]:
-        """Seconds in each phase since the stopwatch was created, the current phase included."""
+        """Seconds in each phase since the stopwatch was created, up to this moment."""
         with self._lock:
             return self._count()
 

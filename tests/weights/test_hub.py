@@ -192,14 +192,14 @@ def test_killed_download_resumes_in_the_next_call(server, env, folder, tmp_path:
 
 def test_corrupt_file_is_not_kept(server, env, folder) -> None:
     server.faults[VAE] = Fault(corrupt=True)
-    with pytest.raises(DownloadError, match=f"{VAE}: the hub sends other content than it lists"):
+    with pytest.raises(DownloadError, match=f"{VAE}: the content that the hub sends differs from its listing"):
         download(env)
     assert not list(folder.glob(f"{VAE}*")) and Manifest.read(folder) is None
 
 
 def test_file_of_another_size_than_listed(server, env) -> None:
     server.faults[VAE] = Fault(listing={"Size": 17})
-    with pytest.raises(DownloadError, match=f"{VAE}: the hub sends other content than it lists"):
+    with pytest.raises(DownloadError, match=f"{VAE}: the content that the hub sends differs from its listing"):
         download(env)
 
 

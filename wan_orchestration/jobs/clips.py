@@ -1,4 +1,4 @@
-"""Clips, the conditioning videos that generation reads: their names, their checks, and copies of ready clips."""
+"""Clips, the conditioning videos that generation reads: their names, checks of them, and copies of ready clips."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src
 REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
 
 JOINTS = "src_pose.npz"
-"""Beside clips from preprocessing: the joints of `src_pose.mp4`, `body` (T, 20, 3) float32: x, y in px, confidence."""
+"""The joints drawn in `src_pose.mp4`, written by preprocessing: `body` (T, 20, 3) float32: x, y in px, confidence."""
 
 FACE_SIZE = 512
 """Side of the square frames of `src_face.mp4`, px."""
@@ -48,12 +48,12 @@ class Clips:
     """What a user should know about the clips, in words."""
 
     def videos(self) -> list[VideoInfo]:
-        """The clips that are videos, that is, all but the reference picture."""
+        """The clips, without the reference picture."""
         return [info for info in (self.pose, self.face, self.background, self.mask) if info is not None]
 
     @cached_property
     def version(self) -> str:
-        """SHA-256 over the names and contents of the files, so that equal clips made again leave a video up to date."""
+        """SHA-256 over the files' names and contents. If equal clips are made again, the video stays up to date."""
         digest = hashlib.sha256()
         for name in sorted(clip_names(self.mode).values()):
             digest.update(f"{name}\0{sha256(self.folder / name)}\n".encode())
@@ -78,14 +78,14 @@ class Clips:
 
 
 def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
-    """Checks the clips in `folder` as generation will use them: decodes the first frames, and all of the sound.
+    """Checks that generation can use the clips in `folder`: decodes their first frames, and all of the sound.
 
-    `Clips.notices` says what is wrong with the sound, which is no error, and how generation uses clips that differ
-    in length or rate.
+    `Clips.notices` describes flaws of the files that are no errors, such as damaged sound, and how generation uses
+    clips that differ in length or rate.
 
     BadInput: a file missing, unreadable or truncated; pose sides not multiples of 16; a pose clip of 1 frame or
     of no more than `refert_num`; a face clip of 1 frame or not 512x512; background or mask of another size than
-    the pose clip; a reference picture that cannot be decoded.
+    the pose clip; a reference picture that cannot be decoded or has a side under 16 px.
     """
     # PyAV takes a third of a second to import, and the code location loads this module.
     from wan_orchestration.video.reader import probe  # noqa: PLC0415
@@ -160,7 +160,7 @@ def _check_size(info: VideoInfo, pose: VideoInfo) -> None:
 
 
 def _differences(info: VideoInfo, pose: VideoInfo) -> list[str]:
-    """How a clip differs from the pose clip in length and rate, and how generation then pairs their frames."""
+    """How a clip differs from the pose clip in length and rate, and how generation pairs their frames."""
     found = []
     if info.frames != pose.frames:
         use = "it is played forwards and backwards" if info.frames < pose.frames else "the rest is not used"
@@ -179,9 +179,9 @@ def _frames(info: VideoInfo) -> str:
 
 
 def place_clips(source: Path, target: Path, mode: Mode, refert_num: int = 1) -> Clips:
-    """Copies ready clips from the folder `source` to `target`, and replaces the copies of an earlier run.
+    """Checks ready clips in the folder `source` and copies them to `target`, in place of an earlier run's copies.
 
-    BadInput: as for `check_clips`, and any frame that cannot be decoded.
+    BadInput: as for `check_clips`, or a frame cannot be decoded.
     """
     from wan_orchestration.video.reader import FrameReader  # noqa: PLC0415
 

@@ -40,7 +40,7 @@ GENERIC_NAMES = {name.replace("_", "-") for name in (*RAW, *CLIPS, *REPLACEMENT_
 
 
 def check_key(key: str) -> str:
-    """Returns a key that may name a job, `[a-z0-9][a-z0-9._-]{0,62}`; BadInput for any other."""
+    """Returns `key` if it may name a job, as `[a-z0-9][a-z0-9._-]{0,62}`. BadInput: it may not."""
     if not KEY.fullmatch(key):
         raise BadInput(
             f"job key {key!r}: expected 1 to 63 of a-z, 0-9, '.', '_' and '-', the first a letter or digit; "
@@ -74,21 +74,22 @@ class JobFile(BaseModel):
 
 @dataclass(frozen=True)
 class Job:
-    """One job folder with checked settings. The contents of its inputs are checked by `check_clips`."""
+    """One job folder with checked settings. `check_clips` checks the contents of ready clips."""
 
     key: str
     folder: Path
     file: JobFile
     kind: Literal["clips", "raw"]
     inputs: dict[str, Path]
-    """By name: src_pose, src_face, src_ref (src_bg, src_mask if present), or driving, reference (and the optional
-    inputs of preprocessing: keypoints, reference_keypoints, mask)."""
+    """Paths by name. For clips: src_pose, src_face, src_ref, and src_bg, src_mask if present. For raw: driving,
+    reference, and keypoints, reference_keypoints, mask if present."""
 
     @classmethod
     def open(cls, folder: Path, key: str | None = None) -> "Job":
-        """Reads a job folder. `key` replaces the folder's name, which may not be a valid key.
+        """Reads a job folder. `key`: the job's key, if it is not the folder's name.
 
-        BadInput: bad key, no such folder, inputs missing or ambiguous, a broken link, an error in `job.yaml`.
+        BadInput: bad key, no such folder, inputs missing, ambiguous or of another kind, a broken link, an error in
+        `job.yaml`.
         """
         folder = Path(folder).absolute()
         key = check_key(folder.name if key is None else key)
@@ -101,7 +102,7 @@ class Job:
         return cls(key, folder, file, kind, inputs)
 
     def generate_settings(self, **overrides: Any) -> GenerateSettings:
-        """In order of precedence: overrides that are not None, `job.yaml`, the environment, the defaults.
+        """The job's settings, by precedence: overrides that are not None, `job.yaml`, `WAN_*` variables, defaults.
 
         BadInput: an unknown field or a bad value.
         """
@@ -155,7 +156,7 @@ def _settings(
     overrides = {field: value for field, value in overrides.items() if value is not None}
     if "mode" in given:
         known = [field for field in model.model_fields if field != "mode"]
-        raise unknown_key(f"{path}: {block}.mode (mode stands at the top of the file)", "mode", known)
+        raise unknown_key(f"{path}: {block}.mode (mode belongs at the top of the file)", "mode", known)
 
     def name(field: str) -> str:
         if field.split(".")[0] in overrides:

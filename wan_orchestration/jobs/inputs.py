@@ -1,4 +1,4 @@
-"""The inputs of a job: which files of its folder they are, and whether those are of the right kind."""
+"""Finds the inputs of a job among the files of its folder, and checks that they are of the right kind."""
 
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ MOST_NAMED = 10
 def find_inputs(
     folder: Path, mode: Mode, preprocess: PreprocessSettings
 ) -> tuple[Literal["clips", "raw"], dict[str, Path]]:
-    """The kind and the inputs of a job, as in `Job`.
+    """The `kind` and the `inputs` of a job, as in `Job`.
 
     BadInput: inputs missing, ambiguous or of another kind, or a broken link.
     """
@@ -61,7 +61,7 @@ def find_inputs(
 
 
 def _missing(folder: Path, names: list[str], ready: dict[str, Path], raw: dict[str, Path]) -> str:
-    """Says which inputs a folder lacks, and which of its files may be meant as these inputs."""
+    """Describes which inputs a folder lacks, and which of its files could be meant as these inputs."""
     missing = [file for name, file in CLIPS.items() if name not in ready] if ready else []
     lacking = [name for name in RAW if name not in raw]
     beside = [_hint(folder / file, name) for name in lacking for file in names if file.lower().startswith(name)]
@@ -84,7 +84,7 @@ def _hint(path: Path, name: str) -> str:
 
 
 def _check_content(path: Path, suffixes: tuple[str, ...]) -> None:
-    """BadInput: the first bytes belong to another kind of file. Where they are unclear, decoding will tell."""
+    """BadInput: the first bytes belong to another kind of file. If they do not tell, decoding does later."""
     found, suffix = recognise(path)
     if suffix is not None and suffix not in suffixes:
         raise BadInput(f"{path}: found {found}, expected {A_VIDEO if suffixes == VIDEO_SUFFIXES else A_PICTURE}")

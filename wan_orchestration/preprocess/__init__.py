@@ -1,1 +1,1 @@
-"""From a driving video and a picture to the clips that condition the model: pose, face, background, mask."""
+"""Makes the clips that condition the model (pose, face, background, mask) from a driving video and a picture."""

@@ -16,7 +16,7 @@ _DEPTH = 4
 
 
 class ClipWriter:
-    """Writes (H, W, 3) uint8 frames, for gray (H, W), to an mp4 in the background. The file appears when complete."""
+    """Writes (H, W, 3) uint8 frames, or (H, W) for gray, to an mp4 in a thread. The file appears when complete."""
 
     def __init__(self, path: Path, fps: Fraction, pixels: Pixels) -> None:
         self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_DEPTH)
@@ -26,7 +26,7 @@ class ClipWriter:
         self._thread.start()
 
     def write(self, frame: np.ndarray) -> None:
-        """Queues a frame, which must not be changed afterwards. Raises the encoder's error, if there was one."""
+        """Queues a frame, which must not be changed afterwards. Raises an error of the encoder, if there was one."""
         self._put(frame)
 
     def __enter__(self) -> Self:
@@ -56,7 +56,7 @@ class ClipWriter:
     def _run(self, path: Path, fps: Fraction, pixels: Pixels) -> None:
         try:
             write_lossless(path, self._queued(), fps, pixels)
-        except BaseException as error:  # raised again by write() or at the end of the with block
+        except BaseException as error:  # raised again by write(), or at the end of the with block
             self._failure = error
 
     def _queued(self) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ _FOLLOWED, _OTHER = (0, 220, 0), (230, 160, 0)
 
 
 def write_contact_sheet(path: Path, samples: Sequence[SampledFrame], motion: Motion, fps: float) -> None:
-    """Writes a JPEG of sampled frames with numbered people (the followed one in green), skeleton, frame and time."""
+    """Writes a JPEG of sampled frames: people with numbers, the followed one in green, skeleton, frame number, time."""
     tiles = [_tile(sample, motion, fps) for sample in sorted(samples, key=lambda sample: sample.index)]
     blank = np.zeros_like(tiles[0])
     tiles += [blank] * (-len(tiles) % _COLUMNS if len(tiles) > _COLUMNS else 0)

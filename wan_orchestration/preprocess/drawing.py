@@ -1,6 +1,6 @@
-"""The skeleton picture that the model was trained on: coloured limbs and joints, blue-dotted hands, no face.
+"""Draws the skeleton picture that the model was trained on: coloured limbs and joints, blue-dotted hands, no face.
 
-Equals the published drawing pixel by pixel: the model has learnt its colours, widths and order.
+The drawing equals the published one pixel by pixel, because the model has learnt its colours, widths and order.
 """
 
 import colorsys
@@ -58,7 +58,7 @@ def draw_body(canvas: np.ndarray, joints: np.ndarray, width: int) -> None:
 
 def draw_hand(canvas: np.ndarray, points: np.ndarray, width: int) -> None:
     """Draws fingers, then points, of a (21, 3) hand. `width` is a line's thickness and a point's radius, px."""
-    # A coordinate that truncates to 0 counts as missing: estimators write it for missing points.
+    # A coordinate that truncates to 0 counts as missing, because estimators write 0 for missing points.
     drawn = [
         (int(x), int(y)) if confidence >= CONFIDENT and int(x) >= 1 and int(y) >= 1 else None
         for x, y, confidence in points

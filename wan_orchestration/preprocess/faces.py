@@ -1,4 +1,4 @@
-"""The position of the face in every frame, including frames without a visible face."""
+"""Finds the position of the face in every frame, also where no face is visible."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from wan_orchestration.preprocess.geometry import PixelBox, face_box
 from wan_orchestration.preprocess.motion import Motion, stretches
 
 _LEAST_CONFIDENCE = 0.2
-"""Mean confidence from which points count as a face."""
+"""Smallest mean confidence of points that count as a face."""
 
 
 def face_boxes(motion: Motion) -> tuple[list[PixelBox] | None, np.ndarray]:
     """A box for each frame, never empty, and (T,) bool: the frames without a face.
 
-    Boxes of frames without a face are interpolated linearly between their neighbours, or repeat the first or last
-    box. None in place of boxes: no frame has a face.
+    The box of a frame without a face is interpolated linearly between its neighbours, or repeats the first or last
+    box. If no frame has a face, None replaces the boxes.
     """
     boxes = np.full((len(motion), 4), -1)
     for t in range(len(motion)):

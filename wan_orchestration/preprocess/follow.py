@@ -15,7 +15,7 @@ from wan_orchestration.preprocess.tracking import Choice, Tracker, numbered
 SAMPLES = 12
 SAMPLE_WIDTH = 480
 _LEAST_FOUND = 0.5
-"""Fraction of the frames in which the person must be found."""
+"""Smallest fraction of the frames in which the person must be found."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class FollowedPerson:
 def follow_person(
     video: DrivingVideo, estimator: Estimator, choice: Choice, progress: Callable[[int], None]
 ) -> FollowedPerson:
-    """Keypoints of the chosen person.
+    """Finds the keypoints of the chosen person in every chosen frame. `progress` gets the number of frames done.
 
     BadInput: no person is found, none matches the choice, or the person is found in too few frames.
     """
@@ -71,7 +71,7 @@ def follow_person(
             people_here = numbered(people[frame.source])
             if len(people_here) > 1:
                 crowded.append(done + i)
-            # The first frame with several people is shown too, because their numbers refer to it.
+            # The first frame with several people is sampled too, because their numbers refer to it.
             if done + i in sampled or (len(people_here) > 1 and not crowd_seen):
                 crowd_seen = crowd_seen or len(people_here) > 1
                 samples.append(_sample(done + i, frame, people_here, followed[i]))

@@ -1,4 +1,4 @@
-"""The frames of a driving video: chosen by time, streamed, and prefetched by a thread."""
+"""Reads the frames of a driving video: chooses them by time, streams them, prefetches them in a thread."""
 
 import math
 import queue
@@ -62,7 +62,7 @@ class DrivingVideo:
 
 
 def choose_fps(source: Fraction, wanted: float | None) -> Fraction:
-    """`wanted`, or the source's rate if it is at most 30.
+    """`wanted`, or else the source's rate if it is at most 30 (with a tolerance of 0.5).
 
     A higher rate is divided by the smallest whole number that makes it at most 30, which keeps the steps between
     frames even. If less than 24 would be left, the result is 30.
@@ -92,7 +92,7 @@ def choose_frames(
         after = bisect_left(times, moment)
         early = after > 0 and after < len(times) and times[after] - moment > half + 1e-4
         candidates = range(max(after - 1, 0), min(after + (not early), len(times)))
-        # Rounded, because timestamps are rounded to the file's time base, which must not decide.
+        # Rounded, because timestamps are rounded to the file's time base, and that rounding must not decide.
         chosen.append(min(candidates, key=lambda index: (round(abs(times[index] - moment), 4), index)))
     return chosen
 
@@ -110,7 +110,7 @@ def batched(frames: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def prefetched(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, produced up to `depth` ahead by another thread."""
+    """The same items, which another thread produces up to `depth` ahead. Raises that thread's error."""
     end = object()
     ready: queue.Queue[object] = queue.Queue(depth)
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Geometry: the size of the canvas, letterboxing of a picture, and the face crop."""
+"""Computes the size of the canvas, letterboxes pictures, and crops faces."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ SIZE_STEP = 16
 """The generator needs widths and heights that are multiples of this."""
 
 PixelBox = tuple[int, int, int, int]
-"""x0, y0, x1, y1 in px, the end exclusive."""
+"""x0, y0, x1, y1 in px; x1 and y1 are exclusive."""
 
 
 def canvas_size(width: int, height: int, area: int, step: int = SIZE_STEP) -> tuple[int, int]:
     """(width, height) of about `area` px² in the given proportions, each rounded down to a multiple of `step`.
 
-    Equals the published tools' rule, including its float rounding. BadInput: a side would be 0.
+    Follows the published tools' rule, including its float rounding. BadInput: a side would be 0.
     """
     exact_height = math.sqrt(area / (width / height))
     exact_width = area / exact_height
@@ -65,7 +65,8 @@ def letterbox(
 ) -> np.ndarray:
     """Scales (H, W[, 3]) uint8 to fit into `size` (width, height), centred, with bars of the colour `border`.
 
-    `interpolation` defaults to area averaging if the canvas is smaller than the picture, else to linear.
+    `interpolation` defaults to area averaging if the canvas is smaller than the picture, else to linear. BadInput: the
+    picture is so narrow that a side would be 0.
     """
     height, width = picture.shape[:2]
     if interpolation is None:
@@ -90,8 +91,8 @@ def letterbox(
 def face_box(face: np.ndarray, size: tuple[int, int], scale: float = 1.3) -> PixelBox | None:
     """The published face crop around (68, 2 or 3) points, clipped to the picture; None if it would be empty.
 
-    The bounding box of the points grows by sqrt(scale)-1 of its width (half on each side) and of its height (3/4
-    above, 1/4 below).
+    The bounding box of the points grows by sqrt(scale) - 1 of its width, half on each side, and of its height, 3/4
+    above and 1/4 below.
     """
     points = face[np.isfinite(face[:, :2]).all(axis=1), :2]
     if not len(points):

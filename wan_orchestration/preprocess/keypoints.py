@@ -25,10 +25,10 @@ LIMBS = (
     (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13),
     (1, 0), (0, 14), (14, 16), (0, 15), (15, 17), (13, 18), (10, 19),
 )  # fmt: skip
-"""(parent, child) joints, parents before children, in the order the skeleton is drawn."""
+"""(parent, child) joints, parents before children, in the order in which the skeleton is drawn."""
 
 CONFIDENT = 0.5
-"""Points with less confidence are neither drawn nor measured."""
+"""Points with less confidence than this are neither drawn nor measured."""
 _MARGIN = 0.1
 """How far the body (hair, soles, fingers, clothes) extends beyond its keypoints, as a fraction of the longer side."""
 
@@ -104,7 +104,7 @@ def bounds(points: np.ndarray, threshold: float = CONFIDENT) -> tuple[float, flo
 def extent(points: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
     """x0, y0, x1, y1 px of the area that a body with these (n, 3) points covers in a picture of `size` (width, height).
 
-    Points without confidence count only if no point is confident. None: no points, or all lie outside.
+    Points that are not confident count only if none is confident. None: no points, or all lie outside.
     """
     box = bounds(points) or bounds(points, 1e-6)
     if box is None:

@@ -30,7 +30,7 @@ _LONGEST_REFERENCE_SIDE = 4096
 _FRAMES_AHEAD = 4
 
 ToCanvas = Callable[[Pose, int], Pose]
-"""Moves a pose of the driving video, given with its frame number, onto the canvas."""
+"""Moves a pose of the driving video onto the canvas. Arguments: the pose, and its frame number."""
 
 
 def write_reference(path: Path, picture: np.ndarray) -> None:
@@ -54,10 +54,11 @@ def write_clips(
     notices: Notices,
     progress: Callable[[int], None],
 ) -> None:
-    """Writes `src_pose.mp4`, `src_face.mp4`, `src_pose.npz` (the drawn joints), and with an outline the background
-    and mask clips.
+    """Writes `src_pose.mp4`, `src_face.mp4`, `src_pose.npz` (the drawn joints), and with an outline also `src_bg.mp4`
+    and `src_mask.mp4`.
 
-    `size` is the canvas, `to_canvas` moves poses onto it, `boxes` are the face boxes in the driving video.
+    `size` is the canvas's (width, height), `to_canvas` moves poses onto it, `boxes` are the face boxes in the driving
+    video (None: no frame has a face). BadInput: an outline is empty and `empty_mask` is error.
     """
     canvas = np.zeros((size[1], size[0], 3), np.uint8)
     joints = np.zeros((len(video), 20, 3), np.float32)

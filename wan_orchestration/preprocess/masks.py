@@ -1,4 +1,4 @@
-"""Masks of a person: growing them as in training, a box in place of an empty one, and masks from a file."""
+"""Masks of a person: grows them as in training, makes one from the person's box, reads them from a file."""
 
 from pathlib import Path
 
@@ -15,9 +15,9 @@ def grow_mask(mask: np.ndarray, iterations: int, kernel: int, grid: tuple[int, i
     """Dilates a person's mask and fills it up to a grid, so that its outline does not show the person's shape.
 
     `mask` and the result are (H, W) uint8 of 0 and 1. The mask is dilated `iterations` times by a square of `kernel`
-    px. Then its bounding box is divided into `grid` (columns, rows) cells, and every cell that contains part of the
-    mask is filled. As in the published tools, the box lacks its last row and column. 0 iterations or an empty
-    mask leave the mask unchanged. Cells are at least one pixel.
+    px. Then its bounding box is divided into `grid` (columns, rows) cells of at least one pixel, and every cell that
+    contains part of the mask is filled. As in the published tools, the box lacks its last row and column. With 0
+    iterations the mask stays unchanged, and so does an empty mask.
     """
     if iterations == 0 or not mask.any():
         return mask
@@ -50,7 +50,8 @@ def box_mask(pose: Pose) -> np.ndarray:
 class MaskFile:
     """Masks from a video beside the driving video, in which white is the person.
 
-    Frames are paired by number if the numbers are equal, else by time.
+    Frames are paired by number if both videos have the same number of frames, else by time. BadInput: the numbers
+    differ, and the durations differ by more than half a second.
     """
 
     def __init__(self, path: Path, video_frames: int, duration: float) -> None:

@@ -1,4 +1,4 @@
-"""The motion of one person: keypoints of every frame, with methods that fill gaps and smooth jitter."""
+"""The motion of one person: the keypoints of every frame. Fills gaps and smooths jitter."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from wan_orchestration.preprocess.keypoints import PARTS, Pose, absent
 
 
 class Motion:
-    """Poses of the chosen frames in order, (T, points, 3) float32 for each part; 1.6 kB a frame."""
+    """Poses of the chosen frames in order: (T, points, 3) float32 for each part, 1.6 kB per frame."""
 
     def __init__(self, size: tuple[int, int], frames: int) -> None:
         """`size` is (width, height) px; nothing is found yet."""
@@ -19,7 +19,7 @@ class Motion:
 
     @classmethod
     def from_poses(cls, size: tuple[int, int], poses: Sequence[Pose | None]) -> "Motion":
-        """None is a frame in which the person was not found."""
+        """The motion of these poses. None: the person was not found in this frame."""
         motion = cls(size, len(poses))
         for index, pose in enumerate(poses):
             if pose is not None:
@@ -41,7 +41,7 @@ class Motion:
         return (getattr(self, part)[..., 2] > 0).any(axis=1)
 
     def fill_gaps(self, longest: int) -> None:
-        """Interpolates linearly over gaps of up to `longest` frames, for each part separately, in place."""
+        """Fills gaps of up to `longest` frames by linear interpolation, for each part separately, in place."""
         for part in PARTS:
             points = getattr(self, part)
             found = self.found(part)
@@ -53,7 +53,7 @@ class Motion:
     def smooth(self, sigma: float) -> None:
         """Smooths coordinates over time with a Gaussian of `sigma` frames, in place. Missing points stay missing.
 
-        Neighbours are weighted by their confidence, so an uncertain point follows the certain points around it.
+        Frames are weighted by a point's confidence, so an uncertain point follows the certain ones before and after it.
         """
         reach = int(np.ceil(3 * sigma))
         kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)

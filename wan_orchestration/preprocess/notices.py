@@ -1,4 +1,4 @@
-"""Notices: what a user should know about the result, with the frames that it concerns."""
+"""Notices: what a user should know about the clips, and which frames it concerns."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from wan_orchestration.protocol.messages import Notice
 
 
 class Notices:
-    """Collects notices and logs each at once."""
+    """Collects notices, and logs each when it is added."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
@@ -28,7 +28,7 @@ class Notices:
         self._log(f"{text}: frames {describe_frames(frames)}")
 
     def about_person(self, person: FollowedPerson) -> None:
-        """Call it after the gaps in the motion are filled."""
+        """Adds notices about the followed person. Call it after the gaps in the motion are filled."""
         drawn = person.motion.found("body")
         bridged, empty = np.flatnonzero(~person.found & drawn), np.flatnonzero(~drawn)
         if len(bridged):

@@ -18,10 +18,12 @@ SAM2 = Path("process_checkpoint/sam2/sam2_hiera_large.pt")
 
 
 class Outline(Protocol):
+    """Finds the outline of the followed person."""
+
     name: str
 
     def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
-        """(H, W) uint8 of 0 and 1 for `picture`, (H, W, 3), the frame on the canvas. Call it for frames in order."""
+        """(H, W) uint8 of 0 and 1. `picture` and `pose` are on the canvas, (H, W, 3). Call it for frames in order."""
         ...
 
 
@@ -33,7 +35,7 @@ def open_outline(
     models_root: Path,
     log: Callable[[str], None],
 ) -> Outline:
-    """BadInput: the named source is missing."""
+    """Opens the source that `masks` names. BadInput: it is missing, or does not fit the driving video."""
     kind, file = settings.masks, driving.parent / settings.mask_file
     sam2 = snapshot / SAM2 if snapshot is not None else None
     if kind == "auto":

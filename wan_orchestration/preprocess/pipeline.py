@@ -45,7 +45,7 @@ CONTACT_SHEET = "contact_sheet.jpg"
 
 Phase = Literal["keypoints", "clips"]
 ReportProgress = Callable[[Phase, int, int], None]
-"""Called with the phase, the frames done and the total."""
+"""Called with the phase, the number of frames done, and their total."""
 
 _log = logging.getLogger(__name__)
 
@@ -69,9 +69,11 @@ def preprocess(
         output: folder for the clips, a contact sheet and `preprocess.json`. It appears when complete, and replaces
             an older one.
         snapshot: folder of weights, for `process_checkpoint/`. None: the light estimator, or keypoints from a file.
-        models_root: folder of the light estimator's networks.
+        models_root: folder in which the light estimator keeps its networks, in `light/`.
+        log: writes a line for users.
+        progress: called after each frame of a phase.
 
-    BadInput: anything that the user can mend.
+    BadInput: anything that the user can fix.
     """
     started = time.monotonic()
     notices = Notices(log)
@@ -127,7 +129,7 @@ class _Inputs:
     """Width and height of the canvas, px."""
     estimator: Estimator
     picture_estimator: Estimator | None
-    """Finds the keypoints of the reference. None: retargeting is off, or their file is missing."""
+    """Finds the keypoints of the reference. None: retargeting is off, or the reference's keypoint file is missing."""
     outline: Outline | None
     """Finds the person's outline, for replacement."""
 
@@ -188,7 +190,7 @@ def _fit_motion(
 ) -> tuple[str, ToCanvas]:
     """The name of the retargeting rule that is used, and the function that moves poses onto the canvas by this rule.
 
-    Without retargeting, poses are letterboxed as the frames are.
+    Without retargeting, poses are letterboxed like the frames.
     """
     if _retargets(settings):
         try:
@@ -237,7 +239,7 @@ def _reference_pose(inputs: _Inputs) -> Pose:
     if estimator is None:
         files = " or ".join(path.name for path in keypoint_files_of(inputs.reference))
         raise BadInput(f"the keypoints for {inputs.reference.name} are missing; expected {files} beside it")
-    # A keypoint file refers to the original picture. Networks see it as generation does: letterboxed.
+    # A keypoint file refers to the original picture. Networks get the letterboxed picture, as generation does.
     picture = inputs.picture if estimator.name == "file" else letterbox(inputs.picture, inputs.size)
     frame = Frame(0, 0.0, picture)
     people = numbered(estimator.detect([frame])[0])
@@ -247,7 +249,7 @@ def _reference_pose(inputs: _Inputs) -> Pose:
 
 
 def _retargeting(settings: PreprocessSettings, motion: Motion, pose: Pose, fps: float) -> tuple[str, ToCanvas]:
-    """Fits the motion to the build of the reference's `pose`. BadInput: they have no limb in common."""
+    """Fits the motion to the build of the reference's `pose`. BadInput: they show no limb in common."""
     if settings.retarget == "published":
         first = motion[int(np.flatnonzero(motion.found("body"))[0])]
         return "published", PublishedRetargeting(first, pose)

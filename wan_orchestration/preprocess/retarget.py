@@ -1,9 +1,9 @@
 """Retargeting: fits the driver's motion to the character's build.
 
-Limbs keep the driver's directions and get the character's lengths. The published rule measures lengths in the first
-frame only. This rule measures over all reliable frames: a foreshortened limb always looks too short, so a high
-quantile of its lengths is its true length. Ratios are bounded, an uncertain joint does not move its neighbours,
-ankles are placed on the picture's ankles, and each hand stays at its own wrist.
+Limbs keep the driver's directions and get the character's lengths. The published rule measures lengths only in the
+first frame. This rule measures them in all frames that show a limb reliably: a foreshortened limb always looks too
+short, so a high quantile of its lengths is close to its true length. Ratios are bounded, an uncertain joint does not
+move its neighbours, ankles are placed on the picture's ankles, and each hand stays at its own wrist.
 """
 
 from dataclasses import dataclass, replace
@@ -27,9 +27,9 @@ from wan_orchestration.preprocess.keypoints import (
 from wan_orchestration.preprocess.motion import Motion
 
 TRUE_LENGTH = 0.9
-"""The quantile of a limb's lengths in px that counts as its true length."""
+"""The quantile of a limb's lengths that counts as its true length."""
 BOUNDS = (0.5, 2.0)
-"""Limits of a limb's ratio, relative to the whole body's."""
+"""Smallest and largest ratio of a limb, relative to the whole body's."""
 
 # Left and right limbs (indices into LIMBS) that share a ratio.
 _PAIRS = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (13, 15), (14, 16), (17, 18))
@@ -40,21 +40,21 @@ _ANKLES, _HIPS = [RIGHT_ANKLE, LEFT_ANKLE], [RIGHT_HIP, LEFT_HIP]
 
 @dataclass(frozen=True)
 class Retargeting:
-    """Maps a driver's pose onto the canvas, with the character's build. `fit` makes it."""
+    """Maps a driver's pose onto the canvas, with the character's build. Made by `fit`."""
 
     size: tuple[int, int]
     scale: float
     """Canvas px per driver px for the whole body."""
     ratios: np.ndarray
-    """(19,) for each of LIMBS, a factor in addition to `scale`."""
+    """(19,): for each of LIMBS, a factor in addition to `scale`."""
     offset: np.ndarray
     """(2,) px on the canvas."""
     anchor: str
-    """The joints that were placed on the picture's: ankles, hips, neck or joints."""
+    """Which joints were placed on the picture's: ankles, hips, neck, or all in common (joints)."""
 
     @classmethod
     def fit(cls, motion: Motion, reference: Pose, fps: float) -> Self | None:
-        """Fits the driver's motion to the picture's pose. None: they show no limb in common."""
+        """Fits the driver's motion to the picture's pose. None: they show no limb, or no joint, in common."""
         driver = _true_lengths(motion)
         target = _lengths(reference.body[None])[0]
         paired = [
@@ -71,9 +71,9 @@ class Retargeting:
         return unplaced._placed(motion, reference, round(fps))
 
     def _placed(self, motion: Motion, reference: Pose, window: int) -> Self | None:
-        """Adds the offset that places the first second of the motion (`window` frames) on the picture's pose.
+        """Adds the offset that places one second of the motion (`window` frames) on the picture's pose.
 
-        None: no joints are visible both there and in the picture.
+        The second begins at the start, or where the joints first appear. None: no joint is visible in both.
         """
         in_picture = confident(reference.body)
         in_video = _reliable(motion.body)
@@ -107,11 +107,12 @@ class Retargeting:
         return replace(pose, size=self.size, body=body, **hands)
 
     def _joints(self, body: np.ndarray) -> np.ndarray:
-        """(20, 3) on the canvas. Each limb starts at the nearest reliable joint above it."""
+        """(20, 3) joints on the canvas. Each is placed relative to its nearest reliable ancestor."""
         moved = body.copy()
         reliable = confident(body)
         moved[:, :2] = body[:, :2] * self.scale + self.offset
-        # For each joint: the reliable joint where its limbs start (None: the canvas), and the ratios in between.
+        # For each joint: itself if reliable, else its nearest reliable ancestor (None: it has none), and the ratios of
+        # the limbs in between.
         origin: dict[int, tuple[int | None, tuple[float, ...]]] = {NECK: (NECK if reliable[NECK] else None, ())}
         for limb, (parent, child) in enumerate(LIMBS):
             joint, path = origin[parent]
@@ -124,14 +125,14 @@ class Retargeting:
 
 
 def _lengths(bodies: np.ndarray) -> np.ndarray:
-    """(T, 19) px from (T, 20, 3); NaN if an end is unreliable."""
+    """(T, 19) lengths of limbs in px, from (T, 20, 3) joints; NaN if an end is unreliable."""
     reliable = _reliable(bodies)
     lengths = np.linalg.norm(bodies[:, _CHILDREN, :2] - bodies[:, _PARENTS, :2], axis=-1)
     return np.where(reliable[:, _CHILDREN] & reliable[:, _PARENTS] & (lengths > 0), lengths, np.nan)
 
 
 def _true_lengths(motion: Motion) -> np.ndarray:
-    """(19,) px of the driver's limbs; NaN for limbs that no frame shows."""
+    """(19,) lengths of the driver's limbs in px; NaN for limbs that no frame shows."""
     lengths = _lengths(motion.body)
     seen = ~np.isnan(lengths).all(axis=0)
     true = np.full(len(LIMBS), np.nan)
@@ -151,7 +152,7 @@ def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def _reliable(bodies: np.ndarray) -> np.ndarray:
-    """(T, 20) bool: which joints of (T, 20, 3) are reliable."""
+    """(T, 20) bool: which of the (T, 20, 3) joints are reliable."""
     return (bodies[..., 2] >= CONFIDENT) & np.isfinite(bodies[..., :2]).all(axis=-1)
 
 

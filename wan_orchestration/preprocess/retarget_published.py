@@ -1,9 +1,9 @@
 """The published tools' rule for fitting a driver's motion to the character's build.
 
-It serves comparison and results that match theirs; `retarget` has the better rule. It uses the first frame and the
-picture regardless of their confidence, and compares the ankle with the middle of ankle and toe. Two of its defects
-are corrected: a hand always goes to its own wrist (theirs swaps wrists when hands cross), and a missing joint has
-confidence 0 (theirs raises an error).
+Use it for results that match theirs; `retarget` has the better rule. This one measures the first frame and the picture
+regardless of confidence, and places the driver's ankle halfway between the character's ankle and toe. Two of its
+defects are corrected: a hand always goes to its own wrist (theirs swaps wrists when hands cross), and a missing joint
+gets confidence 0 (theirs raises an error).
 """
 
 import itertools
@@ -28,14 +28,14 @@ from wan_orchestration.preprocess.keypoints import (
     absent,
 )
 
-# Pairs of limbs (indices into LIMBS) that share a ratio: the larger of both, for limbs at the eyes their mean.
+# Pairs of limbs (indices into LIMBS) that share a ratio: the larger of the two, or for limbs of the head the mean.
 _LARGER = ((0, 1), (2, 4), (3, 5), (6, 9), (7, 10), (8, 11), (17, 18))
 _MEAN = ((13, 15), (14, 16))
 _FEET = {18: 8, 17: 11}
 """Foot limb -> shin limb. The foot is at most half as long as the shin."""
 
-# Chains of joints, in which all joints after a missing one count as missing. And for each limb its mirror image,
-# whose length replaces a missing length.
+# Chains of joints: all joints after a missing one count as missing. Below, for each limb its mirror image, whose length
+# replaces a missing length.
 _CHAINS = ((2, 3, 4), (5, 6, 7), (11, 12, 13, 18), (8, 9, 10, 19))
 _MIRRORED = {
     (2, 3): (5, 6), (3, 4): (6, 7), (11, 12): (8, 9), (12, 13): (9, 10), (13, 18): (10, 19),
@@ -48,9 +48,9 @@ _FULL, _THREE_QUARTER, _HALF = 2, 1, 0
 
 
 class PublishedRetargeting:
-    """Fits poses of the driving video to the reference's build, by the first pose of the video and the reference's.
+    """Fits poses of the driving video to the reference's build, measured in the first pose and the reference's pose.
 
-    Joints are (20, 2) px. A missing joint is NaN.
+    Joints are (20, 2) px. Missing ones are NaN.
     """
 
     def __init__(self, first: Pose, reference: Pose) -> None:
@@ -58,7 +58,7 @@ class PublishedRetargeting:
         self._scale = _scale(first, reference)
         driver = _repaired(_joints(first))
         self._dst_size = tuple(int(side * self._scale) for side in reference.size)
-        # The reference is measured at the driver's scale, on a canvas of whole pixels.
+        # The reference is measured at the driver's scale, on a canvas whose sides are whole px.
         target = _repaired(_joints(reference) / reference.size * self._dst_size)
         self._missing = np.isnan(driver).any(axis=1) | np.isnan(target).any(axis=1)
         self.ratios = _ratios(driver, target)
@@ -131,7 +131,7 @@ def _length(joints: np.ndarray, limb: tuple[int, int]) -> float:
 
 
 def _repaired(joints: np.ndarray) -> np.ndarray:
-    """Replaces limbs after a missing joint by vertical ones, as long as their mirror image, else by the torso."""
+    """Places each missing joint straight below its parent, by the mirrored limb's length, else by the torso's."""
     joints = joints.copy()
     for chain in _CHAINS:
         for above, below in itertools.pairwise(chain):
@@ -152,7 +152,7 @@ def _repaired(joints: np.ndarray) -> np.ndarray:
 
 
 def _ratios(driver: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(19,) target length per driver length of each limb."""
+    """(19,): for each limb, its length in the target divided by its length in the driver."""
     ratios = np.array(
         [_length(target, limb) / _length(driver, limb) if _length(driver, limb) else np.nan for limb in LIMBS]
     )
@@ -181,7 +181,7 @@ def _chained(joints: np.ndarray, ratios: np.ndarray, clamp_feet: bool = False) -
 
 
 def _moved_hand(hand: np.ndarray, old_wrist: np.ndarray, new_wrist: np.ndarray, ratio: float) -> np.ndarray:
-    """The hand scaled about its root, with the root on the new wrist. Whole pixels, as published."""
+    """The hand scaled about its root, which moves to the new wrist. Truncated to whole px, as published."""
     root, found = hand[0, :2], hand[:, 2] >= 0.4
     if np.isnan(new_wrist).any() or not found.any():
         return absent(len(hand))

@@ -1,4 +1,4 @@
-"""A person's outline by SAM 2, frame by frame."""
+"""Finds a person's outline with SAM 2, frame by frame."""
 
 import cv2
 import numpy as np
@@ -16,22 +16,22 @@ _FEWEST_POINTS = 3
 _MOST_KEY_FRAMES = 7
 _LONGEST_INTERVAL = 100
 _MEMORY = 16
-"""Number of previous frames that the model uses: the object pointers of 16, the memory of the last 6."""
+"""Number of previous frames that the model uses: object pointers of 16, memory of the last 6."""
 _PERSON_ID = 1
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def prompt_interval(frames: int) -> int:
-    """Frames between two prompts: at least four prompts in a video, and at least one in a hundred frames."""
+    """Frames between two prompts, so that a video gets at least four, and at least one per hundred frames."""
     return min(max(frames // 4, 1), _LONGEST_INTERVAL)
 
 
 class Sam2:
-    """Follows one person through the frames of a video, called in order. Its memory does not grow.
+    """Follows one person through a video. Call it for frames in order. Its memory does not grow.
 
-    The prompts are the confident joints inside the frame. They are given in the first frame that has enough of
-    them, then every `interval` frames, and wherever the outline is empty although joints are visible.
+    The prompts are the confident joints inside the frame. The model is prompted in the first frame that has enough of
+    them, then every `interval` frames, and in each frame whose outline is empty although joints are visible.
     """
 
     def __init__(self, model: Sam2VideoModel, device: str, interval: int) -> None:
@@ -105,7 +105,7 @@ class Sam2:
         return (cv2.resize(low, (width, height), interpolation=cv2.INTER_LINEAR) > 0).astype(np.uint8)
 
     def _forget(self, index: int) -> None:
-        """Deletes the data of the session that the model will not use again."""
+        """Deletes the session's data that the model will not use again."""
         session = self._session
         assert session is not None and session.processed_frames is not None
         session.processed_frames.pop(index, None)

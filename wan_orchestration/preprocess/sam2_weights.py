@@ -1,4 +1,4 @@
-"""SAM 2's weights: the published package's file, loaded into transformers' model."""
+"""Loads SAM 2's weights, the published package's file, into transformers' model."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sa
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import describe
 
-# What tensor shapes do not show of sam2_hiera_large: channels per head, window size of each stage, and the blocks with
-# global attention, which are the last of the third stage and every tenth before it.
+# Facts about sam2_hiera_large that its tensor shapes do not show: channels per head, window size of each stage, and the
+# three blocks with global attention: the last of the third stage, the 10th and the 20th before it.
 _HEAD_DIM = 72
 _WINDOWS = [8, 4, 16, 8]
 _GLOBAL_STEP, _GLOBAL_BLOCKS = 10, 3
@@ -54,7 +54,7 @@ _LAYER_OF_TWO = {"0": "proj_in", "1": "proj_out"}
 def load_sam2(path: Path, side: int = 1024) -> Sam2VideoModel:
     """The model in `sam2_hiera_large.pt`, float32 on the CPU. `side` is the side of its square input pictures, px.
 
-    BadInput: the file is another one, or a tensor is missing, unknown or of another shape.
+    BadInput: it is another file or damaged, or a tensor is missing, unknown or of another shape.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -105,7 +105,7 @@ def _downsampler(place: int) -> str:
 def _config(state: Mapping[str, Tensor], side: int) -> Sam2VideoConfig:
     backbone = "vision_encoder.backbone"
     blocks = sum(name.startswith(f"{backbone}.blocks.") and name.endswith("attn.qkv.weight") for name in state)
-    # A block with another width starts a stage.
+    # A stage starts with a block of another width.
     widths = [state[f"{backbone}.blocks.{i}.attn.proj.weight"].shape[0] for i in range(blocks)]
     starts = [i for i in range(blocks) if i == 0 or widths[i] != widths[i - 1]]
     counts = [end - start for start, end in zip(starts, [*starts[1:], blocks])]

@@ -1,4 +1,4 @@
-"""A video for a look at the clips: source, skeleton, face and mask side by side."""
+"""Writes a video that shows a job's clips side by side: driving video, skeleton, face, mask."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -26,9 +26,9 @@ _MISMATCH = "the clips are of different runs; preprocess again"
 def write_side_by_side(folder: Path, output: Path, driving: Path | None = None) -> Path:
     """Writes `output` (mp4, with the sound of the pose clip) from the clips in `folder`.
 
-    From left to right: the driving video, if it is given and the folder has the settings that chose its frames; the
-    skeleton over the background (replace) or the reference picture (animate); the face; the mask. BadInput: clips
-    are missing, unreadable or of different lengths.
+    From left to right: the driving video, if it is given and the folder holds `preprocess.json`, whose settings chose
+    its frames; the skeleton over the background (replace) or the reference picture (animate); the face; the mask
+    (replace). Returns `output`. BadInput: clips are missing, unreadable or of different lengths.
     """
     names = ["src_pose", "src_face", *(name for name in ("src_bg", "src_mask") if (folder / f"{name}.mp4").is_file())]
     readers = {name: FrameReader(folder / f"{name}.mp4") for name in names}
@@ -83,5 +83,5 @@ def overlaid(background: np.ndarray, skeleton: np.ndarray) -> np.ndarray:
 
 def _tile(picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
-    # H.264 wants even sides.
+    # H.264 in yuv420p needs even sides.
     return cv2.resize(picture, (max(round(width * HEIGHT / height / 2), 1) * 2, HEIGHT), interpolation=cv2.INTER_AREA)

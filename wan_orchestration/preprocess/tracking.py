@@ -1,4 +1,4 @@
-"""The choice of one person in a video, and tracking of this person from frame to frame."""
+"""Chooses one person in a video, and tracks this person from frame to frame."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Box, Detection, intersection, iou
 
 _SAME_PERSON = 0.3
-"""Intersection over union from which a box in the next frame is taken for the same person."""
+"""Smallest intersection over union at which a box in the next frame counts as the same person."""
 _LOST_SECONDS = 1.0
-"""After this time without the person, the tracker searches the whole frame."""
+"""After this time without the person, the tracker accepts the most similar person anywhere in the frame."""
 _CHOICE_SECONDS = 1.0
 """A point or box must match a person within this time from the first frame that shows people."""
 _MOST_LISTED = 8
@@ -37,7 +37,7 @@ class Choice:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Parses `PreprocessSettings.person`, whose syntax is checked already."""
+        """Parses `PreprocessSettings.person`, whose syntax is already checked. BadInput: a box without area."""
         kind, _, numbers = text.partition(":")
         values = tuple(float(number) for number in numbers.split(",") if number)
         if kind == "box" and (values[0] >= values[2] or values[1] >= values[3]):
@@ -57,7 +57,7 @@ class Choice:
         if self.kind == "point":
             x, y = values
             inside = [p for p in by_size if p.box[0] <= x <= p.box[2] and p.box[1] <= y <= p.box[3]]
-            # If boxes overlap, the point means the person whose centre is nearest.
+            # If boxes overlap, the point means the person whose centre is nearest, in proportion to the person's size.
             return min(inside, key=lambda p: math.dist(_centre(p.box), (x, y)) / math.sqrt(p.area), default=None)
         x0, y0, x1, y1 = values
         box, own = (x0, y0, x1, y1), (x1 - x0) * (y1 - y0)
@@ -75,8 +75,9 @@ class Tracker:
     _box: Box | None = None
     _velocity: tuple[float, float] = (0.0, 0.0)
     _unseen: int = 0
+    """Number of frames since the person was last seen."""
     _unmatched: int = 0
-    """Number of frames that show people, but not the chosen one."""
+    """Number of frames so far that show people, but not the chosen one."""
     _most_people: tuple[int, Sequence[Detection]] = (0, ())
     """The first of these frames with the most people, and the people."""
     found_elsewhere: list[int] = field(default_factory=list)
@@ -159,7 +160,7 @@ class Tracker:
         return best if best is not None and similarity(best) >= _SAME_PERSON else None
 
     def _most_similar(self, people: Sequence[Detection]) -> Detection | None:
-        """The person most similar to the lost one in size and position."""
+        """The person who is most similar to the lost one in size and position."""
         assert self._box is not None
         lost = Detection(self._box, 1.0)
         diagonal = math.hypot(*self.size)

@@ -1,1 +1,1 @@
-"""Settings: pydantic models of everything that users can set, by file, flag or `WAN_*` variable."""
+"""Settings: pydantic models of all that users can set in a file, a flag or a `WAN_*` variable."""

@@ -1,4 +1,4 @@
-"""Variables of the environment: where files are (`WAN_*`), this process's rank (torchrun's), Dagster's home."""
+"""Environment variables: folders and processes (`WAN_*`), this process's rank (set by torchrun), Dagster's home."""
 
 import os
 from functools import cache
@@ -16,24 +16,24 @@ class Environment(BaseSettings):
 
     data_root: Path = Field(
         default=Path("data"),
-        description="Folder of jobs, models, clips and videos; relative to the working directory.",
+        description="Folder of jobs, models, clips and videos; a relative path starts at the working directory.",
     )
     checkpoint_dir: Path | None = Field(
         default=None,
-        description="A snapshot to use as it is, in the original or the Diffusers layout; nothing is downloaded.",
+        description="Folder of a snapshot, in the original or the Diffusers layout; nothing is downloaded then.",
     )
     models_root: Path | None = Field(
-        default=None, description="Where snapshots are downloaded to; default DATA_ROOT/models."
+        default=None, description="Folder that snapshots are downloaded to; default: DATA_ROOT/models."
     )
     cache_root: Path | None = Field(
         default=None,
-        description="Cache of prompt embeddings and compiled kernels for later launches; default MODELS_ROOT/.cache. "
+        description="Cache of prompt embeddings and compiled kernels for later launches; default: MODELS_ROOT/.cache. "
         "Safe to delete.",
     )
     model_id: str = Field(default="Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
     model_revision: str = Field(default="master", description="Revision (branch, tag or commit) of the repository.")
     model_endpoint: str | None = Field(
-        default=None, description="URL of a ModelScope-compatible hub; default: that of the modelscope client."
+        default=None, description="URL of a ModelScope-compatible hub; default: the modelscope client's."
     )
     enable_sequence_parallel: bool | None = Field(
         default=None, description="Split each segment over the ranks; default: on if torchrun started more than one."
@@ -78,7 +78,7 @@ class World(BaseSettings):
     world_size: int = 1
     local_rank: int = 0
     wan_leases: str = ""
-    """Lock files of the devices that a Dagster step leased for this process, joined as in PATH."""
+    """Lock files of the devices that a Dagster step leased for this process, separated as in PATH."""
 
     @property
     def leases(self) -> list[Path]:
@@ -95,5 +95,5 @@ class DagsterHome(BaseSettings):
 
 @cache
 def environment() -> Environment:
-    """This process's `Environment`, read at the first call."""
+    """This process's `Environment`, read on the first call and cached."""
     return Environment()

@@ -34,10 +34,10 @@ class GenerateSettings(BaseModel):
 
     mode: Mode = Field(
         default="animate",
-        description="animate: the character of the picture performs the motion; "
+        description="animate: the character in the picture performs the motion; "
         "replace: the character replaces the person in the driving video.",
     )
-    clip_len: int = Field(default=77, ge=5, description="Frames of a segment: those generated at once, 4n+1.")
+    clip_len: int = Field(default=77, ge=5, description="Frames in a segment, which are generated at once: 4n+1.")
     refert_num: Literal[1, 5] = Field(default=1, description="Last frames of a segment that guide the next segment.")
     sampling_steps: int = Field(default=20, ge=1, le=1000, description="Denoising steps per segment.")
     shift: float = Field(default=5.0, gt=0, description="Shift of the flow-matching noise schedule.")
@@ -49,12 +49,12 @@ class GenerateSettings(BaseModel):
     )
     prompt: str = Field(default=PROMPT, description="What the video shows.")
     negative_prompt: str = Field(
-        default=NEGATIVE_PROMPT, description="What guidance leads away from; unused if guide_scale is at most 1."
+        default=NEGATIVE_PROMPT, description="What guidance steers away from; unused if guide_scale is at most 1."
     )
     cfg_parallel: bool = Field(
         default=False,
-        description="With guidance and an even number of GPUs: one half computes the branch of the prompt, the other "
-        "half that of the negative prompt, at the same time. Otherwise all GPUs compute one branch after the other.",
+        description="With guidance and an even number of GPUs: one half computes the branch of the prompt, while the "
+        "other half computes that of the negative prompt. Otherwise all GPUs compute one branch after the other.",
     )
     seed: int = Field(default=42, ge=0, lt=2**63, description="Seed of the noise; the same on every device.")
     lora: list[str] = Field(
@@ -70,7 +70,7 @@ class GenerateSettings(BaseModel):
     attention: Literal["auto", "native", "cudnn", "flash2", "flash3", "flash4", "sage"] = Field(
         default="auto",
         description="Attention kernel. auto: the fastest installed one, found by a short trial on this device; "
-        "sage: computes in 8 bits, auto never chooses it.",
+        "sage: computes in 8 bits; auto never chooses it.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         default="auto",
@@ -86,8 +86,8 @@ class GenerateSettings(BaseModel):
     tiled_fallback: Literal["restart", "fail"] = Field(
         default="restart",
         description="With placement auto: what to do if memory runs out in the middle of a video and only tiled still "
-        "fits. restart: generate the finished segments again, so that all are alike; fail: stop, and keep them for a "
-        "run with more memory.",
+        "fits. restart: generate the finished segments again, so that all segments match; fail: stop, and keep the "
+        "finished segments for a run with more memory.",
     )
     quantization: Quantization = Field(
         default="off",
@@ -102,8 +102,8 @@ class GenerateSettings(BaseModel):
         default=0,
         ge=0,
         le=10,
-        description="After the first three denoising steps compute every Nth only, and extrapolate the others "
-        "(TaylorSeer): faster, less exact. 0: compute all.",
+        description="N: after the first three denoising steps, compute only every Nth and extrapolate the others "
+        "(TaylorSeer): faster, less exact. 0 or 1: compute all.",
     )
     trim_last_clip: bool = Field(
         default=False,
@@ -112,9 +112,9 @@ class GenerateSettings(BaseModel):
     )
     preset: Literal["exact", "balanced", "fast", "draft"] = Field(
         default="exact",
-        description="Default values of sampling_steps, shift, sample_solver, step_cache and trim_last_clip. exact: the "
-        "usual ones; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: 6 steps "
-        "without such a LoRA, for a first look. All but exact set trim_last_clip.",
+        description="Default values of sampling_steps, shift, sample_solver, step_cache and trim_last_clip. exact: "
+        "those of each field; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: "
+        "6 steps without such a LoRA, for a first look. All but exact set trim_last_clip.",
     )
     color_match: Literal["off", "lab"] = Field(
         default="off",
@@ -134,10 +134,10 @@ class GenerateSettings(BaseModel):
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what a video shows, as JSON.
 
-        A setting is included if it changes what is computed, or the precision. It is left out if it changes only the
-        order or the place of the computation (attention kernel, compilation, device, ranks, placement): such a setting
-        changes a video by rounding only. Two values are exceptions and are included: `sage`, which computes attention
-        in 8 bits, and `tiled`, which leaves seams.
+        A setting is included if it changes what is computed, or the precision. It is left out if it has no effect
+        (guidance that is off), or if it changes only the order or the place of the computation (attention kernel,
+        compilation, device, placement), which changes a video by rounding only. Two values of such settings are
+        included all the same: `sage`, which computes attention in 8 bits, and `tiled`, which leaves seams.
         """
         exclude = {"attention", "cfg_parallel", "compile", "device", "offload_model", "placement", "preset"}
         exclude |= {"tiled_fallback"} | ({"guide_scale", "negative_prompt"} if self.guide_scale <= 1 else set())

@@ -21,9 +21,9 @@ class PreprocessSettings(BaseModel):
     estimator: Literal["auto", "vitpose", "light", "file"] = Field(
         default="auto",
         description="What finds the keypoints. vitpose: the snapshot's networks; light: small networks that run "
-        "anywhere; file: a file of keypoints beside the driving video, and for retarget one beside the picture "
-        "(reference_keypoints.npz or .json). auto: vitpose if the snapshot has it, else file if there is one, else "
-        "light.",
+        "anywhere; file: a file of keypoints beside the driving video, and for retargeting another one beside the "
+        "picture (reference_keypoints.npz or .json). auto: vitpose if the snapshot has it, else file if there is one, "
+        "else light.",
     )
     channel_order: Literal["published", "rgb"] = Field(
         default="published",
@@ -32,17 +32,17 @@ class PreprocessSettings(BaseModel):
     )
     person: str = Field(
         default="largest",
-        description="The person, if there are several. largest; index:N: its number on the contact sheet (1 is the "
-        "largest); box:x0,y0,x1,y1: contains or touches the person; point:x,y: on the person. Boxes and points refer "
-        "to the frame where people first appear, in px of the driving video as it is shown, or in fractions of its "
-        "sides if no number is above 1.",
+        description="Whom to follow if several are visible. largest; index:N: the number on the contact sheet (1 is "
+        "the largest); box:x0,y0,x1,y1: a box that contains or touches the person; point:x,y: a point on the person. "
+        "Boxes and points refer to the frame where people first appear, in px of the driving video as displayed, or "
+        "in fractions of its sides if no number is above 1.",
     )
     fps: float | None = Field(
         default=None,
         gt=0,
         le=120,
-        description="Frames per second of the clips; default: the driving video's, divided by a whole number to be at "
-        "most 30.",
+        description="Frames per second of the clips; default: the driving video's. If that is above 30, it is divided "
+        "by a whole number to be at most 30, or 30 is used if less than 24 would be left.",
     )
     resolution_area: int = Field(
         default=1280 * 720,
@@ -53,7 +53,7 @@ class PreprocessSettings(BaseModel):
     )
     start: float = Field(default=0.0, ge=0, description="Second of the driving video at which the clips begin.")
     end: float | None = Field(default=None, gt=0, description="Second of the driving video at which the clips end.")
-    max_frames: int | None = Field(default=None, ge=2, description="Largest number of frames.")
+    max_frames: int | None = Field(default=None, ge=2, description="Largest number of frames in the clips.")
     retarget: Literal["robust", "published", "off"] = Field(
         default="robust",
         description="Fit the motion to the proportions of the character's body (animate mode). robust: measured over "
@@ -62,7 +62,7 @@ class PreprocessSettings(BaseModel):
     max_gap: float = Field(
         default=0.5,
         ge=0,
-        description="Longest gap without keypoints to fill, seconds; nothing is drawn in longer ones.",
+        description="Longest gap in the keypoints that is filled, in seconds; in longer ones no skeleton is drawn.",
     )
     masks: Literal["auto", "sam2", "light", "file"] = Field(
         default="auto",
@@ -71,16 +71,16 @@ class PreprocessSettings(BaseModel):
         "if the snapshot has it, else light.",
     )
     mask_iterations: int = Field(
-        default=3, ge=0, le=50, description="How often the mask is dilated; 0: it is used unchanged."
+        default=3, ge=0, le=50, description="How many times the mask is dilated; 0: it is used unchanged."
     )
     mask_kernel: int = Field(default=7, ge=1, le=99, description="Side of the square kernel of the dilation, px.")
     mask_columns: int = Field(
         default=1,
         ge=1,
         le=100,
-        description="Columns of the grid whose cells are filled where they hold any mask.",
+        description="Columns of a grid over the mask's bounding box; each cell that holds part of the mask is filled.",
     )
-    mask_rows: int = Field(default=1, ge=1, le=100, description="Rows of this grid.")
+    mask_rows: int = Field(default=1, ge=1, le=100, description="Rows of the same grid.")
     empty_mask: Literal["error", "box"] = Field(
         default="error",
         description="What to do in a frame without an outline. error: stop; box: use the box around the keypoints.",
@@ -90,10 +90,12 @@ class PreprocessSettings(BaseModel):
     )
     keypoints: str | None = Field(
         default=None,
-        description="File of keypoints beside the driving video, for estimator: file: an npz, an OpenPose JSON, or a "
-        "folder with one JSON per frame; default: keypoints.npz, keypoints.json or keypoints/.",
+        description="Name of the keypoint file beside the driving video, for estimator: file. It is an npz, an "
+        "OpenPose JSON, or a folder with one JSON per frame; default: keypoints.npz, keypoints.json or keypoints/.",
     )
-    mask_file: str = Field(default="mask.mp4", description="Mask video beside the driving video, for masks: file.")
+    mask_file: str = Field(
+        default="mask.mp4", description="Name of the mask video beside the driving video, for masks: file."
+    )
     light_models: Path | None = Field(
         default=None, description="Folder with the light estimator's six .tflite files; default: downloaded once."
     )

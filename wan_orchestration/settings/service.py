@@ -54,20 +54,20 @@ class DropSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WAN_DROP_")
 
     settle_seconds: float = Field(
-        default=10.0, ge=0, description="A job starts when nothing in its folder has changed for so long."
+        default=10.0, ge=0, description="A job starts when its folder has not changed for so many seconds."
     )
-    interval_seconds: int = Field(default=5, ge=1, description="Seconds between two looks at the drop folder.")
+    interval_seconds: int = Field(default=5, ge=1, description="Seconds between two scans of the drop folder.")
     run: bool = Field(
         default=True,
         description="Start runs for new and changed jobs; false: they only become partitions, or stale.",
     )
     max_runs_per_tick: int = Field(
-        default=4, ge=1, description="Runs started at one look; the others follow at the next."
+        default=4, ge=1, description="Most runs that one scan starts; the next scan starts more."
     )
     max_jobs_per_run: int = Field(
         default=8,
         ge=1,
-        description="Most jobs in a run, which loads the weights once. Jobs that arrive together share a run.",
+        description="Most jobs in one run, which loads the weights once. Jobs that arrive together share a run.",
     )
 
 
@@ -76,7 +76,7 @@ class BatchSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="WAN_BATCH_")
 
-    nightly: bool = Field(default=False, description="Turn the nightly_batch schedule on without a click in the UI.")
+    nightly: bool = Field(default=False, description="Turn on the nightly_batch schedule, without a click in the UI.")
     cron: str = Field(default="0 1 * * *", description="When nightly_batch runs.")
     timezone: str = Field(default="UTC", description="Time zone of the cron expression, for instance Europe/Berlin.")
     max_jobs_per_run: int = Field(default=32, ge=1, description="Most jobs in one run, which loads the weights once.")
@@ -89,10 +89,10 @@ class FailureWebhookSettings(BaseSettings):
 
     url: SecretStr | None = Field(
         default=None,
-        description="URL to which JSON about each failed run is posted; none: nothing. May hold a secret.",
+        description="URL that receives JSON about each failed run; none: nothing is sent. May hold a secret.",
     )
     tries: int = Field(
-        default=4, ge=1, le=8, description="How often sending is tried; the pauses double from one second."
+        default=4, ge=1, le=8, description="Most attempts to send; the pauses between them double from one second."
     )
     timeout_seconds: float = Field(default=10.0, gt=0, description="Longest time for an answer, seconds.")
 
@@ -104,7 +104,7 @@ class CheckSettings(BaseSettings):
 
     severity: Literal["warn", "error"] = Field(
         default="warn",
-        description="Of the checks of quality; those of integrity (decodable, length, ...) are errors.",
+        description="Severity of the quality checks; integrity checks (decodable, length, ...) are always errors.",
     )
     skeleton: float = Field(default=0.9, ge=0, le=1, description="Smallest share of frames with a skeleton.")
     face: float = Field(default=0.8, ge=0, le=1, description="Smallest share of frames with a face.")
@@ -112,7 +112,7 @@ class CheckSettings(BaseSettings):
     jump: float = Field(
         default=0.15,
         gt=0,
-        description="Largest movement of the skeleton between frames, as a share of their height.",
+        description="Largest movement of the skeleton from one frame to the next, as a share of the frame's height.",
     )
     empty_masks: float = Field(default=0.0, ge=0, le=1, description="Largest share of frames with an empty mask.")
     least_side: int = Field(default=256, ge=16, description="Smallest side of the clips, px.")
@@ -124,11 +124,18 @@ class CheckSettings(BaseSettings):
     colour_drift: float = Field(
         default=8.0, gt=0, description="Largest colour difference (CIE 1976) of a segment from the first."
     )
-    seam: float = Field(default=1.5, gt=0, description="Largest change between segments, relative to changes inside.")
-    pose: float = Field(default=0.6, ge=0, le=1, description="Smallest similarity (OKS) of found and driving pose.")
+    seam: float = Field(
+        default=1.5, gt=0, description="Largest change where two segments meet, relative to changes inside segments."
+    )
+    pose: float = Field(
+        default=0.6,
+        ge=0,
+        le=1,
+        description="Smallest similarity (OKS) of the pose found in the video and the driving pose.",
+    )
     identity: float = Field(
         default=0.5,
         ge=-1,
         le=1,
-        description="Smallest cosine of the CLIP features of person and reference picture.",
+        description="Smallest cosine similarity of CLIP features: the person in the video, and the reference picture.",
     )

@@ -1,4 +1,4 @@
-"""`WAN_*` variables that fill the settings that a job leaves out."""
+"""Fills the settings that a job leaves out from `WAN_*` variables."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ class PreprocessVariables(PreprocessSettings, BaseSettings):
 def with_variables(model: type[Settings], given: Mapping[str, Any], name: Callable[[str], str] = str) -> Settings:
     """A job's settings: given values win over `WAN_*` variables, and variables over the defaults.
 
-    BadInput: see `validate`, also for `name`.
+    See `validate` for `name` and BadInput.
     """
     with_environment = GenerateVariables if issubclass(model, GenerateSettings) else PreprocessVariables
     return model.model_validate(validate(with_environment, given, name).model_dump())

@@ -1,4 +1,4 @@
-"""Video files: reading frames by index, writing lossless clips, and joining segments into one mp4.
+"""Video files: reading frames by index, writing segments and lossless clips, joining segments into one mp4.
 
 Frames are RGB everywhere. Only requested frames are kept in memory.
 """

@@ -1,4 +1,4 @@
-"""Joins segments into the final mp4, with the sound of the driving video."""
+"""Joins segments into one mp4, and adds the sound of another file."""
 
 import heapq
 import logging
@@ -22,7 +22,7 @@ from wan_orchestration.video.info import Sound
 from wan_orchestration.video.reader import open_input
 from wan_orchestration.video.sound import RATE, stereo_chunks
 
-# Seconds of sound before the first frame, which decoders need as preroll.
+# Seconds of copied sound that are kept before the first frame: decoders need it to start.
 PREROLL = Fraction(1, 10)
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 def concatenate(
     segments: Sequence[Path], output: Path, sound: Sound | None = None, start: Fraction = Fraction(0)
 ) -> str | None:
-    """Joins segments of `write_segment` without reencoding, and adds `sound`. Returns a notice if sound is left out.
+    """Joins video files without reencoding, and adds `sound`. Returns a notice if the sound is left out.
 
-    The video starts at 0 and lasts frames / fps. The sound starts at `start`, in seconds on its file's clock, and is
-    cut to that length. If the sound cannot be written, the video is written without it. ValueError: no segments, or
-    segments that differ in size, rate or encoding.
+    The files are those of `write_segment` or `write_lossless`. The video starts at 0 and lasts frames / fps. It gets
+    the sound from `start` on, in seconds on the sound file's clock, for as long as the video lasts. If the sound cannot
+    be written, the video is silent. ValueError: no segments, or segments that differ in size, rate or encoding.
     """
     frames, rate = _check_segments(segments)
     with replacing(output) as part:
@@ -70,14 +70,14 @@ def _join(
         packets = [_video_packets(segments, video, 1 / rate)]
         if sound and source and (sound_packets := _sound_packets(sound, source, joined, start, frames / rate)):
             packets.append(sound_packets)
-        # In order of time, because the muxer buffers packets until the other stream catches up.
+        # In order of time: otherwise the muxer buffers one stream's packets until the other stream catches up.
         for packet in heapq.merge(*packets, key=_time):
             joined.mux(packet)
     return len(packets) > 1
 
 
 def _check_segments(segments: Sequence[Path]) -> tuple[int, Fraction]:
-    """The total number of frames, and frames per second. ValueError: segments differ."""
+    """The total number of frames, and frames per second. ValueError: segments differ, or there are none."""
     frames, kinds = 0, {}
     for segment in segments:
         with av.open(str(segment)) as container:
@@ -108,9 +108,10 @@ def _video_packets(segments: Sequence[Path], stream: VideoStream, tick: Fraction
 def _sound_packets(
     sound: Sound, source: InputContainer, output: OutputContainer, start: Fraction, end: Fraction
 ) -> Iterator[Packet] | None:
-    """A track's packets from `start` on, with output timestamps, up to `end` seconds; adds their stream to the output.
+    """Adds a stream for the sound to the output. Returns the stream's packets, with timestamps of the output.
 
-    `source` is the opened file of the sound. `start` is in seconds on its clock. None: there is no sound in that span.
+    `source` is the opened file of the sound. The packets begin at `start`, in seconds on its clock, and last until
+    `end`, in seconds of the output. None: there is no sound in that span, and no stream is added.
     """
     track = source.streams[sound.track or 0]
     assert isinstance(track, AudioStream)

@@ -1,4 +1,4 @@
-"""The crop that a container prescribes. FFmpeg reads it, but PyAV does not expose it."""
+"""Reads the crop that a container prescribes. FFmpeg reads it too, but PyAV does not expose it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,17 +7,18 @@ from typing import BinaryIO
 
 from av.video.stream import VideoStream
 
-# ISO 14496-12: the boxes on the path to the sample descriptions of a track, which follow after 8 bytes.
+# ISO 14496-12: the boxes from a track down to its sample descriptions, which begin 8 bytes into the last box.
 _TO_SAMPLES = (b"mdia", b"minf", b"stbl", b"stsd")
+# Bytes of a visual sample entry between its header and its boxes.
 _VISUAL_ENTRY = 78
-# Matroska, RFC 9559.
+# Matroska, RFC 9559: numbers of elements.
 _SEGMENT, _TRACKS, _CLUSTER, _ENTRY, _VIDEO = 0x18538067, 0x1654AE6B, 0x1F43B675, 0xAE, 0xE0
 _WIDTH, _HEIGHT, _BOTTOM, _TOP, _LEFT, _RIGHT = 0xB0, 0xBA, 0x54AA, 0x54BB, 0x54CC, 0x54DD
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Pixels that are not displayed, for each side."""
+    """The number of pixels at each side that are not displayed."""
 
     left: int = 0
     top: int = 0
@@ -106,9 +107,9 @@ def _in_matroska(file: BinaryIO, stream: VideoStream) -> Crop:
 
 
 def _elements(file: BinaryIO, at: int, end: int, wanted: int | None) -> Iterator[tuple[int, int, int]]:
-    """Content's start, number and end of each element between `at` and `end`, up to the first cluster.
+    """Each element between `at` and `end`, up to the first cluster: start of its content, number, end of its content.
 
-    `wanted`: only elements with this number.
+    `wanted`: only elements with this number; None: all.
     """
     while at < end:
         file.seek(at)
@@ -124,7 +125,7 @@ def _elements(file: BinaryIO, at: int, end: int, wanted: int | None) -> Iterator
 
 
 def _variable(file: BinaryIO, *, marked: bool) -> int | None:
-    """A number of EBML's variable length, with or without its length marker. None: unknown size, or end of the file."""
+    """Reads a variable-length number of EBML; `marked` keeps its length marker. None: unknown size, or end of file."""
     first = file.read(1)
     if not first or not first[0]:
         return None

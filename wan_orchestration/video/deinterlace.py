@@ -1,4 +1,4 @@
-"""Deinterlacing."""
+"""Deinterlaces frames."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,19 +9,19 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-# Values of a stream's `field_order` up to this one are unknown (0) and progressive (1).
+# A stream's `field_order`: 0 is unknown, 1 progressive; larger values are interlaced.
 PROGRESSIVE = 1
 
 
 def is_interlaced(stream: VideoStream, frame: VideoFrame) -> bool:
-    """Whether a stream is interlaced, by its header or its first decoded frame."""
+    """Whether a stream is interlaced, according to its header or its first decoded `frame`."""
     return frame.interlaced_frame or stream.codec_context.field_order > PROGRESSIVE
 
 
 def deinterlaced(frames: Iterable[VideoFrame], stream: VideoStream) -> Iterator[VideoFrame]:
     """One progressive frame for each frame, made by FFmpeg's bwdif. Progressive frames stay unchanged.
 
-    The filter also uses a frame's neighbours, so each frame appears after the next one is decoded.
+    The filter also uses a frame's neighbours, so it yields each frame only after the next one is decoded.
     """
     graph = Graph()
     graph.link_nodes(
@@ -44,6 +44,6 @@ def _ready(graph: Graph, stamps: deque[int | None]) -> Iterator[VideoFrame]:
             frame = graph.vpull()
         except (NotYet, Ended):
             return
-        # The filter has another time base.
+        # Timestamps of the filter have another time base.
         frame.pts = stamps.popleft()
         yield frame

@@ -1,4 +1,4 @@
-"""Display of a decoded frame, as players do it: crop, pixel shape, orientation and colours."""
+"""Displays decoded frames as players do: applies crop, pixel shape, orientation and colours."""
 
 import math
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from av.video.stream import VideoStream
 from wan_orchestration.video.cropping import read_crop
 from wan_orchestration.video.tonemap import needs_conversion, primaries_of, to_sdr
 
-# libswscale's default is faster, but darkens by 1/255.
+# libswscale's default is faster, but makes pictures darker by 1/255.
 EXACT = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
-# Larger ratios of a pixel's sides are errors of the file.
+# A larger ratio of a pixel's sides is an error in the file, and is ignored.
 MOST_ASPECT = 8
 # Degrees by which an orientation may differ from a right angle without a notice.
 NEARLY = 5
 
-# Values of AVColorSpace: BT.2020 with constant luminance, which libswscale does not support, and the supported ones.
+# Values of AVColorSpace: BT.2020 with constant luminance, which libswscale does not support, and those it does.
 _BT2020_CONSTANT = 10
 _KNOWN_MATRICES = (1, 4, 5, 6, 7, 9)
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """One of the eight orientations of a picture: swap rows and columns, then reverse them."""
+    """One of the eight orientations of a picture: rows and columns are first swapped, then reversed."""
 
     swapped: bool = False
     rows: int = 1
@@ -35,7 +35,7 @@ class Orientation:
     columns: int = 1
     """-1: reversed, from right to left."""
     off: float = 0.0
-    """Degrees between the display matrix and this orientation."""
+    """By how many degrees the display matrix differs from this orientation."""
 
     @classmethod
     def of(cls, frame: VideoFrame) -> "Orientation":
@@ -59,14 +59,14 @@ class Orientation:
 
 
 class Display:
-    """Converts the frames of one stream to RGB of one size: square pixels, upright, BT.709, standard dynamic range."""
+    """Converts the frames of one stream to RGB of one size: upright, square pixels, BT.709, standard dynamic range."""
 
     size: tuple[int, int]
     """Width and height as displayed, px."""
     notice: str | None = None
 
     def __init__(self, path: Path, stream: VideoStream, first: VideoFrame) -> None:
-        """`first`: the first frame, which has the orientation of all."""
+        """`first`: the first frame, whose orientation applies to all frames."""
         self._reformatter = VideoReformatter()
         self._shape = width, height = square_shape(stream)
         crop = read_crop(path, stream)
@@ -98,7 +98,7 @@ class Display:
 
 
 def square_shape(stream: VideoStream) -> tuple[int, int]:
-    """Width and height in square pixels: the side along which pixels are longer is scaled up, to keep all detail."""
+    """Width and height in square pixels. The side along which pixels are longer is scaled up, to keep all detail."""
     width, height = stream.width, stream.height
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if not Fraction(1, MOST_ASPECT) <= aspect <= MOST_ASPECT:
@@ -107,7 +107,7 @@ def square_shape(stream: VideoStream) -> tuple[int, int]:
 
 
 def _matrix(frame: VideoFrame) -> Colorspace | None:
-    """The YCbCr matrix of a frame without a usable tag: by size, as players choose it. None: use the tag."""
+    """The YCbCr matrix of a frame without a usable tag, chosen by size as players do. None: use the tag."""
     if frame.colorspace in _KNOWN_MATRICES or frame.format.is_rgb or len(frame.format.components) < 3:
         return None
     if frame.colorspace == _BT2020_CONSTANT:

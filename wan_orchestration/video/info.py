@@ -1,4 +1,4 @@
-"""Facts about a video file and its sound, which are known before its frames are read."""
+"""Facts about a video file and its sound that are known before its frames are used."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,7 +18,7 @@ class VideoInfo:
     """Seconds."""
     has_audio: bool
     start: Fraction = Fraction(0)
-    """When the first frame is shown, in seconds on the container's clock. The sound has the same clock."""
+    """When the first frame is displayed, in seconds on the container's clock, which is the sound's too."""
     notices: tuple[str, ...] = ()
     """Flaws of the file that the reader corrects, in words."""
 

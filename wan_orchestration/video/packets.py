@@ -13,12 +13,12 @@ NO_TIMESTAMP = -(2**63)
 BROADCAST = ("mpeg", "mpegts")
 # Seconds by which a file may be shorter than its header says.
 SLACK = Fraction(1, 2)
-# A longer jump ahead, in seconds, is a splice or a wrong timestamp, not a pause. Broadcast formats: FFmpeg's limit.
+# Seconds: a longer jump ahead is a splice or a wrong timestamp, not a pause. FFmpeg has the limit of broadcast formats.
 JUMP, BROADCAST_JUMP = 3600, 10
 
 
 def farthest_jump(container: InputContainer) -> int:
-    """The longest jump ahead of timestamps that counts as a pause, seconds."""
+    """The longest jump ahead in the timestamps that counts as a pause, seconds."""
     return BROADCAST_JUMP if container.format.name.split(",")[0] in BROADCAST else JUMP
 
 
@@ -29,7 +29,7 @@ class Packets:
         """Reads to the end of the file. av.FFmpegError: a part of the file is unreadable."""
         self.tick = stream.time_base or Fraction(1, 90000)
         self.format: str = container.format.name.split(",")[0]
-        """The first of FFmpeg's names for it: mov, matroska, avi, mpeg, mpegts or gif."""
+        """FFmpeg's first name for the container format: mov, matroska, avi, mpeg, mpegts or gif."""
         self.farthest_jump = farthest_jump(container)
         self.depth: int = stream.codec_context.reorder_depth
         """Number of frames that the decoder may hold back for reordering."""
@@ -42,18 +42,19 @@ class Packets:
         self.keyframes = bytearray()
         """1 for keyframes."""
         self.seek_targets: dict[int, int] = {}
-        """Timestamp of each keyframe, also hidden ones -> timestamp to seek to (dts in formats without an index)."""
+        """Timestamp of each keyframe, even a hidden one -> timestamp to seek to (dts in formats without an index)."""
         self.last = NO_TIMESTAMP, 0
         """Timestamp and duration of the packet that is displayed last."""
         self.stream_end: Fraction | None = None
-        """End of the video stream according to the header, in seconds on the file's clock."""
+        """End of the video stream according to the header of mp4 and mov, in seconds on the file's clock."""
         self.sound_end: Fraction | None = None
-        """End of the longest sound track, in seconds on the file's clock: the sum of durations, because a single
-        timestamp may be wrong."""
+        """End of the sound track that ends last, in seconds on the file's clock: its first timestamp plus the sum of
+        durations, because a single later timestamp may be wrong."""
         self.file_end: Fraction | None = None
-        """End of the file according to the header, in seconds on the file's clock."""
+        """End of the file according to the header of Matroska and AVI, in seconds on the file's clock."""
         self._read(container, stream)
         self.broken_off = self._find_break(container, stream)
+        """Where the file breaks off, in words; None if it is complete."""
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -62,7 +63,7 @@ class Packets:
         self._end = Fraction(0)
         sounds: dict[int, Fraction] = {}
         for packet in container.demux():
-            # is_corrupt: the packet is incomplete, or in broadcast formats, packets after it were lost.
+            # is_corrupt: the packet is incomplete, or (in broadcast formats) packets after it were lost.
             if packet.size == 0 or (packet.is_corrupt and self.format not in BROADCAST):
                 continue
             pts, dts, duration = packet.pts, packet.dts, packet.duration or 0
@@ -89,14 +90,14 @@ class Packets:
             self.stream_end = ((stream.start_time or 0) + stream.duration) * self.tick
 
     def _find_break(self, container: InputContainer, stream: VideoStream) -> str | None:
-        """Describes where the file breaks off; None if it is complete."""
+        """Describes where the file breaks off; None if it is complete. Sets `file_end`."""
         if self.format == "mov":
             listed = len(stream.index_entries)
             return f"{len(self)} of {listed} frames are there" if len(self) < listed else None
         if self.format not in ("matroska", "avi"):
             return None
-        # The index of these formats has only keyframes or is at the end, so the length in the header is compared.
-        # Some writers count it from 0, others from the first timestamp.
+        # The index of these formats lists only keyframes or is at the end, so the length in the header is compared.
+        # Some writers count this length from 0, others from the first timestamp.
         length = Fraction(container.duration or 0, av.time_base)
         if self.format == "avi":
             length = stream.frames * self.tick

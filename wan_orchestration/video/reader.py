@@ -23,14 +23,14 @@ from wan_orchestration.video.info import VideoInfo
 from wan_orchestration.video.packets import BROADCAST, Packets
 from wan_orchestration.video.timeline import OVERHANG, Timeline
 
-# The formats that a job may use. They are a whitelist because FFmpeg detects formats by content: otherwise a playlist
-# with the name .mp4 would make it open other files and addresses.
+# The formats that a job may use. FFmpeg detects formats by content: without this whitelist, a playlist named .mp4 would
+# make it open other files and URLs.
 CONTAINERS = "mov,matroska,avi,mpeg,mpegts,gif"
 MAX_SIDE = 8192
 """px. Larger frames are refused before one is decoded."""
-# Up to this distance, frames are decoded and dropped instead of seeking.
+# For a frame at most this far ahead, the reader decodes the frames before it instead of seeking.
 NEAR = 16
-# Number of first frames that are searched for reordered ones.
+# Number of frames at the start that are searched for reordered ones.
 ORDER_FRAMES = 60
 
 
@@ -61,7 +61,7 @@ def _reason(error: Exception) -> str:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Facts about a video: reads every packet and decodes the first frame. BadInput: as for `FrameReader`."""
+    """Facts about a video. Reads every packet and decodes the first frame. BadInput: as for `FrameReader`."""
     with FrameReader(path) as reader:
         return reader.info
 
@@ -75,12 +75,12 @@ class FrameReader:
 
     info: VideoInfo
     times: Sequence[float]
-    """Display time of each frame in seconds. The first frame has 0."""
+    """Display time of each frame, in seconds after the first frame."""
     broken_off: str | None
-    """Where the file breaks off; None if it is complete."""
+    """Where the file breaks off, in words; None if it is complete."""
 
     def __init__(self, path: Path, truncated_ok: bool = False) -> None:
-        """`truncated_ok`: accept a file that breaks off, and use the frames before the break.
+        """`truncated_ok`: accepts a file that breaks off, and uses the frames before the break.
 
         BadInput: missing, empty, truncated, without video, too large, or the first frame cannot be decoded.
         """
@@ -158,7 +158,7 @@ class FrameReader:
     def _open(self) -> None:
         self._container = open_input(self._path)
         stream = self._container.streams.best("video")
-        # The cover picture of a song is a video stream too.
+        # The cover picture of a sound file is a video stream too.
         if not isinstance(stream, VideoStream) or stream.disposition & stream.disposition.attached_pic:
             kinds = " and ".join(sorted({stream.type for stream in self._container.streams}))
             self._container.close()
@@ -170,7 +170,7 @@ class FrameReader:
                 f"{self._path}: {width}x{height} frames, at most {MAX_SIDE} px a side are accepted; export it smaller"
             )
         stream.thread_type = "AUTO"
-        # Later frames may have another size.
+        # Limits later frames too, which may have another size.
         stream.codec_context.options = {"max_pixels": str(MAX_SIDE**2)}
         self._stream = stream
         self._restart()
@@ -188,7 +188,7 @@ class FrameReader:
         self._awaited_key: int | None = None
 
     def _scan(self) -> str | None:
-        """Reads all packets for the timeline. Returns where the file breaks off; None if it is complete."""
+        """Reads all packets for the timeline. Returns where the file breaks off, or None if it is complete."""
         try:
             packets = Packets(self._container, self._stream)
         except FFmpegError as error:
@@ -197,7 +197,7 @@ class FrameReader:
         self._time = Timeline(packets)
         self._recorded = packets.format in BROADCAST
         if packets.broken_off and len(self._time) > 1 and packets.format != "mov":
-            # The last packet may be incomplete, which only the mp4 reader detects.
+            # The last packet may be incomplete, which FFmpeg detects only in mp4 and mov.
             self._time.drop_last()
         return packets.broken_off
 
@@ -216,7 +216,7 @@ class FrameReader:
         return 0 if self.broken_off else frames - len(self._time)
 
     def _find_order(self) -> None:
-        """Decodes the first frame, and more if needed to find out whether the timestamps are display times."""
+        """Decodes the first frame, and more if the timestamps may be decoding times or the video is interlaced."""
         time, first = self._time, self._next()
         if first is None:
             return
@@ -273,8 +273,9 @@ class FrameReader:
     def _starts(self, index: int) -> list[int]:
         """Timestamps from which to decode, best first.
 
-        The keyframe before a frame is usually enough. If keyframes depend on earlier frames (open groups), or a seek
-        lands too late, the keyframe before that is. The start of the file always is. Counting needs the start.
+        Usually the keyframe before a frame is enough. If its frames depend on earlier ones (open groups of pictures),
+        or if a seek lands too late, the previous keyframe is tried, then the start of the file. Counting always begins
+        at the start.
         """
         timestamps = self._time.timestamps
         beginning = min([timestamps[0], *self._keys[:1]])
@@ -293,7 +294,7 @@ class FrameReader:
             else:
                 self._restart()
                 timestamps = self._time.timestamps
-                # A keyframe that an edit list hides does not appear.
+                # The decoder does not return a keyframe that an edit list hides.
                 self._awaited_key = pts if timestamps[bisect_left(timestamps, pts)] == pts else None
         else:
             self._reopen()
@@ -314,7 +315,7 @@ class FrameReader:
                 if self._position >= index:
                     return self._current if self._position == index else None
             if counted and self._current is not None and index >= len(timestamps) - NEAR:
-                # Old formats have packets without a frame, so the last frame is repeated.
+                # In old formats, packets may hold no frame; then the last frame is repeated.
                 self._position = index
                 return self._current
         except FFmpegError:
@@ -331,6 +332,6 @@ def iter_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def pingpong(length: int, start: int, count: int) -> list[int]:
-    """Elements start .. start + count - 1 of the endless sequence 0 1 .. n-1 n-2 .. 1 0 1 .., where n is `length`."""
+    """`count` elements from element `start` of the endless sequence 0 1 .. n-1 n-2 .. 1 0 1 .., where n is `length`."""
     period = max(2 * length - 2, 1)
     return [min(place, period - place) for place in (i % period for i in range(start, start + count))]

@@ -1,11 +1,11 @@
 """The sound of a video: the choice of a track, and its samples with corrected times.
 
-A flaw of a track costs at most this track. `find_sound` decodes tracks until one is usable, so that a user learns
+A damaged track does not affect the others. `find_sound` decodes tracks until one is usable, so that a user learns
 before a long generation how the sound will be used.
 
 Times follow one rule: a track starts at its first timestamp, and each frame follows the previous one. A jump forward
 is filled with silence if the next frame confirms it. A frame that overlaps previous ones is left out. Timestamps that
-repeat, go back or are missing are replaced by counting samples.
+repeat, go back or are missing are replaced by times that are counted in samples.
 """
 
 import logging
@@ -31,10 +31,11 @@ from wan_orchestration.video.reader import open_input
 
 # Codecs that an mp4 can hold and every player supports. Other sound is reencoded.
 COPIED = {"aac", "mp3"}
-# The lowest rate of mp3 that an mp4 can hold: it excludes the rates of MPEG-2.5.
+# The lowest sample rate of mp3 that an mp4 can hold, in Hz. Below it are the rates of MPEG-2.5.
 MP3_RATE = 16000
+# Samples per second of reencoded sound.
 RATE = 48000
-# Seconds by which timestamps may deviate. Nobody notices so small a shift between sound and picture.
+# Seconds by which timestamps may deviate. So small a shift between sound and picture is not noticed.
 TOLERANCE = Fraction(1, 25)
 # The least difference between two timestamps, in seconds.
 STEP = Fraction(1, 1000)
@@ -59,13 +60,14 @@ class _Flaws:
     """Flaws that were found while decoding a track."""
 
     pieces: int = 0
+    """Packets of the track."""
     damaged: int = 0
     corrected: int = 0
     """Timestamps that repeat, go back or are missing."""
     jumps: int = 0
     overlaps: int = 0
     kinds: list["_Kind"] = field(default_factory=list)
-    """The kinds of sound in the track, in order."""
+    """The kinds of sound in the track, in order; more than one if the kind changes."""
     framed: bool = False
     """Whether packets have stream headers (ADTS), which an mp4 cannot hold."""
     hidden: bool = False
@@ -89,7 +91,7 @@ def _count(number: int, noun: str) -> str:
 def find_sound(path: Path) -> Sound:
     """The first sound track of a file that can be decoded, after decoding all of it.
 
-    A file without sound gives silence without a notice. BadInput: the file cannot be opened.
+    A file without sound gives silence and no notice. BadInput: the file cannot be opened.
     """
     notices: list[str] = []
     with open_input(path) as source:
@@ -132,14 +134,14 @@ def _examine(name: str, path: Path, source: InputContainer, stream: Stream) -> S
 
 
 class _Stretch:
-    """Converts a stretch of sound of one kind without gaps to stereo at 48 kHz."""
+    """Converts a stretch of sound, of one kind and without gaps, to stereo at 48 kHz."""
 
     def __init__(self, begin: Fraction, kind: _Kind) -> None:
         self.kind = kind
         self._begin, self._samples, self._resampler = begin, 0, _resampler()
 
     def add(self, frame: AudioFrame | None) -> Iterator[tuple[Fraction, np.ndarray]]:
-        """The converted chunks for a frame; for None, the rest that the resampler holds."""
+        """The converted chunks for a frame. None: the rest that the resampler holds."""
         for piece in self._resampler.resample(frame):
             if piece is not None:
                 yield self._begin + Fraction(self._samples, RATE), piece.to_ndarray()
@@ -166,7 +168,7 @@ def stereo_chunks(source: InputContainer, stream: AudioStream) -> Iterator[tuple
 def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterator[tuple[AudioFrame, Fraction]]:
     """Each frame with its start time, which is never before the end of the previous frame.
 
-    A jump ahead by more than `farthest` seconds is an error of the clock and leaves no gap.
+    A jump ahead by more than `farthest` seconds is an error of the clock, so it leaves no gap. Counts the flaws.
     """
     end, last, least, shift = None, None, STEP, Fraction(0)
     for frame, after in pairwise(chain(frames, [None])):
@@ -177,7 +179,7 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterat
             moment = stamp or Fraction(0)
         elif stamp is not None:
             wrong = last is not None and stamp < last + least
-            # After timestamps went back, the next frames may follow the new clock or the old one.
+            # After timestamps have gone back, the next frames may follow the new clock or the old one.
             for offset in (Fraction(0), shift):
                 if abs(stamp + offset - moment) <= TOLERANCE:
                     shift = offset
@@ -197,7 +199,7 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterat
                     if stamp + shift < moment:
                         shift = moment - stamp
                     else:
-                        # A single timestamp that is too late does not affect the next ones.
+                        # A single timestamp that is too late must not affect the next ones.
                         stamp = last
             flaws.corrected += wrong
         last = stamp if stamp is not None else last
@@ -206,7 +208,7 @@ def _timed(frames: Iterable[AudioFrame], flaws: _Flaws, farthest: int) -> Iterat
 
 
 def _confirms(after: AudioFrame | None, stamp: Fraction, length: Fraction) -> bool:
-    """Whether the next frame's timestamp continues after one that jumped."""
+    """Whether the next frame's timestamp follows `stamp`, which jumped, after `length` seconds or more."""
     following = None if after is None else _stamp(after)
     return following is None or following - stamp > length - TOLERANCE
 

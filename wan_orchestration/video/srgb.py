@@ -1,7 +1,7 @@
 """Converts the colours of pictures to sRGB, as the models expect.
 
-The first of these descriptions that a picture has is used: code points of ITU-T H.273 (PNG's cICP, an ICC profile's
-`cicp`, the `nclx` of HEIC and AVIF), an ICC profile, PNG's gAMA and cHRM. Without one, the picture is sRGB.
+A picture may describe its colours in several ways. The first of these counts: code points of ITU-T H.273 (PNG's cICP,
+an ICC profile's `cicp`, the `nclx` of HEIC and AVIF), an ICC profile, PNG's gAMA and cHRM. Without any, it is sRGB.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ PRIMARIES: dict[int, Points] = {
     12: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06),
 }
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
-"""Gamma by transfer. Picture viewers show other transfers of standard range as sRGB, even BT.709's."""
+"""Gamma by transfer code. Picture viewers show all other transfers of standard range as sRGB, even BT.709's."""
 HDR = {16, 18}
 """PQ and HLG."""
 
@@ -82,21 +82,21 @@ def _codes(path: Path, image: Image.Image) -> tuple[int, int] | None:
     if image.format == "AVIF" and not profile:
         import pillow_heif  # noqa: PLC0415 (a large library, which few pictures need)
 
-        # Pillow does not expose it.
+        # Pillow does not expose nclx.
         with contextlib.suppress(OSError, ValueError, RuntimeError, EOFError, SyntaxError):
             said = pillow_heif.open_heif(path).info.get("nclx_profile")
     return (said["color_primaries"], said["transfer_characteristics"]) if said and not profile else None
 
 
 def _primaries(image: Image.Image, codes: tuple[int, int] | None) -> tuple[Points, float | None]:
-    """Primaries, and the gamma; None for sRGB's curve."""
+    """The primaries, and the gamma (None: sRGB's curve)."""
     if codes:
         return PRIMARIES.get(codes[0], REC_709), GAMMAS.get(codes[1])
     if image.format != "PNG" or image.info.keys() & {"icc_profile", "srgb"}:
         return REC_709, None
     gamma = image.info.get("gamma") or 1 / 2.2
     points = image.info.get("chromaticity", (*D65, *REC_709))[2:]
-    # PNG files give 1/2.2 for sRGB.
+    # PNG files write 1/2.2 for sRGB.
     return (
         REC_709 if np.allclose(points, REC_709, atol=0.002) else points,
         None if abs(gamma - 1 / 2.2) < 0.005 else 1 / gamma,
@@ -113,7 +113,7 @@ def _by_profile(colour: Image.Image, profile: bytes) -> Image.Image:
     if mode == "RGB":
         probe = _probe()
         changed = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int) - np.asarray(probe)
-        # The profile equals sRGB apart from rounding.
+        # At most 2: the profile equals sRGB apart from rounding.
         if np.abs(changed).max() <= 2:
             return colour
     converted = ImageCms.applyTransform(colour, transform)
@@ -150,7 +150,7 @@ def _to_xyz(primaries: Points) -> np.ndarray:
 
 
 def _deep(path: Path, image: Image.Image, colour: Image.Image) -> np.ndarray:
-    """An HDR picture as (H, W, 3) uint16, full range; scaled up from 8 bits if no more can be read."""
+    """An HDR picture as (H, W, 3) uint16, full range. If only its 8 bits can be read, they are scaled up."""
     deep = None
     if image.format == "HEIF":
         import pillow_heif  # noqa: PLC0415
@@ -163,7 +163,7 @@ def _deep(path: Path, image: Image.Image, colour: Image.Image) -> np.ndarray:
             deep = frame.reformat(format="gbrp16le", interpolation=EXACT).to_ndarray()
     if deep.dtype == np.uint16 and deep.ndim == 3 and deep.shape[:2] == (colour.height, colour.width):
         return deep[..., :3]
-    # Of an AVIF with several tiles, FFmpeg gives only one.
+    # FFmpeg may give one tile of an AVIF that has several.
     return np.asarray(colour.convert("RGB")).astype(np.uint16) * 257
 
 

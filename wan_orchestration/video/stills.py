@@ -1,4 +1,4 @@
-"""Reading and writing single pictures."""
+"""Reads and writes single pictures."""
 
 import struct
 import warnings
@@ -23,7 +23,7 @@ HEIF = ("heic", "heif")
 def read_image(path: Path) -> np.ndarray:
     """A picture as (H, W, 3) uint8 sRGB: upright according to its EXIF data, with white behind transparency.
 
-    An animation gives its first frame. A picture with a gain map gives the picture for standard displays.
+    Of an animation, the first frame; of a picture with a gain map, the version for standard displays.
 
     BadInput: missing, not a picture, damaged, more than 100 million pixels, more than 16 bits per sample.
     """
@@ -31,7 +31,7 @@ def read_image(path: Path) -> np.ndarray:
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        # The pixel limit is checked below. Other warnings are about data that are not used.
+        # _open() checks the pixel limit. Other warnings are about data that are not used.
         with warnings.catch_warnings(action="ignore"):
             return np.asarray(_open(path))
     except BadInput:
@@ -76,7 +76,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8. It is 1 for HEIC and TIFF, whose readers have already turned the picture."""
+    """EXIF orientation, 1 to 8. It is 1 for HEIC and TIFF, because their readers turn the picture upright."""
     try:
         return image.getexif().get(Base.Orientation, 1)
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error):

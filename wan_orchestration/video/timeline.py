@@ -14,7 +14,7 @@ USUAL_RATES = [Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)] + [
 ]
 # Seconds by which sound may be longer than the frames without lengthening the last frame: encoders pad it.
 OVERHANG = Fraction(1, 2)
-# Frames to look ahead after a timestamp that goes back: was it a single wrong one, or did the clock restart?
+# Frames to look ahead when a timestamp goes back: they show whether it alone is wrong, or the clock restarted.
 LOOKAHEAD = 16
 
 
@@ -23,20 +23,20 @@ class Timeline:
 
     Frame numbers, the rate, the duration and the position of the sound all follow these rules:
 
-    - Frame 0 is displayed at 0 s. `start` is that moment on the file's clock, which the sound has too. Frames that an
+    - Frame 0 is displayed at 0 s. `start` is that moment on the file's clock, which is the sound's too. Frames that an
       edit list hides are not counted.
     - Frames are ordered and identified by their timestamps. If timestamps repeat, go back or are missing, or if they
       are decoding times although frames are reordered, frames have the decoder's order and are identified by counting
       (`counted`).
-    - The n-th frame is displayed at the n-th timestamp. A timestamp that does not increase is replaced by one between
+    - The nth frame is displayed at the nth timestamp. A timestamp that does not increase is replaced by one between
       its neighbours. If the clock restarts, or jumps ahead by more than an hour (10 s in MPEG-TS and MPEG-PS), the
       next frame follows after one step. If timestamps are missing, decoding times are used, or else even steps.
-    - `rate` is one divided by the usual step, which is the step of the fastest quarter of the frames. It is measured
-      over pairs of steps, to average rhythms such as 3:2. A longer step is a pause, which does not change the rate.
+    - `rate` is one divided by the usual step, which is the mean of the steps near the first quartile. Steps are
+      measured in pairs, to average rhythms such as 3:2. A longer step is a pause, which does not change the rate.
       If the file's rate or a common rate agrees within the rounding of timestamps, that rate is used.
     - The last frame lasts one step. It lasts longer if its duration, or the stream's in the header, is over half a
       step longer, or if the sound, or the file according to its header, is over half a second longer. Then it lasts
-      until the last of these ends. A shorter excess of sound, as encoders pad it, lengthens nothing.
+      until the last of these ends. Sound that is less than half a second longer does not count: encoders pad it.
     """
 
     notice: str | None = None
@@ -47,7 +47,8 @@ class Timeline:
         self._tick = packets.tick
         self.counted = False
         entries = list(zip(packets.pts, packets.dts, packets.hidden, packets.keyframes, strict=True))
-        # Frames displayed before the first keyframe may follow it. Cutting tools leave them without timestamps.
+        # Frames displayed before the first keyframe may follow it in the file. Cutting tools leave them without
+        # timestamps.
         leading = 0
         if packets.depth and entries and entries[0][0] != NO_TIMESTAMP:
             leading = next((index for index, entry in enumerate(entries) if entry[0] > entries[0][0]), 0)
@@ -73,7 +74,7 @@ class Timeline:
             # AVI has no display times.
             self.use_counting()
         self.may_be_decoding_times = packets.depth > 0 and not self.counted and all(a < b for a, b in pairwise(raw))
-        """Whether display times increase in file order although the decoder may reorder frames."""
+        """Whether timestamps increase in file order although the decoder may reorder frames."""
 
     @property
     def start(self) -> Fraction:
@@ -86,7 +87,7 @@ class Timeline:
 
     @property
     def timestamps(self) -> list[int]:
-        """Timestamps that identify the decoder's frames, ascending unless `counted`."""
+        """Timestamps that identify the decoder's frames; ascending unless `counted`."""
         return self._timestamps
 
     @property
@@ -105,14 +106,15 @@ class Timeline:
             self.notice = f"{reason}: the frames have the decoder's order"
 
     def start_at(self, timestamp: int) -> None:
-        """Drops the frames before this timestamp, which have no keyframe before them."""
+        """Drops the frames before this timestamp: they have no keyframe before them."""
         index = self._timestamps.index(timestamp)
         del self._timestamps[:index], self._display_ticks[:index]
 
     def join_fields(self, decoded: list[int]) -> set[int]:
-        """Drops second fields that are separate packets. The decoder's first frames show whether that is so.
+        """Drops the second field of each frame if the two fields are separate packets.
 
-        `decoded`: timestamps of these frames, ascending. Returns the timestamps of the dropped fields.
+        `decoded`: ascending timestamps of the decoder's first frames, which show whether that is so. Returns the
+        timestamps of the dropped fields.
         """
         if len(decoded) < 2 or bisect_left(self._timestamps, decoded[-1]) < len(decoded) * 5 // 4:
             return set()
@@ -142,7 +144,7 @@ class Timeline:
         return nearest if abs(1 / nearest - step) <= tolerance else Fraction(1 / step).limit_denominator(1001)
 
     def extra_hold(self, rate: Fraction) -> Fraction:
-        """Seconds for which the last frame stays longer than one step. `rate` is this timeline's."""
+        """Seconds that the last frame lasts beyond one step. `rate` is this timeline's."""
         duration, half = self.duration(rate), Fraction(1, 2) / rate
         packets = self._packets
         if self._is_corrected() or packets.broken_off:
@@ -158,10 +160,10 @@ class Timeline:
         return Fraction(0)
 
     def duration(self, rate: Fraction) -> Fraction:
-        """Seconds from the first frame to the end of the last frame's step."""
+        """Seconds from the start of the first frame to one step after the start of the last."""
         span = (self._display_ticks[-1] - self._display_ticks[0]) * self._tick
         even = round(span * rate) / rate
-        # Without this, the rounding of timestamps could cost a frame.
+        # Otherwise the rounding of timestamps could make the video a frame shorter.
         span = even if abs(span - even) <= self._tick else span
         return span + 1 / rate
 
@@ -200,7 +202,7 @@ class Timeline:
         return corrected
 
     def _usual_step(self) -> tuple[float, float]:
-        """The usual step in seconds, 0 if there is none, and its possible error."""
+        """The usual step in seconds (0: there is none), and by how much it may be wrong."""
         ticks = self._display_ticks
         pairs = [(b - a) / 2 for a, b in zip(ticks, ticks[2:], strict=False)] or [b - a for a, b in pairwise(ticks)]
         if not pairs:
@@ -217,9 +219,9 @@ class Timeline:
 
 
 def _in_decoder_order(packets: Iterable[tuple[int, int, int]], depth: int) -> Iterator[tuple[int, int]]:
-    """Timestamps, and whether they are hidden, in the decoder's output order.
+    """Each frame's timestamp, and whether the frame is hidden, in the decoder's output order.
 
-    `packets`: timestamp, hidden, keyframe. `depth`: number of frames that the decoder holds back.
+    `packets`: timestamp, hidden, keyframe, in file order. `depth`: number of frames that the decoder holds back.
     """
     waiting: list[tuple[int, int]] = []
     latest = NO_TIMESTAMP

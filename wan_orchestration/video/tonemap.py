@@ -13,8 +13,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc
 
 WHITE = 203.0
+"""Luminance of reference white, cd/m²."""
 PEAK = 1000.0
-"""Luminance that becomes full white, cd/m²: most material is mastered for it."""
+"""Luminance that becomes full white, cd/m². Most material is mastered for it."""
 KNEE = 0.5
 """Fraction of reference white below which light is unchanged."""
 
@@ -41,7 +42,7 @@ def to_sdr(rgb: np.ndarray, transfer: int, primaries: int = ColorPrimaries.BT202
     """(H, W, 3) uint8 BT.709 from (H, W, 3) uint16 full range of a transfer (`frame.color_trc`) and primaries."""
     light = _linear(transfer)[rgb]
     if transfer == ColorTrc.ARIB_STD_B67:
-        # The system gamma of 1.2 acts on luminance: BT.2100, a display of 1000 cd/m².
+        # The system gamma of 1.2 acts on luminance (BT.2100, for a display of 1000 cd/m²).
         scene = cv2.transform(light, _LUMINANCE)
         light *= (PEAK / WHITE * np.maximum(scene, 1e-6) ** 0.2)[..., None]
     if (matrix := _TO_709.get(primaries)) is not None:
@@ -53,7 +54,7 @@ def to_sdr(rgb: np.ndarray, transfer: int, primaries: int = ColorPrimaries.BT202
 
 
 def primaries_of(frame: VideoFrame) -> int:
-    """The primaries by the tag, else those that belong to the transfer or the matrix."""
+    """The primaries that the frame's tag names, else those that belong to its transfer or matrix."""
     if frame.color_primaries != ColorPrimaries.UNSPECIFIED:
         return frame.color_primaries
     wide = frame.color_trc in HDR or frame.colorspace == Colorspace.BT2020
@@ -84,7 +85,7 @@ def _linear(transfer: int) -> np.ndarray:
 
 @cache
 def _encoding(transfer: int) -> np.ndarray:
-    """(4096,) uint8: signal for light in 0..1, by sRGB's curve if the video has it, else by BT.709's."""
+    """(4096,) uint8: signal of light in 0..1, by sRGB's curve if that is the transfer, else by BT.709's."""
     light = np.arange(_STEPS + 1) / _STEPS
     if transfer == ColorTrc.IEC61966_2_1:
         signal = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)

@@ -1,4 +1,4 @@
-"""Encodes RGB frames: segments of the final video, and lossless clips."""
+"""Encodes RGB frames as segments of the final video, or as lossless clips."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -24,8 +24,8 @@ def write_segment(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int)
     """Encodes a segment of the final video. Returns the number of frames. ValueError: no frames, or odd sizes.
 
     (H, W, 3) uint8 RGB frames become H.264, yuv420p in BT.709 at constant quality. The number of threads is fixed,
-    so that the same frames give the same bytes on any machine. There are no B-frames, so that each timestamp is the
-    frame's number and segments can be joined by counting.
+    so that the same frames give the same bytes on any machine. There are no B-frames, so each timestamp is the frame's
+    number, and segments can be joined by counting frames.
     """
     options = {"preset": "medium", "crf": "16", "bf": "0"}
     return _encode(path, frames, fps, "libx264", "yuv420p", options)
@@ -34,8 +34,8 @@ def write_segment(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int)
 def write_lossless(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int, pixels: Pixels = "rgb") -> int:
     """Encodes a lossless mp4 clip. Returns the number of frames. ValueError: no frames.
 
-    Frames are (H, W, 3) uint8 RGB, or (H, W) for gray. rgb and gray are decoded to exactly the same values. yuv444
-    has half the file size or less, and values that differ by at most 2 of 255.
+    Frames are (H, W, 3) uint8 RGB, or (H, W) for gray. rgb and gray decode to exactly the same values. yuv444
+    has half the file size or less, and decodes to values that differ by at most 2 of 255.
     """
     codec = "libx264rgb" if pixels == "rgb" else "libx264"
     pixel_format = {"rgb": "rgb24", "yuv444": "yuv444p", "gray": "gray"}[pixels]
@@ -85,6 +85,6 @@ def _encode(
 
 def _mux(output: OutputContainer, packets: Iterable[Packet]) -> None:
     for packet in packets:
-        # The duration of a single frame does not follow from a next frame.
+        # The muxer takes durations from the next frame, which a single frame does not have.
         packet.duration = 1
         output.mux(packet)

@@ -1,4 +1,4 @@
-"""Why a download failed, in words that say what to do."""
+"""Explains why a download failed, and what to do."""
 
 import errno
 import os
@@ -7,23 +7,23 @@ from pathlib import Path
 from wan_orchestration.errors import BadInput
 from wan_orchestration.settings.environment import Environment
 
-# Errors of the local disk, which a retry does not mend.
+# Errors of the local disk, which a retry does not fix.
 LOCAL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR}
 
 
 class DownloadError(RuntimeError):
-    """The hub or the network failed. A retry may help, and resumes the download.
+    """The hub or the network failed. A retry resumes the download and may succeed.
 
-    BadInput is raised instead where only the user can help: a wrong repository, no permission, a full disk.
+    BadInput is raised instead if only the user can help: a wrong repository, no permission, a full disk.
     """
 
 
 def explain(error: BaseException, env: Environment, subject: Path) -> BadInput | DownloadError:
-    """Replaces an error of the client: says what went wrong with the file or folder `subject`, and what to do."""
+    """Converts an error of the client: says what failed for the file or folder `subject`, and what to do."""
     from modelscope_hub import errors as client
 
     if isinstance(error, client.FileDownloadError):
-        # Of several failures, the first that only the user can mend is reported.
+        # Prefers a failure that only the user can fix.
         failures = [explain(cause, env, subject / name) for name, cause in error.failed_files.items()]
         return next((failure for failure in failures if isinstance(failure, BadInput)), failures[0])
     reason = (getattr(error, "message", "") or str(error)).partition("\n")[0]
@@ -41,9 +41,9 @@ def explain(error: BaseException, env: Environment, subject: Path) -> BadInput |
         )
     if isinstance(error, client.FileIntegrityError):
         return DownloadError(
-            f"{subject}: the hub sends other content than it lists ({reason}). It was tried several times and nothing "
-            "was kept; make sure that no sign-in page or proxy of the network answers in its place, and try again "
-            "later, or try another WAN_MODEL_ENDPOINT"
+            f"{subject}: the content that the hub sends differs from its listing ({reason}). Several attempts "
+            "failed and nothing was kept. Make sure that no sign-in page or proxy of the network answers in its place, "
+            "and try again later, or try another WAN_MODEL_ENDPOINT"
         )
     if isinstance(error, client.NotExistError):
         return DownloadError(f"{subject}: the hub lists this file but does not have it; try again later")

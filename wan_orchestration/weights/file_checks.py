@@ -1,4 +1,7 @@
-"""Checks of single files of a snapshot: each is present, complete and of the expected kind. No tensor is loaded."""
+"""Checks single files of a snapshot: each must be present, complete and of the expected kind. Loads no tensors.
+
+Every function raises BadInput if a file is not as it should be.
+"""
 
 import json
 import struct
@@ -9,10 +12,10 @@ from typing import Any
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import describe
 
-# Keys of a server's error, and kinds of content that servers send in place of a file.
+# Keys of a server's error message, and kinds of content that servers send in place of a file.
 _ERROR_KEYS = {"error", "errors", "message", "detail"}
 _SENT_INSTEAD = ("a Git LFS pointer", "an HTML page", "a text", "a file of zeros")
-_SHORT = 10_000  # bytes; errors are shorter, and tokenizers are longer and slow to parse
+_SHORT = 10_000  # bytes; error messages are shorter; tokenizers are longer, and slow to parse
 
 
 def check_class(config: Path, expected: str) -> None:
@@ -22,7 +25,7 @@ def check_class(config: Path, expected: str) -> None:
 
 
 def check_weights(stem: Path) -> list[Path]:
-    """The shards under `stem`.safetensors.index.json, or the one file `stem`.safetensors."""
+    """Checks and returns the shards in `stem`.safetensors.index.json, or the one file `stem`.safetensors."""
     index = stem.with_name(f"{stem.name}.safetensors.index.json")
     if index.exists():
         return check_shards(index)
@@ -32,6 +35,7 @@ def check_weights(stem: Path) -> list[Path]:
 
 
 def check_shards(index: Path) -> list[Path]:
+    """Checks and returns the shards that an index lists."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise BadInput(f"{index}: weight_map is missing or empty; download the file again")
@@ -48,7 +52,7 @@ def check_shards(index: Path) -> list[Path]:
 
 
 def safetensors_header(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file. BadInput: the file is not as long as its header says."""
+    """The header of a safetensors file, which must be as long as its header says."""
     size = check_present(file).stat().st_size
     try:
         with file.open("rb") as stream:
@@ -66,7 +70,7 @@ def safetensors_header(file: Path) -> dict[str, Any]:
 
 
 def check_pickle(file: Path) -> None:
-    """A .pth file is a pickle or a zip archive. The directory of an archive is at the end, so a cut file has none."""
+    """Checks a .pth file, a pickle or a zip archive. The directory is at an archive's end: a truncated one has none."""
     found = describe(check_present(file))
     if found not in ("a zip archive", "a Python pickle"):
         raise BadInput(f"{file} is {found}, not a PyTorch weight file; download it again")
@@ -88,6 +92,7 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
     try:
         content = json.loads(check_present(file).read_bytes())
     except ValueError as error:

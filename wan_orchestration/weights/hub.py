@@ -1,12 +1,12 @@
-"""The weights: the snapshot that the environment names, downloaded from ModelScope when it is not there yet.
+"""Finds the snapshot that the environment names, and downloads it from ModelScope if it is missing.
 
-A download is `WAN_MODELS_ROOT/<owner>--<name>/<revision>/`. It is complete when it has a manifest, which is written
-last, after the size and SHA-256 of every file agreed with the hub's listing. An interrupted download is resumed, in
-the same call or in the next one.
+Downloads go to `WAN_MODELS_ROOT/<owner>--<name>/<revision>/`. A download is complete when it has a manifest, which is
+written last, after the size and SHA-256 of every file agreed with the hub's listing. An interrupted download is
+resumed, in the same call or in the next one.
 
-The client is ModelScope's own, `modelscope_hub`, to which `modelscope.snapshot_download` passes its arguments.
-A direct call accepts the listing that was checked here: only these files are fetched, and each is compared with
-exactly these hashes. It also avoids `modelscope`, which imports torch.
+The client is ModelScope's own `modelscope_hub`, which `modelscope.snapshot_download` calls too. Called directly, it
+takes the listing that was checked here: it fetches only these files and compares each with its listed hash. This also
+avoids importing `modelscope`, which imports torch.
 """
 
 import fcntl
@@ -39,9 +39,9 @@ _log = logging.getLogger(__name__).info
 def resolve(env: Environment, log: Log = _log, allow_download: bool = True, verify: bool = False) -> Snapshot:
     """The snapshot to use: WAN_CHECKPOINT_DIR as it is, else the complete download, else a new download.
 
-    Offline and instant unless it downloads: only `download` looks up whether a branch has moved. `verify` compares
-    every byte of a download with its SHA-256 first (minutes for the 14B weights); a damaged file counts as missing.
-    Raises BadInput and, only where it downloads, DownloadError.
+    A complete download is used without asking the hub: only `download` looks up whether a branch has moved. `verify`
+    first compares every byte with its SHA-256 (minutes for the 14B weights); a damaged file counts as missing.
+    Raises BadInput, and DownloadError if it downloads.
     """
     if env.checkpoint_dir is not None:
         try:
@@ -58,13 +58,13 @@ def resolve(env: Environment, log: Log = _log, allow_download: bool = True, veri
             log(f"{damage}; downloading it again")
         return download(env, log)
     raise BadInput(
-        f"{folder} is no complete snapshot of {env.model_id}: {damage}. Materialize `weight_snapshot` to download it, "
-        "or set WAN_CHECKPOINT_DIR to a snapshot that you have"
+        f"{folder} is not a complete snapshot of {env.model_id}: {damage}. Materialize `weight_snapshot` to download "
+        "it, or set WAN_CHECKPOINT_DIR to a snapshot that you have"
     )
 
 
 def local_snapshot(env: Environment) -> Path | None:
-    """The folder of the snapshot on disk, or None, for callers that can do without one. Downloads nothing."""
+    """The folder of the snapshot if it is on disk, else None. Downloads nothing; trusts WAN_CHECKPOINT_DIR."""
     if env.checkpoint_dir is not None:
         return env.checkpoint_dir
     folder = _folder(env)
@@ -73,9 +73,9 @@ def local_snapshot(env: Environment) -> Path | None:
 
 
 def download(env: Environment, log: Log = _log) -> Snapshot:
-    """Downloads the files of WAN_MODEL_ID at WAN_MODEL_REVISION that the pipeline reads; checks them by the listing.
+    """Downloads the files of WAN_MODEL_ID at WAN_MODEL_REVISION that the pipeline reads, and checks them.
 
-    Files that are there already are hashed instead of fetched. If two processes download the same snapshot, the
+    Files that are there already are hashed, not fetched again. If two processes download the same snapshot, the
     second waits for the first. Raises BadInput and DownloadError.
     """
     from modelscope_hub.errors import HubError
@@ -112,7 +112,7 @@ def _folder(env: Environment) -> Path:
 
 @contextmanager
 def _download_lock(folder: Path, log: Log) -> Iterator[bool]:
-    """Holds the lock on a download; yields whether another process held it first."""
+    """Holds the lock on a download. Yields whether it had to wait for another process."""
     with folder.with_name(f".{folder.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The manifest of a finished download: the files that it consists of, with their sizes and SHA-256."""
+"""The manifest of a finished download: its files, with their sizes and SHA-256."""
 
 import os
 from pathlib import Path, PurePosixPath
@@ -12,7 +12,7 @@ MANIFEST = ".wan-manifest.json"
 
 
 def check_path(path: str) -> str:
-    """Returns a path of a listing or manifest that stays in the snapshot's folder; ValueError for any other."""
+    """Returns a path of a listing or manifest if it stays in the snapshot's folder. ValueError: it does not."""
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or path != str(pure):
         raise ValueError(f"path {path!r} would leave the snapshot's folder")
@@ -25,7 +25,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The content of a finished download. It is written last: a folder that has one is complete."""
+    """The files of a finished download. It is written last, so a folder that has a manifest is complete."""
 
     repo: str
     endpoint: str
@@ -51,7 +51,7 @@ class Manifest(BaseModel):
     def damage(self, folder: Path, hashes: bool = False) -> str | None:
         """Describes the first file that differs from the download; None if no file does.
 
-        Compares sizes only, which is instant, or with `hashes` every byte (minutes for the 14B weights).
+        Compares only sizes, which is instant; with `hashes` also every byte (minutes for the 14B weights).
         """
         for name, entry in self.files.items():
             file = folder / name

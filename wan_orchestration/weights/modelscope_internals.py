@@ -1,7 +1,7 @@
 """The private parts of ModelScope's client, `modelscope_hub`, that the download relies on.
 
-Neither has a public counterpart in the pinned version: there is no option that turns the progress bars off, and no
-call that tells how many bytes of an unfinished file have arrived.
+The pinned version has no public counterparts: no option that turns the progress bars off, and no call that tells how
+many bytes of an unfinished file have arrived.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def turn_off_progress_bars() -> None:
-    """The client's progress bars would fill the log of a run that nobody watches."""
+    """Turns off the client's progress bars, which would fill a run's log."""
     from modelscope_hub import _download
     from tqdm.auto import tqdm  # noqa: PLC0415
 

@@ -40,7 +40,7 @@ class Repository(NamedTuple):
 
 @contextmanager
 def open_repository(env: Environment, log: Log) -> Iterator[Repository]:
-    """Opens the repository with ModelScope's client. Warnings of the client go to `log`; it shows no progress bars."""
+    """Opens the repository with ModelScope's client. The client's warnings go to `log`; its progress bars are off."""
     from modelscope_hub import HubApi, HubConfig
 
     turn_off_progress_bars()
@@ -65,10 +65,10 @@ class _LogHandler(logging.Handler):
 
 
 def list_files(repository: Repository) -> dict[str, ListedFile]:
-    """Every file of the repository by its path.
+    """Every file of the repository, by its path.
 
-    BadInput: no such repository or revision, or a path that leaves the snapshot's folder. DownloadError: the answer
-    is not a listing.
+    BadInput: no such repository or revision, or a path that leaves the snapshot's folder. DownloadError: the hub's
+    answer is not a listing.
     """
     from modelscope_hub.errors import InvalidParameter, NotExistError
 
@@ -96,7 +96,7 @@ def list_files(repository: Repository) -> dict[str, ListedFile]:
 
 
 def _found_instead(error: Exception) -> str:
-    """The beginning of the answer that is not JSON, where the error holds it."""
+    """What the hub answered in place of a listing: the beginning of its answer, or else the error."""
     answer = str(getattr(error, "doc", "")).strip()
     return f", but with {answer[:80]!r}" if answer else f" ({error})"
 

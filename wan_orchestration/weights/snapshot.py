@@ -1,6 +1,6 @@
 """A folder of weights: its layout, and the files that the pipeline needs.
 
-No tensor is loaded: the engine checks that each tensor is there and has the right shape.
+No tensor is loaded. The engine checks later that each tensor is there and has the right shape.
 """
 
 import hashlib
@@ -67,22 +67,23 @@ OPTIONAL: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that has all needed files."""
+    """A folder of weights that has all needed files."""
 
     path: Path
     layout: Layout
     revision: str | None
     source: str | None
-    """Repository and hub of a download."""
+    """Repository and hub that it was downloaded from; None if unknown."""
     files: int
-    """Files that the pipeline reads, optional ones included."""
+    """Number of files that the pipeline reads, optional ones included."""
     bytes: int
+    """Total size of these files."""
     parts: dict[str, int]
-    """Their bytes, by file or folder at the top level."""
+    """Bytes of each file or folder at the top level."""
     dtype: str
     """Data type of most of the transformer, as safetensors names it: BF16, F32, ..."""
     fingerprint: str
-    """Hash over names, sizes and SHA-256 from the manifest (without a manifest: modification times)."""
+    """Hash over the files' names, sizes and SHA-256 from the manifest. Without a manifest, modification times count."""
 
 
 def open_snapshot(path: Path, revision: str | None = None) -> Snapshot:

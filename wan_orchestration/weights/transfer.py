@@ -1,4 +1,4 @@
-"""The transfer of a snapshot's files: space for them, download until they are complete, and progress in the log."""
+"""Transfers a snapshot's files: checks the free space, downloads until the files are complete, logs progress."""
 
 import shutil
 import threading
@@ -30,8 +30,9 @@ def fetch(repository: Repository, folder: Path, wanted: Mapping[str, ListedFile]
     """Downloads into `folder` until every file is there with its listed hash.
 
     The client hashes each file while it arrives, or rereads a file that is there already. It abandons a file after
-    an hour or five broken connections and keeps the bytes that it has. This function resumes such files as long as
-    bytes arrive, so a 10 GB shard on a slow line has no time limit.
+    an hour or five broken connections, and keeps the bytes that it has. This function resumes such files as long as
+    bytes arrive, so that a 10 GB shard on a slow line has no time limit. If none arrive, or another error occurs, it
+    raises the client's FileDownloadError.
     """
     from modelscope_hub.errors import FileDownloadError, NetworkError, RateLimitError, ServerError
 

@@ -1,1 +1,1 @@
-"""Finding people and their keypoints: one interface, three ways (ViTPose, light, from a file)."""
+"""Estimators, which find people and their keypoints: one interface, three implementations (ViTPose, light, file)."""

@@ -1,4 +1,4 @@
-"""The interface of estimators: find people in frames, then the keypoints of the followed person."""
+"""The interface of estimators, which find people in frames, then the keypoints of the followed person."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Detection:
     only keypoints use `keypoints.extent`."""
     score: float
     hint: object = None
-    """Data of the estimator, from which it finds the keypoints."""
+    """The estimator's own data, from which it finds the keypoints."""
 
     @property
     def area(self) -> float:
@@ -46,18 +46,20 @@ class Frame:
 
 
 class Estimator(Protocol):
+    """Finds people and their keypoints."""
+
     name: str
     batch: int
-    """Efficient number of frames per call."""
+    """Number of frames per call that is efficient."""
     smooth: float
-    """Smoothing that its keypoints need: the sigma of a Gaussian in seconds, 0 for none."""
+    """Smoothing that its keypoints need: sigma of a Gaussian in seconds, 0 for none."""
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
-        """The people in each frame, in any order. Calls come in the order of the video."""
+        """The people in each frame, in any order. Call it for frames in order."""
         ...
 
     def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose]:
-        """For each frame, the keypoints of one person, who was detected in this frame."""
+        """For each frame, the keypoints of one person who was detected in it."""
         ...
 
 

@@ -18,7 +18,7 @@ def open_estimator(
     models_root: Path,
     log: Callable[[str], None],
 ) -> Estimator:
-    """Opens the estimator for the driving video. BadInput: its files are missing."""
+    """Opens the estimator for the driving video. BadInput: its files are missing or unusable."""
     keypoints = keypoint_file.find_keypoints(driving, settings.keypoints)
     kind = settings.estimator
     if kind == "auto":
@@ -32,8 +32,8 @@ def open_estimator(
 
 
 def open_picture_estimator(driving_estimator: Estimator, reference: Path) -> Estimator | None:
-    """Opens the estimator for the reference picture: the driving video's, or if that is a file, the file beside the
-    picture. None: there is no such file.
+    """Opens the estimator for the reference picture: the one of the driving video, or if that reads a file, one for the
+    file beside the picture. None: there is no such file.
     """
     if driving_estimator.name != "file":
         return driving_estimator

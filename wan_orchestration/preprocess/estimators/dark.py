@@ -7,15 +7,15 @@ _REACH = 2
 """Cells on each side of the peak that the Newton step uses."""
 _KERNEL = cv2.getGaussianKernel(11, 2.0).ravel()
 _PAD = _REACH + len(_KERNEL) // 2
-# (5, 15): along one axis, the weights that blur 15 cells into the 5 cells around a peak.
+# (5, 15) weights that blur, along one axis, 15 cells into the 5 cells around a peak.
 _BLUR = np.stack([np.pad(_KERNEL, (row, 2 * _REACH - row)) for row in range(2 * _REACH + 1)])
 
 
 def decode(heatmaps: np.ndarray, centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Peaks of (N, K, h, w) heatmaps, as (N, K, 3) float64: x, y in px of the picture, height of the peak.
 
-    `centres` and `sizes` are (N, 2) px: the window of the picture that each set of heatmaps covers. A map without
-    a positive value gives the position of cell (-1, -1).
+    `centres` and `sizes` are (N, 2) px: the window of the picture that each set of heatmaps covers. For a map without
+    a positive value, the result is the position of cell (-1, -1).
 
     Method: blur each map (11x11, sigma 2), take its logarithm, and make one Newton step from the highest cell.
     """
@@ -35,8 +35,8 @@ def decode(heatmaps: np.ndarray, centres: np.ndarray, sizes: np.ndarray) -> np.n
 def _newton_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(M, 2): inverse Hessian times gradient of the log of the blurred maps at cells (x, y).
 
-    Blurs only the cells around the peak. DARK also rescales the map to its old maximum; that factor is a constant in
-    the logarithm, so the derivatives do not depend on it.
+    Blurs only the cells around the peak. DARK also rescales the blurred map to its old maximum. In the logarithm that
+    factor is a constant, so the derivatives do not depend on it.
     """
     padded = np.pad(maps, ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))
     span = np.arange(2 * _PAD + 1)

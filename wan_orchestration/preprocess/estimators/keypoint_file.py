@@ -1,4 +1,4 @@
-"""Keypoints from a file that another tool made: OpenPose JSON, as one file or one per frame, or npz."""
+"""Reads keypoints that another tool wrote: npz, or OpenPose JSON in one file or one per frame."""
 
 import json
 import re
@@ -15,8 +15,8 @@ from wan_orchestration.preprocess.keypoints import PARTS, Pose, absent, extent
 
 _NAMES = ("keypoints.npz", "keypoints.json", "keypoints")
 
-# Points of OpenPose's BODY_25 whose mean is each of our joints: a toe is the mean of big and small toe. The points of
-# its COCO_18 are our first 18 joints in the same order.
+# Each of our joints is the mean of two points of OpenPose's BODY_25, mostly of the same point twice; a toe is the mean
+# of big and small toe. The points of OpenPose's COCO_18 are our first 18 joints in the same order.
 _BODY_25_A = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 22]
 _BODY_25_B = [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 23]
 _JSON_PARTS = {
@@ -26,34 +26,38 @@ _JSON_PARTS = {
     "face_keypoints_2d": "face",
 }
 _FAR = 1e5
-"""Coordinates of more px than this are refused."""
+"""Larger coordinates, in px, are refused."""
 
 PersonPoints = dict[str, np.ndarray]
 
 
 def find_keypoints(driving: Path, name: str | None) -> Path | None:
-    """The keypoints beside the driving video: `name`, else keypoints.npz, keypoints.json or keypoints/."""
+    """The keypoints beside the driving video: `name`, or by default keypoints.npz, keypoints.json or keypoints/.
+
+    None: there are none.
+    """
     names = _NAMES if name is None else (name,)
     return next((path for path in (driving.parent / each for each in names) if path.exists()), None)
 
 
 def keypoint_files_of(reference: Path) -> list[Path]:
-    """Possible keypoint files of a reference picture. The JSON has the name that OpenPose gives it."""
+    """Paths that a reference picture's keypoint file may have. The JSON has the name that OpenPose gives it."""
     return [reference.with_name(f"{reference.stem}_keypoints{suffix}") for suffix in (".npz", ".json")]
 
 
 class KeypointFile:
     """An estimator that reads people and keypoints from a file. A picture counts as a video of one frame.
 
-    npz: `body` (T, 20, 3), and optionally `left_hand`, `right_hand` (T, 21, 3) and `face` (T, 68, 3), or
-    `keypoints` (T, 133, 3) of COCO-WholeBody; x, y, confidence, with NaN or confidence 0 for missing points.
-    Optionally `size` (width, height), the size of the picture that px refer to, and `fps`.
+    npz: `body` (T, 20, 3), and optionally `left_hand`, `right_hand` (T, 21, 3) and `face` (T, 68, 3); or
+    `keypoints` (T, 133, 3) of COCO-WholeBody. Points are x, y, confidence, with NaN or confidence 0 if missing.
+    Optionally `size` (width, height), the size of the picture in which px are measured, and `fps`.
 
-    JSON: OpenPose's `{"people": [...]}`, as a folder with one numbered file per frame, or as one file with a list of
-    them, at the top or under `frames`; optionally with `canvas_width`, `canvas_height`, and `fps` beside `frames`.
+    JSON: OpenPose's `{"people": [...]}` for each frame, in a folder with one numbered file per frame, or in one file
+    with a list, at the top or under `frames`; optionally with `canvas_width`, `canvas_height`, and `fps` beside
+    `frames`.
 
-    If all coordinates are within 0..1, they are fractions of the picture's sides. The file must have as many frames
-    as the video, or give `fps`.
+    If no coordinate is above 1 (in a sample of 50 frames), they are fractions of the picture's sides. The file must
+    have as many frames as the video, or give `fps`. BadInput: it has neither, or cannot be read.
     """
 
     name = "file"
@@ -74,9 +78,7 @@ class KeypointFile:
             raise BadInput(f"{path}: has no frames")
         self._count = count
         if self.fps is None and count != video_frames:
-            raise BadInput(
-                f"{path}: found keypoints of {count} frames, expected {video_frames}, or else fps in the file"
-            )
+            raise BadInput(f"{path}: found keypoints of {count} frames, expected {video_frames}, or fps in the file")
         sample = [
             person[part][:, :2]
             for index in np.linspace(0, count - 1, min(count, 50)).astype(int)

@@ -16,13 +16,13 @@ from wan_orchestration.preprocess.keypoints import LEFT_HIP, NECK, RIGHT_HIP, Po
 
 _PRESENT = 0.5
 _SAME_PERSON = 0.4
-"""Intersection over union from which two detections are one person."""
+"""Smallest intersection over union at which two detections are one person."""
 _CERTAIN = 0.65
-"""Score that further people need: the detector also takes posters and patterns for people."""
+"""Smallest score of further people, because the detector also takes posters and patterns for people."""
 _MOST_PEOPLE = 8
-"""The search of a frame ends when this many people are found."""
+"""The search of a frame ends when so many people are found."""
 _SEARCH_SECONDS = 0.5
-"""Time between two full searches, which also find people that one detection on the whole frame misses."""
+"""Time between two full searches. They find people that a detection on the whole frame misses."""
 _POSE_ANCHORS = anchor_centres(224, (8, 16, 32, 32, 32))
 _FACE_ANCHORS = anchor_centres(128, (8, 16, 16, 16))
 
@@ -44,8 +44,8 @@ _FACE = [
 class Light:
     """Detects people in every frame. The frames of a batch are processed in parallel, one thread each.
 
-    On a whole frame the detector finds one or two people. So twice a second a frame is also searched in parts. If
-    such a search finds several people, every frame is searched in parts until the next one.
+    On a whole frame the detector finds one or two people. So twice a second, a frame is also searched in parts. If
+    this finds several people, every frame is searched in parts until the next such search.
     """
 
     name = "light"
@@ -89,7 +89,7 @@ class Light:
 
 
 class _Worker:
-    """One set of the six networks."""
+    """One set of the six networks, for one thread at a time."""
 
     def __init__(self, models: Path) -> None:
         self._find_people = TfliteNetwork(models / "pose_detection.tflite")
@@ -100,9 +100,9 @@ class _Worker:
         self._hand = TfliteNetwork(models / "hand_landmark_full.tflite")
 
     def detect(self, picture: np.ndarray, everywhere: bool) -> list[Detection]:
-        """People in an (H, W, 3) uint8 picture. Searches the whole, and if `everywhere` or nobody is found, the parts.
+        """People in an (H, W, 3) uint8 picture. Searches the whole, and its parts if `everywhere` or nobody is found.
 
-        The detector tends to find only one person, so people already found are covered before each further search.
+        The detector tends to find only one person, so people who are found are covered before each further search.
         """
         whole, parts = _whole_and_parts(picture.shape[1], picture.shape[0])
         people = self._search(picture, [whole], [])
@@ -114,7 +114,7 @@ class _Worker:
         return people
 
     def _search(self, picture: np.ndarray, parts: list[Region], known: list[Detection]) -> list[Detection]:
-        """People in parts of the picture, without those already known."""
+        """People in `parts` of the picture, without those already `known`."""
         covered = picture.copy() if known else picture
         for person in known:
             x0, y0, x1, y1 = (round(edge) for edge in person.box)
@@ -142,7 +142,7 @@ class _Worker:
         return found
 
     def _person(self, picture: np.ndarray, region: Region, score: float) -> Detection | None:
-        """The person in the region, with the 33 body points as hint; None if there is no person."""
+        """The person in the region, with the (33, 3) body points as hint; None if there is no person."""
         points, visible = self._body_points(picture, region)
         if points is None or points[0, 1] > points[_HIPS, 1].mean():
             return None
@@ -163,7 +163,7 @@ class _Worker:
         )
 
     def _body_points(self, picture: np.ndarray, region: Region) -> tuple[np.ndarray | None, np.ndarray]:
-        """(33, 2) px, or None if the region shows no person, and (33,) visibility."""
+        """(33, 2) px and (33,) visibility. None in place of px: the region shows no person."""
         side = self._body.side
         outputs = {out.shape: out for out in self._body(region.cut(picture, side) / 255)}
         landmarks = outputs[1, 195].reshape(39, 5)[:33].astype(np.float64)
@@ -174,7 +174,7 @@ class _Worker:
         return region.place(points, side), visible
 
     def _hand_points(self, picture: np.ndarray, palm_points: np.ndarray) -> np.ndarray:
-        """(21, 3) from the body's (3, 2) wrist, little and index finger; missing points if there is no hand."""
+        """(21, 3), found by the body's (3, 2) wrist, little and index finger; missing points if there is no hand."""
         wrist, little, index = palm_points
         middle = (2 * index + little) / 3
         palm = Region.spanned(wrist, middle, 1, 90)
@@ -196,7 +196,7 @@ class _Worker:
         return np.column_stack([points, np.full(21, presence.item())])
 
     def _face_points(self, picture: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """(68, 3) from the body's (11, 2) points of the head; missing points if there is no face."""
+        """(68, 3), found by the body's (11, 2) points of the head; missing points if there is no face."""
         low, high = head.min(axis=0), head.max(axis=0)
         x, y = (low + high) / 2
         around = Region(x, y, float((high - low).max()) * 3)
@@ -222,7 +222,7 @@ class _Worker:
 
 
 class LightOutline:
-    """A person's mask from the body network's segmentation, around keypoints from any estimator."""
+    """A person's mask by the body network, around keypoints of any estimator."""
 
     def __init__(self, models: Path) -> None:
         self._body = TfliteNetwork(models / "pose_landmark_full.tflite")
@@ -247,7 +247,7 @@ class LightOutline:
 
 
 def _whole_and_parts(width: int, height: int) -> tuple[Region, list[Region]]:
-    """The square around a picture, and the squares as large as its shorter side that cover it, if more than one."""
+    """The square around a picture, and the squares with its shorter side that cover it, if it takes several."""
     short, long = sorted((width, height))
     count = math.ceil(long / short - 0.1)
     centres = np.linspace(short / 2, long - short / 2, count).tolist() if count > 1 else []
@@ -257,7 +257,10 @@ def _whole_and_parts(width: int, height: int) -> tuple[Region, list[Region]]:
 
 
 def _refined(points: np.ndarray, maps: np.ndarray, side: int) -> np.ndarray:
-    """Moves each point to the centre of mass of the 7x7 cells around it in its (h, w, n) heatmap, if certain."""
+    """Moves each point to the centre of mass of the 7x7 cells around it in its heatmap, if one is 0.5 or more.
+
+    `maps` is (h, w, n), `side` the network's side in px.
+    """
     points = points.copy()
     cells = maps.shape[0]
     scale = side / cells
@@ -273,7 +276,7 @@ def _refined(points: np.ndarray, maps: np.ndarray, side: int) -> np.ndarray:
 
 
 def _region_around(body: np.ndarray) -> Region | None:
-    """The square that MediaPipe would cut out for this (20, 3) body."""
+    """The square that MediaPipe would cut out for this (20, 3) body; None: no joint is confident."""
     sure = confident(body)
     box = bounds(body)
     if box is None:

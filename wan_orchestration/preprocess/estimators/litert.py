@@ -1,4 +1,4 @@
-"""Running MediaPipe's networks: LiteRT, square regions of a picture, and decoding of anchor boxes."""
+"""Runs MediaPipe's networks on LiteRT, cuts square regions out of pictures, and decodes anchor boxes."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class TfliteNetwork:
         self.side = int(entry["shape"][1])
 
     def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
-        """The outputs for (side, side, 3) values in the network's range."""
+        """The outputs for a (side, side, 3) picture, whose values are in the network's range."""
         self._interpreter.set_tensor(self._input, picture[None].astype(np.float32))
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(index) for index in self._outputs]
@@ -47,14 +47,14 @@ class Region:
         return cls(float(centre[0]), float(centre[1]), 2 * math.hypot(dx, dy) * scale, _wrapped(angle))
 
     def shifted_down(self, part: float) -> "Region":
-        """The region moved along its downward axis by the fraction `part` of its side."""
+        """The region moved along its own downward axis by the fraction `part` of its side."""
         step = self.side * part
         return Region(
             self.x - step * math.sin(self.rotation), self.y + step * math.cos(self.rotation), self.side, self.rotation
         )
 
     def to_picture(self, pixels: int) -> np.ndarray:
-        """(2, 3) affine map from px of this region, cut out at `pixels` px, to px of the picture."""
+        """(2, 3) affine map from px of this region, cut out with sides of `pixels` px, to px of the picture."""
         scale = self.side / pixels
         cos, sin = scale * math.cos(self.rotation), scale * math.sin(self.rotation)
         half = pixels / 2
@@ -66,7 +66,7 @@ class Region:
         return cv2.warpAffine(picture, self.to_picture(pixels), (pixels, pixels), flags=flags, borderMode=border)
 
     def place(self, points: np.ndarray, pixels: int) -> np.ndarray:
-        """(n, 2) px in the picture, for points in px of the region that was cut out."""
+        """Maps (n, 2) points from px of the region, cut out with sides of `pixels` px, to px of the picture."""
         affine = self.to_picture(pixels)
         return points @ affine[:, :2].T + affine[:, 2]
 
@@ -87,10 +87,10 @@ def anchor_centres(side: int, strides: tuple[int, ...]) -> np.ndarray:
 
 
 def decode_boxes(raw: np.ndarray, logits: np.ndarray, anchors: np.ndarray, side: int) -> list[tuple[np.ndarray, float]]:
-    """Detections with a score above 0.5, as (corners and keypoints (2 + n, 2) in 0..1, score).
+    """Detections with a score of at least 0.5: corners and n keypoints (2 + n, 2) in 0..1, and the score.
 
-    `raw` is (anchors, 4 + 2n) px: centre and extent, then keypoints, relative to the anchor. Overlapping
-    detections (IoU > 0.3) are merged into their mean, weighted by score: MediaPipe's weighted non-maximum suppression.
+    `raw` is (anchors, 4 + 2n) px: centre and extent, then keypoints, relative to the anchor. Detections that overlap
+    (IoU > 0.3) are merged into their mean, weighted by score: MediaPipe's weighted non-maximum suppression.
     """
     scores = sigmoid(logits.reshape(-1))
     kept = scores >= 0.5

@@ -36,8 +36,8 @@ def available(snapshot: Path | None) -> bool:
 class VitPose:
     """The published pair of networks. Frames are batched if the networks' batch axis allows it.
 
-    `channel_order` is the channel order of the pose network's crops. `published` feeds BGR with RGB statistics, as
-    the tools that made the 14B model's clips did. `rgb` is the order that the network was trained on.
+    `channel_order` is that of the pose network's crops. `published`: BGR with RGB statistics, as the tools that made
+    the 14B model's clips fed it. `rgb`: the order that the network was trained on.
     """
 
     name = "vitpose"
@@ -64,7 +64,7 @@ class VitPose:
 
 
 class _OnnxNetwork:
-    """One ONNX file. It takes batches of any size, also if the file's batch axis is fixed."""
+    """One ONNX file. It takes batches of any size, even if the file's batch axis is fixed."""
 
     def __init__(self, path: Path, device: str) -> None:
         file = _file(path)
@@ -73,11 +73,11 @@ class _OnnxNetwork:
                 f"{path} is missing (or a folder of that name with end2end.onnx): download it with the snapshot "
                 "from ModelScope, Wan-AI/Wan2.2-Animate-14B, process_checkpoint/, or choose estimator: light"
             )
-        import onnxruntime  # noqa: PLC0415 (quality checks run without it if these networks are missing)
+        import onnxruntime  # noqa: PLC0415 (not needed for quality checks if the networks are missing)
 
         providers = ["CPUExecutionProvider"]
         if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
-            # torch brings CUDA's libraries; without this call onnxruntime does not find them.
+            # CUDA's libraries come with torch. Without this call, onnxruntime does not find them.
             onnxruntime.preload_dlls()
             providers.insert(0, _CUDA)
         try:
@@ -117,8 +117,8 @@ def detector_input(picture: np.ndarray) -> np.ndarray:
 def people(rows: np.ndarray, size: tuple[int, int]) -> list[Detection]:
     """The people in a detector's output: (300, 6) x0, y0, x1, y1, score, class, or the raw (84, 8400).
 
-    Boxes are in px of a picture of `size` (width, height), truncated as published. Non-maximum suppression compares
-    people only, so a chair in front of a person cannot suppress the person.
+    Boxes are in px of a picture of `size` (width, height), truncated to whole px as published. Non-maximum suppression
+    compares only people, so a chair in front of a person cannot suppress the person.
     """
     if rows.shape[0] == 84:
         centre, extent, scores = rows[:2].T, rows[2:4].T, rows[4:].T

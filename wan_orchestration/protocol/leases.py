@@ -98,7 +98,7 @@ def _wait(
 
 
 def _ahead(folder: Path, ticket: Path, devices: Sequence[str]) -> str | None:
-    """Who comes first: the holder of the oldest ticket before this one that wants one of the same devices, else None.
+    """Says whose older ticket for one of the same devices comes first; None if there is none.
 
     Removes tickets of dead processes.
     """

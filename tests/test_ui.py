@@ -88,7 +88,7 @@ def test_the_clips_show_a_contact_sheet(deployment, page):
 def test_the_checks_say_what_they_measured(deployment, page):
     page.goto(f"{deployment.url}/assets/generated_video?view=checks&checkDetail=colour_drift")
     page.get_by_text("Checks (10)").wait_for()
-    page.get_by_text("farthest colours of a clip from the first clip's").first.wait_for()
+    page.get_by_text("largest distance of a segment's colours from the first segment's").first.wait_for()
     page.get_by_text("Plots").wait_for()
     shot(page, "checks")
 

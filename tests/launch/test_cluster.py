@@ -183,7 +183,7 @@ def test_the_next_run_takes_over_from_a_killed_run(client, make_request, materia
 
 def test_a_rejected_submission(client, make_request):
     text, retryable = reason(launch(client.model_copy(update={"partition": "nowhere"}), make_request())[0])
-    assert text.startswith("Slurm does not take the job: sbatch: error: invalid partition specified: nowhere")
+    assert text.startswith("Slurm rejected the job: sbatch: error: invalid partition specified: nowhere")
     assert not retryable
 
 

@@ -164,7 +164,7 @@ def test_no_slurm_here(client, tmp_path, monkeypatch):
 def test_a_rejected_submission(cluster, client, tmp_path):
     (cluster / "refuses").write_text("sbatch: error: invalid partition specified: gpu")
     text, retryable = reason(launch(client, make_request(tmp_path, "job"))[0])
-    assert text == "Slurm does not take the job: sbatch: error: invalid partition specified: gpu"
+    assert text == "Slurm rejected the job: sbatch: error: invalid partition specified: gpu"
     assert not retryable
 
 

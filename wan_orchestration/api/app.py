@@ -67,7 +67,7 @@ def create_app(api: ApiSettings | None = None) -> FastAPI:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's schema, plus the models of request bodies that the routes parse themselves."""
+    """FastAPI's schema, plus the models of errors and of the request bodies that the routes parse themselves."""
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     models = (Submission, Upload, routes.SignIn, problems.ProblemDetails)
     kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in models]

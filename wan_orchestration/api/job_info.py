@@ -22,7 +22,7 @@ PATH = "/animate/jobs"
 QUEUED = [dg.DagsterRunStatus.QUEUED]
 
 MAX_QUEUED = 2000
-"""Queued runs that are read to find a run's position."""
+"""How many queued runs are read to find a run's position."""
 
 STATUSES: dict[dg.DagsterRunStatus, Status] = {
     dg.DagsterRunStatus.NOT_STARTED: "queued",
@@ -54,7 +54,7 @@ def job_status(instance: dg.DagsterInstance, key: str, record: dg.RunRecord) -> 
 def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: dg.RunRecord) -> JobInfo:
     """A job in the state of its newest run, which is `record`."""
     run, status = record.dagster_run, job_status(instance, key, record)
-    # Retries are runs of their own; the job was created with the first of them.
+    # Each retry is a new run; the job was created with the first run.
     first = run.root_run_id and instance.get_run_record_by_id(run.root_run_id)
     folder = open_folder(env, key)
     return JobInfo(
@@ -84,7 +84,7 @@ def open_folder(env: Environment, key: str) -> Job | None:
 
 
 def inputs_for_clients(folder: Job | None) -> dict[str, Path]:
-    """The inputs that clients may see, as `driving` and `reference`; not symbolic links to files elsewhere."""
+    """The inputs that clients may see, as `driving` and `reference`. Leaves out symbolic links."""
     names = {"driving": "driving", "reference": "reference", "src_pose": "driving", "src_ref": "reference"}
     inputs = folder.inputs.items() if folder else ()
     return {names[name]: path for name, path in inputs if name in names and not path.is_symlink()}

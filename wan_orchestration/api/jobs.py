@@ -1,6 +1,6 @@
 """Finds, lists, cancels and removes jobs. Nothing is stored here: the data is Dagster's instance and the data folders.
 
-A job exists for the API once a run has planned to make its video, whoever started that run: this API, the UI, a sensor
+A job exists for the API once a run that makes its video is planned, whoever started the run: this API, the UI, a sensor
 or a shell. The newest such run gives the job's state.
 """
 
@@ -23,10 +23,10 @@ from wan_orchestration.protocol import progress
 from wan_orchestration.settings.environment import Environment
 
 UPLOADED = ".uploaded"
-"""A file that marks uploaded job folders. Purging removes these folders, but not those that a person made."""
+"""A file that marks uploaded job folders. Purging removes these folders, but not those that users made."""
 
 MAX_SCANNED = 2000
-"""Runs that are read for one page of a list."""
+"""How many planned videos are read for one page of a list."""
 
 
 class Jobs:
@@ -54,7 +54,7 @@ class Jobs:
         return any(os.path.lexists(root / key) for root in roots) or self.record(key) is not None
 
     def page(self, status: Status | None, limit: int, before: int | None) -> JobList:
-        """A page of jobs, the newest runs first. `before` is the position in the event log where the page begins."""
+        """A page of jobs, the newest runs first. It holds only runs before the position `before` in the event log."""
         jobs, next_position = [], None
         for scanned, (position, key, run_id) in enumerate(self._planned(before)):
             if len(jobs) == limit or scanned == MAX_SCANNED:
@@ -160,5 +160,5 @@ class Jobs:
 
 
 def _purged_tag(key: str) -> str:
-    """The tag that hides a run from the API: what it made for this job was removed."""
+    """Name of the tag that hides a run from the API, because its job was purged."""
     return f"wan/purged/{key}"

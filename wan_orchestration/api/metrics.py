@@ -32,11 +32,11 @@ GPU_FIELDS = {
 GPU_SECONDS = 5
 PAGE = 500
 OVERLAP = timedelta(minutes=1)
-"""Each scrape reads this much before the last one again, because runs are not stored in the order of their times."""
+"""Each scrape begins this long before the previous one, because runs are not stored in the order of their times."""
 
 
 class RunMetrics(Collector):
-    """Counts runs that make videos: waiting, running and ended ones, and the duration of successful ones."""
+    """Counts all runs that wait or run, and the ended runs that make videos; measures how long successful ones took."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance

@@ -51,7 +51,7 @@ class Settings(GenerateOptions):
         default=None, ge=-1000, le=1000, description="Jobs of higher priority run first. Default: 0."
     )
     webhook_url: HttpUrl | None = Field(
-        default=None, description="The job is posted to it when it has ended; see docs/api.md."
+        default=None, description="The server posts the job to this URL after it has ended; see docs/api.md."
     )
 
     def generate_given(self) -> dict[str, Any]:

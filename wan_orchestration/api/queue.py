@@ -27,7 +27,7 @@ SUBMITTED_BY_API = {"wan/submitted_by": "api"}
 """Tag of the runs that the API creates."""
 
 MAX_WAITING = 16
-"""Requests that may wait for the lock at once; with SQLite, a submission takes half a second."""
+"""Requests that may hold the lock or wait for it at once; with SQLite, a submission takes half a second."""
 
 
 class RunQueue:
@@ -55,7 +55,7 @@ class RunQueue:
             self._waiting.release()
 
     def create(self, key: str, run_id: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Create the job's run without queueing it yet. The `drop_folder` sensor sees the run from here on."""
+        """Create the job's run without queueing it yet. The `drop_folder` sensor then starts no other."""
         self._runs.create(run_id, config, {**SUBMITTED_BY_API, **tags, "dagster/partition": key})
 
     def submit(self, key: str, run_id: str) -> None:
@@ -65,7 +65,7 @@ class RunQueue:
         self._runs.enqueue(run_id)
 
     def recover(self) -> None:
-        """Queue the runs that a killed server created and did not queue."""
+        """Queue the runs that a killed server created but did not queue. Deletes those whose folder is missing."""
         with self.locked():
             created = dg.RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED], tags=SUBMITTED_BY_API)
             for run in self.instance.get_runs(created):

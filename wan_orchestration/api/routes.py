@@ -23,7 +23,7 @@ from wan_orchestration.jobs.folder import KEY
 M = TypeVar("M", bound=BaseModel)
 
 HEARTBEAT_SECONDS = 120
-"""A daemon without a heartbeat for so long counts as stopped."""
+"""After so long without a heartbeat, a daemon counts as stopped."""
 STOP_SECONDS = 20
 """How long purging waits for a cancelled job to stop."""
 QUEUE_DAEMON = "QUEUED_RUN_COORDINATOR"

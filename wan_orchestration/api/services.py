@@ -35,7 +35,7 @@ class Services:
     @classmethod
     @asynccontextmanager
     async def running(cls, api: ApiSettings) -> AsyncIterator[Self]:
-        """Opens the instance in DAGSTER_HOME, and completes what a killed server left half done. BadInput."""
+        """Opens the instance in DAGSTER_HOME, and cleans up after a killed server. BadInput: there is no instance."""
         env, home = environment(), DagsterHome().home.absolute()
         if not (home / "dagster.yaml").is_file():
             raise BadInput(
@@ -66,5 +66,5 @@ class Services:
 
 
 def api_settings() -> ApiSettings:
-    """Settings from `WAN_API_*`. BadInput."""
+    """Settings from `WAN_API_*`. BadInput: a variable has a bad value."""
     return validate(ApiSettings, {})

@@ -1,4 +1,4 @@
-"""Accepts jobs: turns a request into a run in the queue, exactly once even if the request is sent again."""
+"""Accepts jobs: turns a request into a run in the queue. docs/api.md says when a repeated request starts no other."""
 
 import hashlib
 import json
@@ -136,7 +136,10 @@ class Submissions:
         return next(name for name in chain([key], numbered) if not self.jobs.is_taken(name))
 
     def _find_existing(self, new_run: NewRun, run_id: str) -> str | None:
-        """The job that the same request started before. Problem: another request used the same key, or the same job."""
+        """The job that the same request started before, None if there is none.
+
+        Problem 422: another request used the same Idempotency-Key; 409: another request started the same job.
+        """
         key = new_run.job.key
         if new_run.idempotency_key:
             run = self.queue.instance.get_run_by_id(run_id)
@@ -163,7 +166,7 @@ class Submissions:
             tags |= webhook_tags(str(new_run.settings.webhook_url))
         self.queue.create(key, run_id, new_run.config, tags)
         try:
-            # After the run is created: the sensor that watches the folders must not find this one without a run.
+            # Not before the run exists: the sensor would start another run for a folder without one.
             if new_run.upload:
                 self._place(new_run.upload, key)
         except BaseException:

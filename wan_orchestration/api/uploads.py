@@ -42,7 +42,7 @@ TEXTS = {"name", "prompt", "negative_prompt", "webhook_url"}
 """Fields that are plain text. Others are parsed as JSON: numbers, booleans, objects."""
 
 ABANDONED_SECONDS = 24 * 3600
-"""Age at which a hidden upload folder belongs to a server that was killed."""
+"""An upload folder that is older was left behind by a killed server."""
 
 
 @dataclass
@@ -53,9 +53,9 @@ class Form:
     fields: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     client_names: dict[str, str] = field(default_factory=dict)
-    """The client's names of the files."""
+    """The client's file names, by field."""
     digest: str = ""
-    """SHA-256 of the names and contents of the files."""
+    """SHA-256 of the files' fields and contents."""
 
     def label(self, name: str) -> str:
         """A file's field and the client's name for it: `driving (dance.mp4)`."""
@@ -78,7 +78,10 @@ class Form:
 
 
 async def read(request: Request, limit: int) -> bytes:
-    """The body of a request. Problem 413: more than `limit` bytes; 408: the client stopped sending."""
+    """The body of a request.
+
+    Problem 413: more than `limit` bytes; 408: the client stopped sending; 400: the client closed the connection.
+    """
     body = bytearray()
     async for chunk in stream(request, limit):
         body += chunk
@@ -111,7 +114,7 @@ async def stream(request: Request, limit: int) -> AsyncIterator[bytes]:
 async def receive(request: Request, root: Path, limit: int) -> Form:
     """Write a form's files to a new hidden folder in `root`. The caller renames the folder into place, or removes it.
 
-    Problem 413: more than `limit` bytes; 422: not a form, or a form with unknown parts.
+    Problem 422: not a form, or a form with unknown parts; others as for `read`.
     """
     root.mkdir(parents=True, exist_ok=True)
     form = Form(Path(mkdtemp(prefix=".upload-", dir=root.absolute())))
@@ -225,7 +228,7 @@ def _field_error(name: str, detail: str) -> Problem:
 def make_job_folder(form: Form, settings: Upload) -> None:
     """Turn a form's folder into a job folder: name the files, write `job.yaml`. Does not check that it can be used.
 
-    BadInput: a file that is neither a video nor a picture.
+    BadInput: a file is not of the kind that its field expects.
     """
     for name, path in form.files.items():
         if name in RAW:

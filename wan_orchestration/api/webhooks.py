@@ -1,6 +1,6 @@
 """Posts ended jobs to other servers, in the form of https://www.standardwebhooks.com.
 
-Tags of the job's run hold the URL, the state and the number of tries, so a restart loses nothing.
+Tags of the job's run hold the URL, the state, the number of tries and the time of the next, so a restart loses nothing.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from wan_orchestration.settings.service import ApiSettings
 URL, STATE, TRIES, NEXT = (f"wan/webhook_{name}" for name in ("url", "state", "tries", "next"))
 
 RETRY_DELAYS = (5, 30, 120, 600, 3600)
-"""Seconds between one try and the next."""
+"""Seconds before each retry."""
 
 POLL_SECONDS = 2.0
 TIMEOUT_SECONDS = 10.0
@@ -58,7 +58,7 @@ def sign(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 class Webhooks:
-    """Sends due webhooks. Of all servers of a data folder, one does it."""
+    """Sends due webhooks. Only one of the servers of a data folder does so at a time."""
 
     def __init__(self, jobs: Jobs, env: Environment, api: ApiSettings) -> None:
         self.jobs, self.env, self.api = jobs, env, api

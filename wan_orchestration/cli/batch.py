@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def batch(limit: int | None, dry_run: bool) -> int:
-    """Make the videos; returns the exit code. BadInput."""
+    """Make the videos; returns the exit code. BadInput: no weights, or no folder of jobs."""
     instance, most = open_instance(), validate(BatchSettings, {}).max_jobs_per_run
     rejected = _register_new(instance)
     jobs, unusable = stale_jobs(instance)

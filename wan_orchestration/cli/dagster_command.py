@@ -21,13 +21,13 @@ MODULE = ("-m", "wan_orchestration.definitions")
 LOG_LINE = re.compile(
     r"\S+ \S+ \S+ - dagster - (INFO|WARNING|ERROR) - \S+ - (?P<run>[0-9a-f-]{36}) - ((?P<event>\d+) - )?(?P<text>.*)"
 )
-"""A line of Dagster's log. Events have a process id before their text; they are shown in the UI only."""
+"""A line of Dagster's log. Events have a process id before their text; only the UI shows them."""
 
 NOISE = ("[pipes]", "Traceback (most recent call last)", "Skipping step")
-"""Lines of the log that hold one of these are not shown."""
+"""Lines of the log with one of these are not shown."""
 
 TAIL_LINES = 20
-"""Lines of the log that are the reason of a failure for which Dagster gives none."""
+"""How many last lines of the log are shown as the reason if Dagster gives none."""
 
 
 class RunFailed(CommandFailed):
@@ -52,7 +52,7 @@ def variables_of(instance: dg.DagsterInstance) -> dict[str, str]:
 def execute(instance: dg.DagsterInstance, command: Sequence[str], variables: Mapping[str, str]) -> None:
     """Run a `dagster` command that makes one run, and print the lines of its log that matter to the user.
 
-    `variables` are set beside this process's environment. RunFailed.
+    `variables` are added to this process's environment. RunFailed: the command failed.
     """
     run_id, tail = None, deque(maxlen=TAIL_LINES)
     with subprocess.Popen(
@@ -75,13 +75,13 @@ def execute(instance: dg.DagsterInstance, command: Sequence[str], variables: Map
 
 
 def in_shell(command: Sequence[str], variables: Mapping[str, str]) -> str:
-    """A command and its environment variables as they can be typed."""
+    """A command and its environment variables as a user can type them."""
     settings = [f"{name}={_quoted(value)}" for name, value in variables.items()]
     return " ".join([*settings, shlex.join(command)])
 
 
 def _quoted(value: str) -> str:
-    """A value as a shell takes it; a path in the working directory begins with $PWD."""
+    """A value quoted for a shell; a path in the working directory begins with $PWD."""
     path, here = Path(value), Path.cwd()
     if path.is_relative_to(here):
         return f'"$PWD"/{shlex.quote(str(path.relative_to(here)))}'

@@ -1,4 +1,4 @@
-"""`wan-animate plan`: how the models fit this machine, or one that the flags describe."""
+"""`wan-animate plan`: shows how the models fit this machine, or one that the flags describe."""
 
 import argparse
 import re
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         print_machine(arguments, segment, exact if arguments.quantization == "off" else quantized)
     print(
         f"\nbfloat16, VAE in {arguments.vae_dtype}, {arguments.steps} denoising steps. Memory is estimated from shapes "
-        "to about 10 %;\nseconds are a rough guess from the cards' peak. sharded: WAN_ENABLE_FSDP=1. placement: auto "
+        "to about 10 %;\nseconds are a rough guess from the peak speed. sharded: WAN_ENABLE_FSDP=1. placement: auto "
         "makes the same choice\nat run time; quantization and vae_dtype are settings."
     )
 
@@ -114,7 +114,7 @@ def snapshot_sizes(folder: Path | None, quantized: bool = False, vae_dtype: torc
 
 
 def all_ways(models: Sizes, segment: SegmentShape, gpus: int) -> list[tuple[str, bool, Placement]]:
-    """Name, whether weights are sharded, and needs of each way, the fastest first. Sharding needs several GPUs."""
+    """Each way's name, whether it shards weights, and its memory; the fastest first. Sharding needs several GPUs."""
     ways = [(way.name, False, way) for way in placements(models, segment, gpus)]
     if gpus > 1:
         (sharded,) = placements(models, segment, gpus, fsdp=True)
@@ -136,12 +136,15 @@ def machine_rows(
 def card_rows(
     exact: Sizes, quantized: Sizes, segment: SegmentShape, steps: int, gpus: int, gigabytes: int, tflops: float
 ) -> Iterator[tuple[str, ...]]:
-    """The fastest exact way that fits these cards, given enough host memory; and a faster one with 8-bit weights."""
+    """Rows for the fastest exact way that fits these cards, and for a faster one with 8-bit weights if there is one.
+
+    Both assume enough host memory.
+    """
     cards = f"{gpus} x {gigabytes} GB"
     found: list[str] = []
     for quantization, models in (("off", exact), ("fp8", quantized)):
         fitting = [way for way in all_ways(models, segment, gpus) if way[2].vram <= gigabytes * GB]
-        # Sharding and 8-bit weights exclude each other.
+        # Sharding does not work with 8-bit weights.
         fastest = next((way for way in fitting if not (way[1] and quantization == "fp8")), None)
         if fastest and fastest[0] not in found:
             name, _, way = fastest

@@ -1,4 +1,4 @@
-"""`wan-animate preprocess` and `wan-animate preview`: clips from a driving video and a picture, from a shell."""
+"""`wan-animate preprocess` makes clips from a driving video and a picture; `wan-animate preview` shows them."""
 
 import argparse
 import logging
@@ -17,7 +17,7 @@ from wan_orchestration.weights import hub
 
 
 def failed(argv: Sequence[str], error: str) -> dict[str, str]:
-    """The JSON object of a command that failed."""
+    """The JSON object that a failed command prints."""
     return {"status": "failed", "error": error}
 
 

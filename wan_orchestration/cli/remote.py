@@ -24,12 +24,12 @@ JOBS = "/animate/jobs"
 FINISHED = ("succeeded", "failed", "cancelled")
 FILES = ("driving", "reference", "src_pose", "src_face", "src_ref", "src_bg", "src_mask")
 NOT_SENT = {"mode", "device", "keypoints", "mask_file", "light_models"}
-"""Preprocessing settings without a flag: those that name files of the server, and those that generation has too."""
+"""Preprocessing settings without a flag: files of the server, and settings that generation has too."""
 
 TRIES = 8
-"""Of a request, while the server is busy or connections break."""
+"""How often a request is sent while the server is busy or connections break."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
-"""Between two tries: if the server names no time, and at most."""
+"""Between two tries: the default if the server names no time, and the maximum."""
 POLL_SECONDS = 1.0
 AWAY_SECONDS = 300.0
 """How long `wait` waits for a server that does not answer, for example because it restarts."""
@@ -40,7 +40,7 @@ class RequestRefused(CommandFailed):
 
 
 class ServerBusy(RequestRefused):
-    """The server asks to send the request again after `retry_after` seconds."""
+    """The server asks the client to send the request again after `retry_after` seconds."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class ServerAway(CommandFailed):
 
 
 class ConnectionBroken(ServerAway):
-    """The connection broke during a request. It can be sent again: submissions carry an Idempotency-Key."""
+    """The connection broke during a request. A retry is safe: submissions carry an Idempotency-Key."""
 
 
 class RemoteServer:
@@ -64,7 +64,7 @@ class RemoteServer:
         self.http = httpx.Client(base_url=settings.url, headers=headers, timeout=httpx.Timeout(120, connect=10))
 
     def ask(self, method: str, path: str, **request: Any) -> Any:
-        """Send a request, again if need be; returns the JSON of the answer. RequestRefused, ServerAway."""
+        """Send a request, with retries; returns the JSON of the answer. RequestRefused, ServerAway."""
         retrying = Retrying(
             retry=retry_if_exception_type((ServerBusy, ConnectionBroken)),
             wait=_pause,
@@ -91,7 +91,7 @@ class RemoteServer:
         return self.ask("GET", f"{JOBS}/{job_id}")
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
-        """Poll the job until it ends, also while the server restarts. RequestRefused, ServerAway."""
+        """Poll the job until it ends, through restarts of the server. RequestRefused, ServerAway."""
         retrying = Retrying(
             retry=retry_if_exception_type(ServerAway),
             wait=wait_fixed(POLL_SECONDS),
@@ -299,5 +299,5 @@ def _print_job(arguments: argparse.Namespace, job: Mapping[str, Any]) -> int:
 
 
 def _form_field(value: Any) -> Any:
-    """A setting as a field of a form."""
+    """A setting as a form field."""
     return value if isinstance(value, str | list) else json.dumps(value)

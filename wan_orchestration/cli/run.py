@@ -1,4 +1,4 @@
-"""`wan-animate run` and `wan-animate demo`: the video of one job through Dagster.
+"""`wan-animate run` and `wan-animate demo`: make the video of one job through Dagster.
 
 Both run the plain `dagster asset materialize` command and print it. They add two things: they register the job as a
 partition, as the `drop_folder` sensor does where `dagster dev` runs, and they shorten the output.
@@ -57,7 +57,7 @@ def materialize(key: str, variables: Mapping[str, str], settings: Mapping[str, A
 
     Args:
         key: of the job.
-        variables: set for the run beside this process's environment.
+        variables: added to this process's environment for the run.
         settings: win over the job's own.
     """
     env = environment()

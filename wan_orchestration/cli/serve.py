@@ -43,7 +43,7 @@ def serve(argv: Sequence[str]) -> None:
 
 
 def end(number: int, frame: FrameType | None) -> NoReturn:
-    """Handles SIGTERM, which uvicorn raises again when it has stopped: raises SystemExit, which also stops Dagster."""
+    """Handles SIGTERM, which uvicorn raises again when it has stopped. SystemExit then stops Dagster too."""
     raise SystemExit(128 + number)
 
 

@@ -1,6 +1,6 @@
 """What commands show on the terminal: progress, tables, errors and exit codes.
 
-rich is imported where something is shown, because its import takes 0.1 s that `--help` should not wait for.
+Functions import rich when they show something: the import takes 0.1 s, and `--help` should not wait for it.
 """
 
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PIPED_WIDTH = 100_000
-"""Columns of a table that is not shown on a terminal: no line is wrapped or cut."""
+"""Columns of a table that is not shown on a terminal, so that no line is wrapped or cut."""
 
 
 class CommandFailed(Exception):
@@ -89,7 +89,7 @@ def _open_bar() -> "tuple[Progress, TaskID]":
         transient=True,
     )
     progress.start()
-    # A process that is killed could not bring it back.
+    # A killed process could not show the cursor again.
     progress.console.show_cursor(True)
     return progress, progress.add_task("", total=None)
 
@@ -138,7 +138,7 @@ def reports_errors(
     The code is 0 if the command returns None, 1 after BadInput and CommandFailed, and 130 after Ctrl+C.
 
     Args:
-        as_json: makes the JSON object that is also printed on stdout from the flags and the message; None: nothing.
+        as_json: makes a JSON object from the flags and the message, which is also printed on stdout; None: nothing.
     """
 
     def decorate(command: Command) -> Callable[[Sequence[str]], int]:

@@ -39,7 +39,7 @@ def optional_fields(model: type[BaseModel]) -> type[OptionalFields]:
 
 
 def _config_type(name: str, field: FieldInfo) -> Any:
-    """The type that Dagster's config has for a field's type: an enum for literals of text, a plain type otherwise."""
+    """The type in Dagster's config for a field: an enum for literals of text, a plain type otherwise."""
     annotation = _without_none(field.annotation)
     if annotation is Path:
         return str

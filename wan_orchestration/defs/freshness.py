@@ -1,8 +1,8 @@
-"""Which clips and videos are up to date: the tags that a materialization records, and how they are compared.
+"""Decides which clips and videos are up to date, by the tags of their materializations.
 
-Dagster records data versions by itself where a step makes one partition. It records none where a step makes several,
-and for partitioned inputs it looks for materializations, which observed assets do not have. So the steps here write
-Dagster's own tags, and clips an additional one. The UI's "out of sync" marks, this module and the batch then agree.
+Dagster itself records data versions if a step makes one partition. It records none if a step makes several, and for
+partitioned inputs it looks for materializations, which observed assets do not have. So the steps here write Dagster's
+own tags, and one more for clips. The UI's "out of sync" marks, this module and the batch then agree.
 """
 
 from collections.abc import Mapping
@@ -110,7 +110,7 @@ def _input_tag(asset: str) -> str:
 
 
 def _latest_event(instance: dg.DagsterInstance, asset: str, key: str) -> str:
-    """Id of the event that Dagster compares with: for a partitioned asset the job's latest one."""
+    """Id of the event that Dagster compares with: of a partitioned asset, the job's latest. "NULL" if there is none."""
     if asset == "weight_snapshot":
         return "NULL"
     record = instance.get_latest_data_version_record(dg.AssetKey(asset), asset in OBSERVED, key)

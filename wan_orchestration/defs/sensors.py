@@ -52,7 +52,7 @@ def message(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, Any]:
 
 
 def post(settings: FailureWebhookSettings, body: dict[str, Any]) -> None:
-    """Posts, with retries after failures that may pass.
+    """Posts the JSON, with retries after failures that may pass.
 
     NotDelivered: no try succeeded. Its message leaves out the URL, which may hold a secret.
     """

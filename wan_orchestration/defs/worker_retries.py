@@ -18,8 +18,8 @@ WAIT_SECONDS = 5
 def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Request) -> Iterator[Result]:
     """Yields each task's result as soon as it is known.
 
-    A task without a result, because its worker died or its ranks lost each other, is launched again together with those
-    that have not begun. After its last retry it fails, and the others continue without it.
+    If a worker dies or its ranks lose each other, launches its task again, together with the tasks that have not begun.
+    A task fails after its last retry, and the others continue without it.
     """
     pending = {task.job_id: task for task in request.tasks}
     crashes: Counter[str] = Counter()
@@ -49,7 +49,7 @@ def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Req
 
 
 def preprocess(context: dg.AssetExecutionContext, launcher: Launcher, request: PreprocessRequest) -> PreprocessResult:
-    """Makes one job's clips, again if the worker died.
+    """Makes one job's clips; retries if the worker dies.
 
     Raises:
         BadInput: the job's inputs or settings cannot be used.

@@ -21,7 +21,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 __all__ = ["GRPC_INFO_TAG", "WILL_RETRY_TAG", "AssetRuns", "CheckRunHealthResult", "WorkerStatus"]
 
 # CheckRunHealthResult, WorkerStatus: what a run launcher's health check returns; Dagster exports only the launcher.
-# GRPC_INFO_TAG: the code server of this machine tags the runs that it starts with it.
+# GRPC_INFO_TAG: the code server of this machine puts this tag on the runs that it starts.
 # WILL_RETRY_TAG: "false" stops the daemon from retrying a failed run. There is no public call for that.
 
 
@@ -41,7 +41,7 @@ class AssetRuns:
         job = definition.get_implicit_job_def_for_assets(assets)
         assert job is not None
         self._job = job
-        # By these two, the daemon and the run's process find the code again.
+        # The daemon and the run's process load the code by these two origins.
         origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name=module), location)
         self._remote_origin = RemoteJobOrigin(RemoteRepositoryOrigin(origin, definition.name), job.name)
         self._code_origin = repository.get_reconstructable_job(job.name).get_python_origin()
@@ -60,5 +60,5 @@ class AssetRuns:
 
     def enqueue(self, run_id: str) -> None:
         """Put a created run into the queue; does nothing if it was queued before."""
-        # The queue's coordinator reads only the run. It would pass the workspace on to a launcher.
+        # No workspace is needed: the queue's coordinator reads only the run.
         self.instance.submit_run(run_id, workspace=None)  # pyright: ignore[reportArgumentType]

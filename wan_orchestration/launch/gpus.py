@@ -29,7 +29,7 @@ class Allocation:
     """CPU threads for all processes together."""
 
     def part(self, index: int, parts: int) -> "Allocation":
-        """One of several equal parts."""
+        """Part number `index` of `parts` equal parts of the devices and threads."""
         every = slice(index, None, parts)
         lease = leases.Lease(self.lease.devices[every], self.lease.files[every], self.lease.descriptors[every])
         return Allocation(lease, self.cuda, max(1, self.threads // parts))

@@ -26,13 +26,16 @@ class WorkerDied(RuntimeError):
 
 
 class Launcher(dg.ConfigurableResource, ABC):
-    """Runs `wan_orchestration.worker` in processes of its own. They end with the step, however the step ends."""
+    """Runs `wan_orchestration.worker` in processes of its own. They end with the step.
+
+    If the step is killed, they end too on this machine; a Slurm job keeps running until a later step takes it over.
+    """
 
     @abstractmethod
     def generate(self, context: dg.AssetExecutionContext, request: Request) -> Generator[Result]:
         """Run a request's tasks in one launch. Yields each result when it arrives, those of failed tasks included.
 
-        Close the iterator (`contextlib.closing`) to end the launch early. Progress is written to the Dagster log.
+        Close the iterator (`contextlib.closing`) to end the launch early. Logs the progress to Dagster.
 
         Raises:
             WorkerDied: the worker ended without a result for every task, or hung.

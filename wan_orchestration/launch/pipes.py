@@ -1,4 +1,4 @@
-"""Receives the worker's messages in the step, by Dagster Pipes. They travel in files, also from other machines."""
+"""Receives the worker's messages in the step, by Dagster Pipes. They travel in files, from other machines too."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from wan_orchestration.protocol.messages import (
 from wan_orchestration.settings.environment import environment
 
 CHANGED_LOG_SECONDS, SAME_LOG_SECONDS = 4.0, 30.0
-"""Least time between two lines of progress in the log: where the words changed, and where they are the same."""
+"""Least time between two lines of progress in the log: if the words have changed, and if they have not."""
 
 Outcome = Result | PreprocessOutcome
 
@@ -40,8 +40,8 @@ def pipes_session(
 ) -> Iterator[dg.PipesSession]:
     """A Pipes session for one launch. Injector and reader use temporary files of this machine by default.
 
-    `dg.open_pipes_session` does not serve here: it expects one output of the step, but a run over several jobs reports
-    each job's materialization as soon as its video is finished.
+    `dg.open_pipes_session` cannot be used: it expects one output of the step, but a run over several jobs reports each
+    job's materialization as soon as its video is finished.
     """
     data = PipesContextData(
         asset_keys=None,
@@ -76,14 +76,14 @@ class LaunchMonitor:
         self.pending = dict.fromkeys(jobs_of(request))
         """Jobs without an outcome so far, in order."""
         self._reported_job: str | None = None
-        """Job of the newest message, None where that was an outcome."""
+        """Job of the newest progress message; None after an outcome."""
         self._processed = 0
         self._last_progress: tuple[object, ...] = ()
         self._logged_at, self._logged_words = float("-inf"), ""
 
     @property
     def current_job(self) -> str:
-        """The job that the worker is working on; a crash is blamed on it."""
+        """The job that the worker is working on. A crash counts as this job's."""
         return self._reported_job or next(iter(self.pending))
 
     def process(self, messages: Sequence[Any]) -> list[Outcome]:

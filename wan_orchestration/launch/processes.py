@@ -13,7 +13,7 @@ import psutil
 def managed_process(
     command: Sequence[str], environment: dict[str, str], grace: float, descriptors: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen]:
-    """A process in a session of its own. On exit, it and all its descendants are ended.
+    """A process in a session of its own. Ends it and all its descendants on exit.
 
     `descriptors` stay open in the process, under their own numbers.
     """
@@ -27,7 +27,7 @@ def managed_process(
 
 
 def stop(process: subprocess.Popen, grace: float) -> None:
-    """End a session leader and all its descendants: SIGTERM to its group, after `grace` seconds SIGKILL to each."""
+    """End a session leader and all its descendants: SIGTERM to its group, SIGKILL to each after `grace` seconds."""
     tree = descendants(process.pid)
     try:
         if process.poll() is None:
@@ -43,7 +43,7 @@ def stop(process: subprocess.Popen, grace: float) -> None:
 
 
 def descendants(pid: int) -> set[psutil.Process]:
-    """A process and all that it started, directly or through others."""
+    """A process and all that it started, directly or through others; empty if it has ended."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return {process, *process.children(recursive=True)}

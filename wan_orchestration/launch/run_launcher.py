@@ -1,4 +1,4 @@
-"""The instance's run launcher: Dagster's own, which here also notices runs whose process is gone."""
+"""The instance's run launcher: extends Dagster's own, to notice runs whose process is gone."""
 
 import socket
 
@@ -15,8 +15,8 @@ class LocalRunLauncher(DefaultRunLauncher):
     """Starts runs as processes of the code server on this machine.
 
     Dagster's launcher learns from the code server that a run's process died. If the code server died first, after a
-    restart or a power cut, the run would stay started and hold up the queue. So run monitoring checks the process
-    itself here.
+    restart or a power cut, the run would stay started and hold up the queue. So this launcher lets run monitoring check
+    the process itself.
     """
 
     @property

@@ -46,7 +46,7 @@ ADVICE = {
 WAITING_STATES = {"PENDING", "CONFIGURING"}
 """States in which the worker does not run yet."""
 DELIBERATE_STATES = {"CANCELLED", "DEADLINE"}
-"""Final states that were intended, so no other Slurm job is submitted."""
+"""Final states that somebody intended, so the step does not retry."""
 
 
 class SlurmClient(Launcher):
@@ -54,7 +54,7 @@ class SlurmClient(Launcher):
 
     nodes: int = Field(default=1, ge=1, description="Nodes that work on one video together.")
     gpus_per_node: int = Field(
-        default=1, ge=0, description="GPUs on each node, with a process for each; 0: one process a node, on its CPUs."
+        default=1, ge=0, description="GPUs on each node, with a process for each; 0: one process per node, on its CPUs."
     )
     cpus_per_node: int | None = Field(
         default=None, ge=1, description="CPU cores on each node; default: the cluster's, often a single one."
@@ -80,11 +80,13 @@ class SlurmClient(Launcher):
     stall_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="A running Slurm job that begins no denoising step and no phase for so long hangs, and is "
-        "cancelled. Loading the weights and decoding a segment are a phase each.",
+        description="The step cancels a running Slurm job that begins no denoising step and no phase for so long. "
+        "Loading the weights and decoding a segment are a phase each.",
     )
     grace_seconds: float = Field(
-        default=90.0, ge=0, description="How long to wait until a cancelled Slurm job is gone from its nodes."
+        default=90.0,
+        ge=0,
+        description="How long a cancelled Slurm job may take to leave its nodes, and one with all results to end.",
     )
 
     @field_validator("directives")
@@ -111,7 +113,7 @@ class SlurmClient(Launcher):
         try:
             with folder.locked(), self._cancelled_on_exit(context, folder.name):
                 for other in folder.conflicting_launches():
-                    context.log.info(f"Cancels the launch {other}, which makes another video in the same place.")
+                    context.log.info(f"Cancels the launch {other}, which writes to the same outputs.")
                     self._cancel(context, other)
                     discard(folder.root / other)
                 yield from self._follow(context, folder, nodes, gpus)
@@ -119,7 +121,7 @@ class SlurmClient(Launcher):
         except SlurmUnreachable as error:
             raise WorkerDied(f"Slurm's controller does not answer: {error}", jobs_of(request)[0]) from error
         except SlurmRejected as error:
-            raise dg.Failure(f"Slurm does not take the job: {error}", allow_retries=False) from error
+            raise dg.Failure(f"Slurm rejected the job: {error}", allow_retries=False) from error
 
     def _follow(
         self, context: dg.AssetExecutionContext, folder: LaunchFolder, nodes: int, gpus: int
@@ -132,7 +134,7 @@ class SlurmClient(Launcher):
         reader, log = TailMessageReader(folder.messages), Tail(folder.log)
         with pipes_session(context, folder.request, dg.PipesEnvContextInjector(), reader) as session:
             if finished:
-                context.log.info("The Slurm job of an earlier run has ended, and all its videos are in their places.")
+                context.log.info("The Slurm job of an earlier run has ended; its videos are complete.")
                 states = iter([None])
             else:
                 if job:
@@ -176,7 +178,7 @@ class SlurmClient(Launcher):
     def _is_stuck(
         self, context: dg.AssetExecutionContext, folder: LaunchFolder, monitor: LaunchMonitor, job: SlurmJob | None
     ) -> bool:
-        """Whether a Slurm job with all results does not end.
+        """Whether all results have arrived, but the Slurm job does not end.
 
         Raises:
             WorkerDied: results are missing, and the worker has reported nothing for too long.
@@ -190,12 +192,12 @@ class SlurmClient(Launcher):
                 retryable=False,
             )
         if not monitor.pending and silence > self.grace_seconds:
-            context.log.warning("All results are there, but the Slurm job does not end; it is cancelled.")
+            context.log.warning("All results have arrived, but the Slurm job does not end. Cancels it.")
             return True
         return False
 
     def _poll(self, context: dg.AssetExecutionContext, job_id: str) -> Iterator[SlurmJob | None]:
-        """A Slurm job's states until it ends, the final one included; None if Slurm does not know the job any more."""
+        """A Slurm job's states until it ends, with the final one; None if Slurm has forgotten the job."""
         job: SlurmJob | None = None
         logged = ""
         while True:
@@ -229,7 +231,7 @@ class SlurmClient(Launcher):
             "account": self.account,
             "time": self.time_limit,
         }
-        # Without it, Slurm restarts the job of a lost node by itself. Dagster's retries are visible in the UI.
+        # Otherwise Slurm itself restarts a job that lost a node. Dagster's retries are visible in the UI.
         return ["--no-requeue", *(f"--{name}={value}" for name, value in given.items() if value), *self.directives]
 
     @contextmanager
@@ -279,13 +281,13 @@ exec {shlex.join(srun)} {shlex.join(torchrun)} \\
 
 
 def failure(job: SlurmJob | None, missing: Sequence[str], log: Path) -> Exception:
-    """The error for a Slurm job that ended and left jobs without an outcome: `dg.Failure` if a retry is not wanted.
+    """The error for a Slurm job that ended and left jobs without an outcome: `dg.Failure` if somebody intended that.
 
     The worker was working on the first of the missing jobs.
     """
     unresponsive = _unresponsive_nodes(job) if job else ""
     if job is None:
-        how = "is unknown to Slurm by now and ended"
+        how = "ended, and Slurm has forgotten it,"
     elif job.state in STATE_WORDS:
         words = STATE_WORDS[job.state]
         how = words.format(limit=job.time_limit, unresponsive=unresponsive or job.nodes, nodes=job.nodes)

@@ -23,11 +23,11 @@ from wan_orchestration.launch.pipes import jobs_of
 from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result
 
 CUSTOM = "report_custom_message"
-"""Dagster Pipes' name for the kind of message that holds results."""
+"""Dagster Pipes' method name of the messages that hold results."""
 
 
 class LaunchFolder:
-    """The files of one request's launch. Every run that asks for the same finds the same folder."""
+    """The files of one request's launch. Every run with the same request finds the same folder."""
 
     def __init__(self, root: Path, request: Request | PreprocessRequest) -> None:
         self.root = root
@@ -71,7 +71,7 @@ class LaunchFolder:
                     yield file.parent.name
 
     def write(self, script: str) -> None:
-        """Create the folder for a Slurm job to be submitted; an older folder is replaced."""
+        """Create the folder for a new Slurm job. Replaces an older folder."""
         with replacing(self.path) as part:
             part.mkdir()
             (part / self.script.name).write_text(script)
@@ -80,7 +80,7 @@ class LaunchFolder:
             (part / "request.json").write_text(self.request.model_dump_json())
 
     def has_all_videos(self) -> bool:
-        """Whether all videos are there, just as the messages say: the Slurm job ended while no step watched it."""
+        """Whether the messages report the `result.json` of each video: the Slurm job ended while no step watched it."""
         if isinstance(self.request, PreprocessRequest):
             return False
         with suppress(OSError, ValueError):

@@ -50,7 +50,7 @@ class SlurmJob:
     id: str
     state: str
     reason: str
-    """Why it waits, or how it ended; "None" if Slurm knows no reason."""
+    """Why it waits, or how it ended; "None" if Slurm gives no reason."""
     time_limit: str
     nodes: str
     """Slurm's short form, n[1-2]; empty until the job has its nodes."""
@@ -72,13 +72,13 @@ def submit(script: Path, options: Sequence[str], environment: Mapping[str, str])
 
 
 def find(name: str) -> SlurmJob | None:
-    """This user's job of this name that has not ended, None if there is none. Raises SlurmUnreachable."""
+    """This user's unfinished job of this name; None if there is none. Raises SlurmRejected, SlurmUnreachable."""
     jobs = _squeue("--me", f"--name={name}")
     return jobs[0] if jobs else None
 
 
 def get(job_id: str) -> SlurmJob | None:
-    """A job, which Slurm remembers for some minutes after its end; None after that. Raises SlurmUnreachable."""
+    """A job; None if Slurm has forgotten it, some minutes after its end. Raises SlurmUnreachable."""
     try:
         jobs = _squeue("--states=all", f"--jobs={job_id}")
     except SlurmRejected as error:
@@ -91,13 +91,13 @@ def get(job_id: str) -> SlurmJob | None:
 def cancel(name: str) -> None:
     """Cancel this user's jobs of this name. Slurm sends SIGTERM, and SIGKILL after its KillWait.
 
-    Raises SlurmUnreachable.
+    Raises SlurmRejected, SlurmUnreachable.
     """
     _run(["scancel", "--me", f"--name={name}"])
 
 
 def unresponsive_nodes(nodes: str) -> list[str]:
-    """Those of a job's nodes that are down or do not answer."""
+    """Those of a job's nodes that are down or do not answer. Raises SlurmRejected, SlurmUnreachable."""
     output = _run(["sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%N %T"])
     states = dict(line.split() for line in output.splitlines())
     return sorted(node for node, state in states.items() if state.startswith("down") or state.endswith("*"))

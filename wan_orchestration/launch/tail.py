@@ -1,4 +1,4 @@
-"""Reads files that another machine appends to, while they grow."""
+"""Reads files while another machine appends to them."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class Tail:
 
     def chunks(self) -> Iterator[bytes]:
         """What was appended since the last call."""
-        # Opens the file each time: on NFS, what other machines write is visible only to later opens.
+        # Opens the file each time: on NFS, a reader sees what other machines wrote only when it opens the file.
         with self.path.open("rb") as file:
             file.seek(self._offset)
             while chunk := file.read(CHUNK_BYTES):
@@ -31,7 +31,7 @@ class Tail:
 class TailMessageReader(dg.PipesMessageReader):
     """Reads Pipes messages from a file that may already hold some and that outlives the session.
 
-    Dagster's own reader empties the file first, and mistakes half a line for a whole one. This one reads on demand.
+    Dagster's own reader empties the file first and treats half a line as a whole one. This one reads on demand.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class TailMessageReader(dg.PipesMessageReader):
         yield {PipesDefaultMessageWriter.FILE_PATH_KEY: str(self.path)}
 
     def read(self) -> None:
-        """Pass complete new messages to the handler."""
+        """Pass new messages to the handler once they are complete."""
         assert self._handler is not None
         for chunk in self._tail.chunks():
             *lines, self._partial_line = (self._partial_line + chunk).split(b"\n")

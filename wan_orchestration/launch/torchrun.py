@@ -1,10 +1,10 @@
 """Runs the worker on this machine from a Dagster step, under torchrun and through Dagster Pipes.
 
-Dagster's own Pipes client signals its direct child only and never kills it. Here the whole process tree ends with the
+Dagster's own Pipes client signals only its direct child, and never kills it. Here the whole process tree ends with the
 step:
 
-- The step is cancelled or fails: torchrun gets SIGTERM and passes it on; after a grace period, what is left is killed.
-- The step is killed: torchrun dies with its parent (`setpriv --pdeathsig`), and the ranks die with torchrun (`worker`).
+- The step is cancelled or fails: torchrun gets SIGTERM and passes it on; after a grace period, the rest is killed.
+- The step is killed: torchrun dies with it (`setpriv --pdeathsig`), and the ranks die with torchrun (`worker.py`).
 - The worker hangs: its processes write their stacks to the log, then they are killed.
 
 The processes write to the step's own stdout and stderr, so no pipe can fill up and block them.
@@ -52,8 +52,8 @@ class TorchrunClient(Launcher):
     stall_timeout_seconds: float = Field(
         default=1800.0,
         gt=0,
-        description="A launch that begins no denoising step and no phase for so long hangs: its stacks are logged, "
-        "then it is killed. Loading the weights and decoding a segment are a phase each.",
+        description="If a launch begins no denoising step and no phase for so long, the step logs its stacks and kills "
+        "it. Loading the weights and decoding a segment are a phase each.",
     )
     environment: dict[str, str] = Field(
         default={},
@@ -125,7 +125,7 @@ class _Launch:
         self._stack.close()
 
     def poll(self) -> Iterator[Outcome]:
-        """Outcomes since the last call. Sets `ended` once no more can come.
+        """Outcomes since the last call. Sets `ended` after the last.
 
         Raises:
             WorkerDied: the worker hung and was killed, or it ended without an outcome for every job.
@@ -185,7 +185,7 @@ class _Launch:
         return command
 
     def _variables(self, allocation: Allocation) -> dict[str, str]:
-        # torchrun gives each of several processes one thread unless this is set; on a CPU, cores would stay idle.
+        # If this is not set, torchrun gives each of several processes one thread; on a CPU, cores would stay idle.
         threads = max(1, allocation.threads // len(allocation.lease.devices))
         return {
             "OMP_NUM_THREADS": str(threads),
@@ -199,7 +199,7 @@ class _Launch:
 
 
 def _outcomes(launches: Sequence[_Launch]) -> Iterator[Outcome]:
-    """Outcomes of several launches until all have ended; the first WorkerDied among them is raised after that."""
+    """Outcomes of several launches, until all have ended. Then raises the first WorkerDied among them."""
     first_error: WorkerDied | None = None
     while running := [launch for launch in launches if not launch.ended]:
         for launch in running:

@@ -57,7 +57,7 @@ def hold(files: Sequence[Path]) -> None:
     """Make this process a further holder of a lease, until the process ends.
 
     Raises:
-        BlockingIOError: the lease has ended, and another job has the device by now.
+        BlockingIOError: the lease has ended, and another job is taking the device.
     """
     for file in files:
         fcntl.flock(os.open(file, os.O_RDWR), fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -98,7 +98,10 @@ def _wait(
 
 
 def _ahead(folder: Path, ticket: Path, devices: Sequence[str]) -> str | None:
-    """The oldest ticket before this one that wants one of the same devices. Removes tickets of dead processes."""
+    """Says whose older ticket for one of the same devices comes first; None if there is none.
+
+    Removes tickets of dead processes.
+    """
     for other in sorted((folder / "queue").iterdir()):
         if other.name >= ticket.name:
             return None
@@ -152,7 +155,7 @@ def _choice(count: int, devices: Sequence[str]) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits for an exclusive lock of a file, and holds it for the block."""
+    """Waits for an exclusive lock of a file, and holds it during the block."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

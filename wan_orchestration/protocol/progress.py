@@ -13,11 +13,11 @@ from wan_orchestration.protocol.messages import PreprocessProgress, Progress
 PREPROCESSING = {"keypoints": (0.0, 0.13), "clips": (0.15, 0.18)}
 """Start and end of each pass of preprocessing, as fractions of a run that also generates."""
 STARTING, GENERATING = 0.19, 0.2
-"""Fraction of such a run that is done when the engine starts to load, and when it begins to generate."""
+"""Fractions of such a run that are done when the engine starts, and when it begins to generate."""
 ENDING = 0.98
-"""Fraction of any run that is done when the video is made; checks follow."""
+"""Fraction of a run that is done when the video is made; checks follow."""
 SLOW_SECONDS = 10.0
-"""Where nothing can be counted, the fraction moves half the way to the next known value in this time."""
+"""If nothing can be counted, the fraction moves half the way to the next known value in this time."""
 
 
 class RunProgress(BaseModel):

@@ -1,4 +1,4 @@
-// Requests to the server. Answers are JSON; a failure is an Error whose message names the wrong fields.
+// Sends requests to the server. Answers are JSON; an error's message names the wrong fields.
 
 export const JOBS = "/animate/jobs";
 export const finished = (job) => !["queued", "running"].includes(job.status);
@@ -23,7 +23,7 @@ export function toError(status, body) {
   return status === 401 ? new SignedOut(message) : new Error(message);
 }
 
-// Uploads a form and calls `onProgress` with the fraction that was sent. fetch() cannot report that.
+// Uploads a form and calls `onProgress` with the fraction that was sent, which fetch() cannot report.
 export function upload(form, onProgress) {
   return new Promise((resolve, reject) => {
     const xhr = new XMLHttpRequest();

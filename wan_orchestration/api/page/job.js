@@ -136,7 +136,7 @@ function figure(kind, source, caption, properties) {
   return element;
 }
 
-// After another run, the same address has another video.
+// A later run puts another video at the same address.
 const versioned = (path, job) => path && `${path}?run=${job.run_id}`;
 
 function statusText(job) {

@@ -34,7 +34,7 @@ def clips_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
 
 
 def evaluations(key: str, clips: Clips) -> Iterator[dg.AssetCheckEvaluation]:
-    """The checks of clips that another asset's step has made. BadInput as for `inspect`."""
+    """Evaluations for clips that another asset's step has made. BadInput as for `inspect`."""
     return asset_checks.of_partition(CLIPS, key, inspect(clips), CHECKS)
 
 
@@ -59,7 +59,7 @@ def inspect(clips: Clips) -> Results:
         "resolution": at_least(min(pose.width, pose.height), limits.least_side, "shorter side, px"),
         "rate": quality(
             limits.least_fps <= pose.fps <= limits.most_fps,
-            f"{float(pose.fps):g} frames a second, expected {limits.least_fps:g} to {limits.most_fps:g}",
+            f"{float(pose.fps):g} frames per second, expected {limits.least_fps:g} to {limits.most_fps:g}",
             {"fps": float(pose.fps)},
         ),
         "same_length": quality(

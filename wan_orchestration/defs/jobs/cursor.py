@@ -26,7 +26,7 @@ class KnownFolder:
     reason: str = ""
     """Why it cannot be used."""
     was_run: bool = False
-    """Whether a run was started for this content."""
+    """Whether a run was started for the folder's present content."""
 
 
 @dataclass

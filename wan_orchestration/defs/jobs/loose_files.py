@@ -15,7 +15,7 @@ LISTED = 100
 
 
 def loose_files(root: Path, before: float) -> dict[str, str]:
-    """Reasons by file name. Looks at names alone, because there may be thousands.
+    """By file name, why each cannot be used. Opens no file, because there may be thousands.
 
     Leaves out hidden files, partial downloads, and files that changed after `before` (Unix time).
     """
@@ -44,7 +44,7 @@ def _is_loose(entry: os.DirEntry[str], before: float) -> bool:
 
 
 def _reasons(root: Path, files: list[str]) -> dict[str, str]:
-    """Reasons for files with one stem. A video and a picture of one stem are a job without a folder."""
+    """Reasons for files with the same stem. A video and a picture of one stem are a job without a folder."""
     key = key_from(files[0]) or "my-job"
     moves, inputs = {}, {file: _input(file) for file in files}
     for file, name in inputs.items():

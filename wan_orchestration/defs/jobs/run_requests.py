@@ -34,7 +34,7 @@ def job_tag(key: str) -> str:
 
 
 def run_tags(jobs: Sequence[JobVersion]) -> dict[str, str]:
-    """Tags of every run for these jobs, whoever starts it. The queue sorts by the priority."""
+    """Tags of every run for these jobs, whoever starts it. Dagster's queue sorts runs by priority."""
     return {
         **{job_tag(job.key): job.content for job in jobs},
         "mode": ", ".join(sorted({job.mode for job in jobs})),
@@ -55,16 +55,16 @@ def request_tags(jobs: Sequence[JobVersion]) -> dict[str, str]:
 
 
 def group(jobs: Iterable[JobVersion], registered: Sequence[str], limit: int) -> list[list[JobVersion]]:
-    """Distributes jobs over runs; the run with the most urgent job comes first.
+    """Groups jobs into runs; the run with the most urgent job comes first.
 
     Dagster gives a run one partition or a range of partitions in the order of registration, and fails every partition
     of the range that the run does not make. So only jobs whose partitions are neighbours share a run. Jobs that arrive
     together are registered by urgency.
 
     Args:
-        jobs: registered ones.
+        jobs: the jobs to run; those without a partition are left out.
         registered: all partitions, in order.
-        limit: jobs in a run.
+        limit: most jobs in one run.
     """
     wanted, runs, neighbours = {job.key: job for job in jobs}, [], False
     for key in registered:

@@ -24,18 +24,18 @@ from wan_orchestration.settings.service import DropSettings
 from wan_orchestration.settings.variables import with_variables
 from wan_orchestration.weights import hub
 
-# Limits of one tick, so that it takes a second or two however much was dropped; the next tick does the rest. Dagster
+# Limits of one tick, so that it takes a second or two, however many folders are new. Later ticks do the rest. Dagster
 # needs 6 ms to add a partition, about as long to record an event, and 20 ms to plan a job of a run.
 READING_SECONDS = 0.3
 """Time to read contents."""
 OBSERVED, REGISTERED = 50, 50
-"""Changed jobs that are observed, new jobs that become partitions."""
+"""Most changed jobs that are observed, and most new jobs that become partitions."""
 CONSIDERED = 500
-"""Jobs whose earlier runs are looked up."""
+"""Most jobs whose earlier runs are looked up."""
 STARTED = 8
-"""Jobs whose runs are started, or all jobs of one run."""
+"""Most jobs that are started, unless the first run alone has more."""
 LISTED = 20
-"""Unusable folders and files that the tick's message names."""
+"""Most unusable folders and files that the tick's message names."""
 
 
 @dataclass
@@ -71,10 +71,10 @@ def drop_folder_sensor() -> dg.Definitions:
 
 
 def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Makes each complete job folder a partition and starts a run for it, and again when its content changes.
+    """Makes each complete job folder a partition and starts a run for it, and another when its content changes.
 
-    Lists folders that cannot be used, and files beside them, here and in `rejected_folders`. Removes the partition of
-    a folder that is gone, unless there is output for it.
+    Lists folders that cannot be used, and files beside them, in the tick's message and in `rejected_folders`.
+    Removes the partition of a folder that is gone, unless there is output for it.
     """
     settings, instance, root = validate(DropSettings, {}), context.instance, environment().jobs_root
     if not root.is_dir():
@@ -113,7 +113,7 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
 def read(
     folders: Mapping[str, FolderState], cursor: DropFolderCursor, registered: set[str], settings: DropSettings
 ) -> Reading:
-    """Brings the cursor up to date with the folders; opens those that are new or changed, and settled."""
+    """Updates the cursor. Opens the settled folders that are new or changed."""
     reading, now, started = Reading(), time.time(), time.monotonic()
     for name in cursor.folders.keys() - folders.keys():
         del cursor.folders[name]
@@ -151,7 +151,7 @@ def _opened(folder: FolderState, defaults: str, known: KnownFolder | None) -> tu
 
 
 def _not_run(instance: dg.DagsterInstance, usable: Sequence[JobVersion], cursor: DropFolderCursor) -> list[JobVersion]:
-    """The jobs without a run for their present content, the most urgent first; looks up to `CONSIDERED` jobs."""
+    """The jobs without a run for their present content, the most urgent first; checks at most `CONSIDERED` jobs."""
     candidates = [job for job in usable if not cursor.folders[job.key].was_run][:CONSIDERED]
     for key in already_run(instance, candidates):
         cursor.folders[key].was_run = True
@@ -161,7 +161,7 @@ def _not_run(instance: dg.DagsterInstance, usable: Sequence[JobVersion], cursor:
 def _runs_to_start(
     waiting: list[JobVersion], busy: set[str], partitions: Sequence[str], settings: DropSettings
 ) -> RunsToStart:
-    """Groups waiting jobs into runs, within this tick's limits; a job with an unfinished run keeps waiting."""
+    """Groups waiting jobs into runs, within a tick's limits. A job with an unfinished run keeps waiting."""
     obstacle = _obstacle(settings) if waiting else None
     if obstacle:
         return RunsToStart(waiting, [], obstacle)

@@ -19,11 +19,11 @@ class JobVersion:
     mode: Mode
     priority: int
     content: str
-    """Hash of the inputs and of `job.yaml`, without the priority: a run's tag says for which content it was started."""
+    """Hash of the inputs and of `job.yaml` without the priority. The job's runs are tagged with it."""
     inputs: str
     """Data version of `job_inputs`: the files, and how they are preprocessed."""
     settings: str
-    """Data version of `job_settings`: what decides how the video looks."""
+    """Data version of `job_settings`: the settings that decide how the video looks."""
 
     @classmethod
     def of(cls, job: Job, fingerprint: str | None = None) -> "JobVersion":

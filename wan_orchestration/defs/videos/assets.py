@@ -54,10 +54,10 @@ def generated_video(
 
     Settings come from the launchpad, else from `job.yaml`, else from `WAN_DEFAULT_*`, else from the defaults.
 
-    Clips that are missing or out of date are made first.
+    Makes clips that are missing or out of date first.
 
-    A run over several jobs loads the model once and makes the videos in the order of their priority. Each finished
-    video counts at once; a job that fails does not stop the others.
+    A run over several jobs loads the model once and makes the videos in the order of their priority. It records each
+    video as soon as it is finished; a job that fails does not stop the others.
     """
     with failures_in_words(context):
         snapshot = _snapshot(context)
@@ -98,7 +98,7 @@ def _snapshot(context: dg.AssetExecutionContext) -> Snapshot:
 def _by_urgency(
     context: dg.AssetExecutionContext, job_folders: JobFolders, failures: dict[str, dg.Failure]
 ) -> list[Job]:
-    """The run's jobs, the most urgent first; those that cannot be opened are recorded as failures."""
+    """The run's jobs, the most urgent first. Records a failure for each that cannot be opened."""
     opened: list[Job] = []
     for key in context.partition_keys:
         with _recorded(context, failures, key):
@@ -147,8 +147,8 @@ def _up_to_date_clips(
         tags=clips_tags(context.instance, version, clips.version, snapshot.fingerprint),
     )
     for evaluation in clips_checks.evaluations(job.key, clips):
-        # Not yielded, because the run has not selected these checks. Under the run's id, because Dagster keeps one
-        # evaluation of a check for each run.
+        # Not yielded, because the run has not selected these checks. Reported under the run's id, because Dagster keeps
+        # one evaluation of a check for each run.
         event = dg.DagsterEvent(
             dg.DagsterEventType.ASSET_CHECK_EVALUATION.value, context.run.job_name, event_specific_data=evaluation
         )

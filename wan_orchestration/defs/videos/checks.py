@@ -24,7 +24,7 @@ CHECKS = {
     "not_blank": "No frame shows a single colour.",
     "finite": "The model computed no NaN or infinity.",
     "not_frozen": "The picture does not stand still while the pose moves.",
-    "colour_drift": "The colours of no segment are far from the first segment's.",
+    "colour_drift": "No segment's colours are far from the first segment's.",
     "seams": "Where two segments meet, the picture jumps no more than inside segments.",
     "pose": "The pose found in the video is the pose that drove it (OKS).",
     "identity": "The person is like the reference picture (CLIP).",

@@ -53,7 +53,7 @@ def pipes_session(
         run_id=context.run.run_id,
         job_name=context.run.job_name,
         retry_number=context.retry_number,
-        extras={"jobs": jobs_of(request)},
+        extras={"jobs": job_ids(request)},
     )
     handler = dg.PipesMessageHandler(context, reader or dg.PipesTempFileMessageReader())
     injector = injector or dg.PipesTempFileContextInjector()
@@ -61,7 +61,7 @@ def pipes_session(
         yield dg.PipesSession(data, handler, context_params, message_params, context)
 
 
-def jobs_of(request: Request | PreprocessRequest) -> list[str]:
+def job_ids(request: Request | PreprocessRequest) -> list[str]:
     """Keys of a request's jobs."""
     return [request.job_id] if isinstance(request, PreprocessRequest) else [task.job_id for task in request.tasks]
 
@@ -73,7 +73,7 @@ class LaunchMonitor:
         self.context = context
         self.active_at = time.monotonic()
         """When the worker last reported something new; an estimate of the time left does not count."""
-        self.pending = dict.fromkeys(jobs_of(request))
+        self.pending = dict.fromkeys(job_ids(request))
         """Jobs without an outcome so far, in order."""
         self._reported_job: str | None = None
         """Job of the newest progress message; None after an outcome."""

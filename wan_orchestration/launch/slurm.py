@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from wan_orchestration.launch import slurm_queue
 from wan_orchestration.launch.launcher import WORKER, Launcher, WorkerDied
-from wan_orchestration.launch.pipes import LaunchMonitor, Outcome, jobs_of, pipes_session
+from wan_orchestration.launch.pipes import LaunchMonitor, Outcome, job_ids, pipes_session
 from wan_orchestration.launch.slurm_folder import LaunchFolder, discard
 from wan_orchestration.launch.slurm_queue import SlurmJob, SlurmRejected, SlurmUnreachable
 from wan_orchestration.launch.tail import Tail, TailMessageReader
@@ -119,7 +119,7 @@ class SlurmClient(Launcher):
                 yield from self._follow(context, folder, nodes, gpus)
                 discard(folder.path)
         except SlurmUnreachable as error:
-            raise WorkerDied(f"Slurm's controller does not answer: {error}", jobs_of(request)[0]) from error
+            raise WorkerDied(f"Slurm's controller does not answer: {error}", job_ids(request)[0]) from error
         except SlurmRejected as error:
             raise dg.Failure(f"Slurm rejected the job: {error}", allow_retries=False) from error
 

@@ -19,7 +19,7 @@ import dagster as dg
 from pydantic import ValidationError
 
 from wan_orchestration.files import remove, replacing
-from wan_orchestration.launch.pipes import jobs_of
+from wan_orchestration.launch.pipes import job_ids
 from wan_orchestration.protocol.messages import AnyRequest, PreprocessRequest, Request, Result
 
 CUSTOM = "report_custom_message"
@@ -32,7 +32,7 @@ class LaunchFolder:
     def __init__(self, root: Path, request: Request | PreprocessRequest) -> None:
         self.root = root
         self.request = request
-        self.path = root / f"wan-{jobs_of(request)[0]}-{request_hash(request)[:12]}"
+        self.path = root / f"wan-{job_ids(request)[0]}-{request_hash(request)[:12]}"
         self.script = self.path / "job.sh"
         self.messages = self.path / "messages.jsonl"
         self.log = self.path / "slurm.log"
@@ -50,7 +50,7 @@ class LaunchFolder:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            for job in sorted(jobs_of(self.request)):
+            for job in sorted(job_ids(self.request)):
                 file = stack.enter_context((self.root / f"{self.request.kind}-{job}.lock").open("w"))
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,7 +66,7 @@ class LaunchFolder:
         for file in self.root.glob("wan-*/request.json"):
             with suppress(ValidationError):
                 other = AnyRequest.validate_json(file.read_bytes())
-                same = other.kind == self.request.kind and not set(jobs_of(other)).isdisjoint(jobs_of(self.request))
+                same = other.kind == self.request.kind and not set(job_ids(other)).isdisjoint(job_ids(self.request))
                 if same and file.parent != self.path:
                     yield file.parent.name
 

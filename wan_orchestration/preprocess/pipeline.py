@@ -215,8 +215,16 @@ def _write_outputs(
     video = inputs.video
     write_reference(folder / "src_ref.png", inputs.picture)
     write_clips(
-        *(folder, video, person.motion, inputs.size, to_canvas, boxes, inputs.outline, settings, notices),
-        lambda done: progress("clips", done, len(video)),
+        folder,
+        video,
+        person.motion,
+        inputs.size,
+        to_canvas,
+        boxes,
+        inputs.outline,
+        settings,
+        notices,
+        progress=lambda done: progress("clips", done, len(video)),
     )
     sound_start = video.info.start + Fraction(settings.start).limit_denominator(48000)
     has_audio = add_sound(folder / "src_pose.mp4", inputs.sound, sound_start, notices)

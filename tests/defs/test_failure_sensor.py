@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import dagster as dg
 import pytest
 
-from wan_orchestration.defs import sensors as webhook
-from wan_orchestration.defs.sensors import NotDelivered
+from wan_orchestration.defs import failure_sensor as webhook
+from wan_orchestration.defs.failure_sensor import NotDelivered
 
 
 class Receiver(HTTPServer):

@@ -63,7 +63,7 @@ def test_the_graph_shows_the_stages(deployment, page):
 
 def test_a_partition_shows_its_video(deployment, page):
     page.goto(f"{deployment.url}/assets/generated_video?view=partitions&partition=dance")
-    page.get_by_text("clips_table").wait_for()
+    page.get_by_text("segments_table").wait_for()
     for fact in ("seconds_per_step", "colour_drift", "seam", "identity", "placement"):
         assert page.get_by_text(fact, exact=True).first.is_visible()
     assert page.get_by_role("link", name="animate/jobs/dance/media").is_visible()

@@ -30,6 +30,9 @@ CHECKS = {
     "identity": "The person is like the reference picture (CLIP).",
 }
 
+MEASURED = ("not_frozen", "colour_drift", "seams", "pose", "identity")
+"""The checks of what the runner measured."""
+
 VIDEO = dg.AssetKey("generated_video")
 
 
@@ -60,8 +63,7 @@ def judge(result: Result | None) -> Results:
         else "the model computed NaN or infinity; the frames that held them are black",
     )
     if result is None or measured is None:
-        names = ("not_frozen", "colour_drift", "seams", "pose", "identity")
-        return {"finite": finite} | {name: quality(True, "not measured: see the run's log") for name in names}
+        return {"finite": finite} | {name: quality(True, "not measured: see the run's log") for name in MEASURED}
     frozen, reasons = measured.frozen_frames / (result.fps or 1), measured.not_measured
     seam = "largest change between two segments, against those inside segments"
     if measured.seam_frame is not None:

@@ -156,7 +156,7 @@ def test_every_check_was_made(instance):
     errors = {name for name, found in evaluations.items() if found.severity == dg.AssetCheckSeverity.ERROR}
     assert errors == {"decodable", "length", "size", "not_blank", "finite"}
     assert all(evaluations[name].passed for name in errors)
-    assert evaluations["pose"].description.startswith("not measured: ready clips come without")
+    assert evaluations["pose"].description.startswith("not measured: the clips come without")
 
 
 def test_a_video_is_stale_once_its_inputs_settings_or_weights_change(instance, project, status, monkeypatch):

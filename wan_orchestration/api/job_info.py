@@ -1,5 +1,6 @@
 """Describes a job for clients: status, progress, settings, links, from its newest run and its files."""
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from wan_orchestration.api import run_log
 from wan_orchestration.api.models import FINISHED, JobInfo, JobProgress, Links, Status, Video
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job
+from wan_orchestration.launch.dagster_internals import WILL_RETRY_TAG
 from wan_orchestration.protocol import progress
 from wan_orchestration.protocol.messages import PreprocessProgress, Result
 from wan_orchestration.protocol.progress import RunProgress
@@ -37,11 +39,17 @@ STATUSES: dict[dg.DagsterRunStatus, Status] = {
 }
 
 
+UNDECIDED_SECONDS = 5.0
+"""A run that failed without being tagged for so long is not retried."""
+
+
 def job_status(instance: dg.DagsterInstance, key: str, record: dg.RunRecord) -> Status:
     """The status of one job of a run."""
     run = record.dagster_run
     if run.is_complete_and_waiting_to_retry:
         return "queued"
+    if _retry_is_undecided(instance, record):
+        return "running"
     status = STATUSES[run.status]
     # In a run of several jobs, those with a video have succeeded, even if the run fails later.
     if run.tags.get("dagster/partition") != key and status in ("running", "failed", "cancelled"):
@@ -49,6 +57,13 @@ def job_status(instance: dg.DagsterInstance, key: str, record: dg.RunRecord) -> 
         if videos and videos[0].run_id == run.run_id:
             return "succeeded"
     return status
+
+
+def _retry_is_undecided(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
+    """Whether a run has just failed, and Dagster has not tagged it yet: that happens a moment after the failure."""
+    run = record.dagster_run
+    failed = run.status is dg.DagsterRunStatus.FAILURE and WILL_RETRY_TAG not in run.tags
+    return failed and instance.run_retries_enabled and time.time() - (record.end_time or 0) < UNDECIDED_SECONDS
 
 
 def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: dg.RunRecord) -> JobInfo:

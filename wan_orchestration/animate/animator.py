@@ -50,7 +50,12 @@ class Conditions:
 
 def parallel_branches(settings: GenerateSettings, ranks: int) -> int:
     """How many guidance branches this many ranks compute in parallel."""
-    return 2 if settings.cfg_parallel and settings.guide_scale > 1 and ranks % 2 == 0 else 1
+    return 2 if settings.cfg_parallel and settings.guided and ranks % 2 == 0 else 1
+
+
+def forwards_per_step(settings: GenerateSettings, ranks: int) -> int:
+    """How often each rank runs the transformer in a denoising step."""
+    return 2 if settings.guided and parallel_branches(settings, ranks) == 1 else 1
 
 
 class Animator:
@@ -90,10 +95,6 @@ class Animator:
             with models.without_transformer():
                 self.reference_latents = self.vae.encode_video(picture)
         self.unconditional_motion: Tensor | None = None
-
-    @property
-    def guided(self) -> bool:
-        return self.settings.guide_scale > 1
 
     @property
     def cfg_parallel(self) -> bool:
@@ -153,7 +154,7 @@ class Animator:
         denoise = partial(self.transformer.denoise, latents, timestep, conditions.known, conditions.pose)
         flows = self._flows(conditions.branches, denoise)
         flow = flows[0].float()
-        if not self.guided:
+        if not self.settings.guided:
             return flow
         unconditional = flows[1].float()
         return unconditional + self.settings.guide_scale * (flow - unconditional)
@@ -174,7 +175,7 @@ class Animator:
     def _encode_prompts(self) -> list[Tensor]:
         """States (1, 512, text_dim) of the prompt and, with guidance, of the negative prompt."""
         models, settings = self.models, self.settings
-        prompts = [settings.prompt, settings.negative_prompt] if self.guided else [settings.prompt]
+        prompts = [settings.prompt, settings.negative_prompt] if self.settings.guided else [settings.prompt]
         with models.without_transformer():
             texts = [self._encode_prompt(prompt) for prompt in prompts]
             if settings.offload_model:
@@ -216,9 +217,8 @@ class Animator:
             return settings.compile == "on"
         if models.device.type != "cuda":
             return False
-        parallel = parallel_branches(settings, models.ranks.size)
-        branches = 2 if self.guided and parallel == 1 else 1
-        degree = models.ranks.size // parallel
+        branches = forwards_per_step(settings, models.ranks.size)
+        degree = models.ranks.size // parallel_branches(settings, models.ranks.size)
         dim = config["num_attention_heads"] * config["attention_head_dim"]
         tokens = SegmentShape(*self.size, settings.clip_len).tokens // degree
         return compiling_pays(
@@ -247,7 +247,7 @@ class Animator:
     def _branches(self, segment: SegmentInput) -> list[Branch]:
         motion = self.transformer.encode_face(segment.face, self.models.ranks)
         branches = [Branch(self.contexts[0], motion)]
-        if self.guided:
+        if self.settings.guided:
             if self.unconditional_motion is None or self.unconditional_motion.shape != motion.shape:
                 black = np.zeros_like(segment.face)
                 self.unconditional_motion = self.transformer.encode_face(black, self.models.ranks)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from wan_orchestration.api.paths import without_paths
+from wan_orchestration.defs.failures import step_message
 
 
 def failure_reason(instance: dg.DagsterInstance, key: str, run_id: str) -> str:
@@ -15,9 +16,7 @@ def failure_reason(instance: dg.DagsterInstance, key: str, run_id: str) -> str:
     for entry in instance.all_logs(run_id, of_type=kinds):
         event = entry.dagster_event
         if event and event.is_step_failure:
-            failure = event.step_failure_data
-            description = failure.user_failure_data and failure.user_failure_data.description
-            reasons += (description or (failure.error.message.strip() if failure.error else "")).splitlines()
+            reasons += step_message(event).splitlines()
         elif event and event.message:
             last = event.message
     # The failure of a run of several jobs has a line for each job that failed.

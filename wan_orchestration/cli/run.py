@@ -73,7 +73,8 @@ def materialize(key: str, variables: Mapping[str, str], settings: Mapping[str, A
     print(f"Materializing {', '.join(ASSETS)} of job {key}:\n  {shown}\n", flush=True)
     execute(instance, command, variables)
 
-    result = Result.model_validate_json((env.videos_root / key / "result.json").read_bytes())
+    result = Result.read(env.videos_root / key / "result.json")
+    assert result is not None
     print(
         f"\nThe video: {result.video_path}\n"
         f"  {result.frames} frames of {result.width}x{result.height} at {result.fps:g} per second, "

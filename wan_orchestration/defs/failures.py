@@ -29,10 +29,13 @@ def failures_in_words(context: dg.AssetExecutionContext, *may_pass: type[Excepti
 
 def reason(instance: dg.DagsterInstance, run_id: str) -> str | None:
     """The messages of a run's failed steps, one a line; None if no step failed."""
-    reasons = []
-    for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE):
-        if event.dagster_event:
-            failure = event.dagster_event.step_failure_data
-            said = failure.user_failure_data.description if failure.user_failure_data else None
-            reasons.append(f"{event.step_key}: {said or (failure.error and failure.error.message.strip())}")
+    failures = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    reasons = [f"{entry.step_key}: {step_message(entry.dagster_event)}" for entry in failures if entry.dagster_event]
     return "\n".join(reasons) or None
+
+
+def step_message(event: dg.DagsterEvent) -> str:
+    """What a failed step says: the text of its `dg.Failure`, else of its exception."""
+    failure = event.step_failure_data
+    described = failure.user_failure_data and failure.user_failure_data.description
+    return described or (failure.error.message.strip() if failure.error else "")

@@ -31,7 +31,7 @@ class JobFolders(dg.ConfigurableResource):
     """
 
     _jobs: dict[str, tuple[Job, JobVersion]] = PrivateAttr(default_factory=dict)
-    _clips: dict[tuple[str, Mode], Clips] = PrivateAttr(default_factory=dict)
+    _clips: dict[str, Clips] = PrivateAttr(default_factory=dict)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         run, instance = context.run, context.instance
@@ -58,20 +58,15 @@ class JobFolders(dg.ConfigurableResource):
 
     def clips(self, key: str, mode: Mode, refert_num: int = 1) -> Clips:
         """The checked clips in DATA_ROOT/clips/<key>. BadInput as for `check_clips`."""
-        known = self._clips.get((key, mode))
-        if known is None or known.pose.frames <= refert_num:
+        known = self._clips.get(key)
+        if known is None or known.mode != mode or known.pose.frames <= refert_num:
             known = self.remember(key, check_clips(environment().clips_root / key, mode, refert_num))
         return known
 
     def remember(self, key: str, clips: Clips) -> Clips:
-        """Keeps checked clips for the run's other steps."""
-        self._clips[key, clips.mode] = clips
+        """Keeps a job's checked clips for the run's other steps, in place of those before."""
+        self._clips[key] = clips
         return clips
-
-    def forget(self, key: str) -> None:
-        """Forgets a job's checked clips, because they were made again."""
-        for mode in ("animate", "replace"):
-            self._clips.pop((key, mode), None)
 
     def _open(self, key: str) -> tuple[Job, JobVersion]:
         if key not in self._jobs:

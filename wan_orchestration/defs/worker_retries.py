@@ -7,12 +7,10 @@ from contextlib import closing
 
 import dagster as dg
 
+from wan_orchestration.defs.failures import RETRIES, WAIT_SECONDS
 from wan_orchestration.errors import BadInput
 from wan_orchestration.launch.launcher import Launcher, WorkerDied
 from wan_orchestration.protocol.messages import PreprocessRequest, PreprocessResult, Request, Result
-
-RETRIES = 2
-WAIT_SECONDS = 5
 
 
 def generate(context: dg.AssetExecutionContext, launcher: Launcher, request: Request) -> Iterator[Result]:

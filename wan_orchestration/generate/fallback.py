@@ -80,7 +80,7 @@ def placements_for(plan: Plan, ranks: Ranks, fsdp: bool, seams: bool) -> list[Pl
     wanted = "tiled" if settings.placement == "auto" and seams else settings.placement
     if device.type == "cpu":
         return [Placement("resident" if wanted == "auto" or fsdp else wanted)]
-    shape = SegmentShape(pose.height, pose.width, settings.clip_len, guided=settings.guide_scale > 1)
+    shape = SegmentShape(pose.height, pose.width, settings.clip_len, guided=settings.guided)
     found = sizes(plan.snapshot, dtype, settings.quantization != "off", getattr(torch, settings.vae_dtype))
     ways = placements(found, shape, ranks.size, fsdp, keep_text=not settings.offload_model)
     if wanted != "auto":

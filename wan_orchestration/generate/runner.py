@@ -265,15 +265,14 @@ class Runner:
         line += ", guidance branches side by side" if branches == 2 else ""
         line += ", weights sharded (FSDP)" if self.maker.fsdp else ""
         if settings.cfg_parallel and branches == 1:
-            why = "guide_scale is not above 1" if settings.guide_scale <= 1 else "the number of ranks is odd"
+            why = "guide_scale is not above 1" if not settings.guided else "the number of ranks is odd"
             line += f"; cfg_parallel has no effect, because {why}"
         self.reporter.log(line)
 
 
 def segment_count(frames: int, settings: GenerateSettings) -> int:
     """Number of segments for a video of this many frames. Each segment after the first repeats refert_num frames."""
-    stride = settings.clip_len - settings.refert_num
-    return max(1, math.ceil((frames - settings.refert_num) / stride))
+    return max(1, math.ceil((frames - settings.refert_num) / settings.stride))
 
 
 def _peak_memory(device: torch.device) -> int:

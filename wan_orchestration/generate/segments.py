@@ -125,7 +125,7 @@ class SegmentMaker:
                         video = matched(video, colours) if index else video
                 guiding = video[:, -settings.refert_num :].cpu()
                 repeated = settings.refert_num if index else 0
-                video = video[:, repeated : pose.frames - index * _stride(plan)]
+                video = video[:, repeated : pose.frames - index * settings.stride]
                 now = self.stopwatch.read()
                 spent, before = since(now, before), now
                 yield Segment(video, guiding, _facts(plan, video.shape[1], spent), colours)
@@ -188,11 +188,6 @@ def enough_frames(wanted: int) -> int:
     return max(5, -(-(wanted - 1) // 4) * 4 + 1)
 
 
-def _stride(plan: Plan) -> int:
-    """Number of frames from the start of one segment to the start of the next."""
-    return plan.task.settings.clip_len - plan.task.settings.refert_num
-
-
 def _facts(plan: Plan, frames: int, spent: dict[Phase, float]) -> SegmentFacts:
     return SegmentFacts(
         frames=frames,
@@ -205,15 +200,15 @@ def _facts(plan: Plan, frames: int, spent: dict[Phase, float]) -> SegmentFacts:
 @contextmanager
 def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"]]:
     """Yields a function that takes a segment's index and reads its input frames in a thread."""
-    clips = plan.task.clips
+    clips, settings = plan.task.clips, plan.task.settings
     infos = {"pose": clips.pose, "face": clips.face, "background": clips.background, "mask": clips.mask}
     with ExitStack() as stack:
         readers = {name: stack.enter_context(FrameReader(info.path)) for name, info in infos.items() if info}
         thread = stack.enter_context(ThreadPoolExecutor(1))
 
         def read(index: int) -> SegmentInput:
-            start, length = index * _stride(plan), plan.task.settings.clip_len
-            if plan.task.settings.trim_last_clip and index == plan.count - 1:
+            start, length = index * settings.stride, settings.clip_len
+            if settings.trim_last_clip and index == plan.count - 1:
                 length = min(length, enough_frames(clips.pose.frames - start))
             frames = {
                 name: reader.read(pingpong(reader.info.frames, start, length)) for name, reader in readers.items()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from wan_orchestration.animate.animator import parallel_branches
+from wan_orchestration.animate.animator import forwards_per_step
 from wan_orchestration.animate.device import device_name, pick_device
 from wan_orchestration.generate.estimate import Estimate, Rates, keep_rates, read_rates
 from wan_orchestration.generate.segments import Plan, SegmentMaker
@@ -102,7 +102,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
         segments=plan.count,
         first=plan.first,
         steps=settings.sampling_steps,
-        forwards=2 if settings.guide_scale > 1 and parallel_branches(settings, ranks.size) == 1 else 1,
+        forwards=forwards_per_step(settings, ranks.size),
         loads=held is None or (held.device, held.dtype) != (device, dtype),
         seconds=seconds,
     )

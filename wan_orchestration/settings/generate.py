@@ -131,6 +131,16 @@ class GenerateSettings(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA if there is a CUDA device.")
 
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on."""
+        return self.guide_scale > 1
+
+    @property
+    def stride(self) -> int:
+        """Frames from the start of one segment to the start of the next."""
+        return self.clip_len - self.refert_num
+
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what a video shows, as JSON.
 
@@ -140,7 +150,7 @@ class GenerateSettings(BaseModel):
         included all the same: `sage`, which computes attention in 8 bits, and `tiled`, which leaves seams.
         """
         exclude = {"attention", "cfg_parallel", "compile", "device", "offload_model", "placement", "preset"}
-        exclude |= {"tiled_fallback"} | ({"guide_scale", "negative_prompt"} if self.guide_scale <= 1 else set())
+        exclude |= {"tiled_fallback"} | (set() if self.guided else {"guide_scale", "negative_prompt"})
         others = {"sage": self.attention == "sage", "tiled": self.placement == "tiled"}
         return self.model_dump(mode="json", exclude=exclude) | others
 

@@ -89,9 +89,9 @@ def compiling_pays(forwards: int, layers: int, map_bytes: int, device: torch.dev
         device: where the blocks run.
         cache_root: as for `set_compile_cache`.
     """
-    saved = forwards * layers * SAVED_MAPS * map_bytes / _bandwidth(device)
     if _run_here:
         return True
+    saved = forwards * layers * SAVED_MAPS * map_bytes / _bandwidth(device)
     kept = cache_root is not None and (cache_root / "triton").is_dir()
     return saved > (WARM_SECONDS if kept else COLD_SECONDS)
 

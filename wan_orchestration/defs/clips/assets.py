@@ -13,7 +13,7 @@ from wan_orchestration.defs.jobs.assets import job_inputs
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.defs.weights.assets import weight_snapshot
-from wan_orchestration.jobs.clips import Clips, place_clips
+from wan_orchestration.jobs.clips import Clips, check_clips, place_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.launcher import Launcher
 from wan_orchestration.protocol.messages import PreprocessRequest
@@ -75,6 +75,5 @@ def make_clips(
         models_root=env.models_root,
     )
     result = worker_retries.preprocess(context, launcher, request)
-    job_folders.forget(job.key)
-    clips = job_folders.clips(job.key, result.mode)
+    clips = job_folders.remember(job.key, check_clips(folder, result.mode))
     return clips, preprocessed_metadata(clips, result)

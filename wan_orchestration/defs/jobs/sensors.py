@@ -81,12 +81,13 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
         return dg.SkipReason(f"{root} does not exist yet")
     # Read before the folders: otherwise a job that is registered in between would seem to have no folder.
     registered = instance.get_dynamic_partitions("jobs")
+    has_partition = set(registered)
     folders = {folder.path.name: folder for folder in scan(root)}
     cursor = DropFolderCursor.read(instance)
     before = DropFolderCursor.read(instance)
-    reading = read(folders, cursor, set(registered), settings)
+    reading = read(folders, cursor, has_partition, settings)
     usable = sorted((known.job for known in cursor.folders.values() if known.job), key=lambda job: job.urgency)
-    new = [job.key for job in usable if job.key not in set(registered)][:REGISTERED]
+    new = [job.key for job in usable if job.key not in has_partition][:REGISTERED]
     waiting = _not_run(instance, [job for job in usable if job.key in reading.settled], cursor)
     gone = without_output(instance, [key for key in registered if key not in folders])
     busy = in_progress(instance, registered) if gone or waiting else set()

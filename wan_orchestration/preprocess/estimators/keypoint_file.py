@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.jobs.inputs import KEYPOINTS
 from wan_orchestration.preprocess.estimators.base import Detection, Frame
 from wan_orchestration.preprocess.keypoints import PARTS, Pose, absent, extent
-
-_NAMES = ("keypoints.npz", "keypoints.json", "keypoints")
 
 # Each of our joints is the mean of two points of OpenPose's BODY_25, mostly of the same point twice; a toe is the mean
 # of big and small toe. The points of OpenPose's COCO_18 are our first 18 joints in the same order.
@@ -36,7 +35,7 @@ def find_keypoints(driving: Path, name: str | None) -> Path | None:
 
     None: there are none.
     """
-    names = _NAMES if name is None else (name,)
+    names = KEYPOINTS if name is None else (name,)
     return next((path for path in (driving.parent / each for each in names) if path.exists()), None)
 
 

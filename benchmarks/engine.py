@@ -381,7 +381,7 @@ def measure_engine(work: dict, device) -> dict:
         if device.type == "cuda":
             once = settings.model_copy(update={"sampling_steps": 1, "prompt": "a first video, not counted"})
             tasks.insert(0, task("warm-up", once))
-        *before, result = runner.run(Request(snapshot=work["snapshot"], tasks=tasks), Quiet())
+        *before, result = runner.run([(Request(snapshot=work["snapshot"], tasks=tasks), Quiet())])
     for one in (*before, result):
         if one.error:
             sys.exit(one.error)

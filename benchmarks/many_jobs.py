@@ -32,7 +32,7 @@ from wan_orchestration.protocol.messages import Request
 class Quiet:
     def log(self, message): pass
     progress = clip = finished = log
-results = runner.run(Request.model_validate_json(Path(sys.argv[1]).read_text()), Quiet())
+results = runner.run([(Request.model_validate_json(Path(sys.argv[1]).read_text()), Quiet())])
 sys.exit("; ".join(result.error for result in results if result.error) or None)
 """
 

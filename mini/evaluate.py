@@ -121,7 +121,7 @@ def make_videos(folder: Path, snapshot: Path, jobs: dict[str, Path], steps: int)
         if not (folder / "videos" / name / "video.mp4").is_file()
     ]
     opened = open_snapshot(snapshot)
-    for result in run(Request(snapshot=opened.path, revision=opened.revision, tasks=tasks), TerminalReporter()):
+    for result in run([(Request(snapshot=opened.path, revision=opened.revision, tasks=tasks), TerminalReporter())]):
         if result.status != "succeeded":
             raise SystemExit(f"{result.job_id}: {result.error}")
     videos = {}

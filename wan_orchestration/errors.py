@@ -1,4 +1,4 @@
-"""Errors that a user can correct."""
+"""Errors that are no defect of the program: a user can correct the input, or has cancelled the work."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +16,10 @@ class BadInput(ValueError):
     The message names the file or field, what was found, what was expected and, if that is not obvious, what to do. It
     is shown without a traceback. The job is not retried.
     """
+
+
+class Cancelled(Exception):
+    """The work was cancelled by whoever asked for it."""
 
 
 def validate(model: type[M], values: Mapping[str, Any], name: Callable[[str], str] = str) -> M:

@@ -106,7 +106,7 @@ def follow() -> int:
     """Take part in rank 0's job, on every other rank. Returns 0."""
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
-    run(None, None)
+    run(None)
     return 0
 
 
@@ -132,7 +132,8 @@ def infer(
     reporter.progress(Progress(job_id=job.key, phase="starting"))
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch, once the input is known to be good)
 
-    return run(Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task]), reporter)[0]
+    request = Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task])
+    return run([(request, reporter)])[0]
 
 
 if __name__ == "__main__":

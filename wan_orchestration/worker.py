@@ -1,25 +1,36 @@
-"""The worker, which steps launch: reads a request and runs it. Rank 0 reports over Dagster Pipes.
+"""The worker: does what the requests of Dagster steps ask for. Rank 0 receives them and reports over Dagster Pipes.
 
-`torchrun -m wan_orchestration.worker REQUEST.json` generates videos; without torchrun it makes one job's clips.
+`torchrun -m wan_orchestration.worker` receives one request after another from the keeper of its launch and ends when
+the keeper closes the connection. `torchrun -m wan_orchestration.worker REQUEST.json` does a single one, for Slurm.
 The exit code is 0 even if jobs failed; their results have the errors.
 """
 
 import ctypes
 import faulthandler
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from dagster_pipes import PipesContext, open_dagster_pipes
+from dagster_pipes import (
+    PipesContext,
+    PipesDefaultContextLoader,
+    PipesDefaultMessageWriter,
+    PipesMappingParamsLoader,
+)
 
-from wan_orchestration.errors import BadInput
+from wan_orchestration.errors import BadInput, Cancelled
+from wan_orchestration.protocol import lines
 from wan_orchestration.protocol.leases import hold
 from wan_orchestration.protocol.messages import (
     AnyRequest,
@@ -37,15 +48,67 @@ PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Order:
+    """A request, with the way to report on it."""
+
+    number: int
+    """Counts the orders of a launch."""
+    request: Request | PreprocessRequest
+    variables: Mapping[str, str]
+    """Of the step's Pipes session."""
+
+    def report(self) -> PipesContext:
+        """The step's Pipes session. `open_dagster_pipes` would open only one in the life of a process."""
+        params = PipesMappingParamsLoader(self.variables)
+        return PipesContext(params, PipesDefaultContextLoader(), PipesDefaultMessageWriter())
+
+
+class Orders:
+    """What the keeper of this launch asks rank 0 to do. A thread receives it, so that an order can be cancelled."""
+
+    def __init__(self, folder: Path) -> None:
+        self._line = lines.connect(folder)
+        self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self._present = self._cancelled = 0
+        """Numbers of the order that is being done, and of the last one to cancel."""
+        threading.Thread(target=self._receive, name="orders", daemon=True).start()
+
+    def is_cancelled(self) -> bool:
+        """Whether the present order is cancelled."""
+        return self._cancelled >= self._present
+
+    def __iter__(self) -> Iterator[Order]:
+        """Orders one after another, until the keeper closes the connection. Asking for the next means this is done."""
+        self._line.send(do="ready")
+        while order := self._orders.get():
+            self._present = order.number
+            yield order
+            with suppress(OSError):  # the keeper is gone, so torchrun will be
+                self._line.send(do="done")
+
+    def _receive(self) -> None:
+        try:
+            while message := self._line.receive():
+                if message["do"] == "cancel":
+                    self._cancelled = message["number"]
+                else:
+                    request = AnyRequest.validate_python(message["request"])
+                    self._orders.put(Order(message["number"], request, message["variables"]))
+        finally:
+            self._cancelled = sys.maxsize
+            self._orders.put(None)
+
+
 class PipesReporter:
-    """Sends messages to the Dagster step that launched this process."""
+    """Sends messages to the Dagster step that asked for the videos."""
 
     def __init__(self, pipes: PipesContext) -> None:
         self.pipes = pipes
         self._lock = threading.Lock()  # another thread sends progress
 
     def log(self, message: str) -> None:
-        with self._lock:
+        with self._lock, suppress(FileNotFoundError):
             self.pipes.log.info(message)
 
     def progress(self, progress: Progress) -> None:
@@ -58,60 +121,64 @@ class PipesReporter:
         self._send(result)
 
     def _send(self, message: Progress | FinishedSegment | Result) -> None:
-        with self._lock:
+        # The file for the messages is gone if the step is.
+        with self._lock, suppress(FileNotFoundError):
             self.pipes.report_custom_message(message.model_dump(mode="json"))
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the request on rank 0, or follow rank 0. Returns the exit code."""
-    world, file = World(), Path(argv[0])
+    """Do what is asked on rank 0, or follow rank 0. Returns the exit code."""
+    world = World()
     hold(world.leases)
     signal.signal(signal.SIGTERM, leave)
-    write_stacks_on_demand(file.parent / f"stacks-{world.rank}-{os.getpid()}.txt")
+    die_with_torchrun()
+    if folder := world.wan_launch:
+        write_stacks_on_demand(folder / f"stacks-{world.rank}-{os.getpid()}.txt")
     if world.rank > 0:
         follow()
-        return 0
-    request = AnyRequest.validate_json(file.read_bytes())
-    with open_dagster_pipes() as pipes:
-        if isinstance(request, PreprocessRequest):
-            pipes.report_custom_message(preprocess(request, pipes).model_dump(mode="json"))
-        else:
-            generate(request, PipesReporter(pipes))
+    elif argv:
+        request = AnyRequest.validate_json(Path(argv[0]).read_bytes())
+        work([Order(1, request, os.environ)], lambda: False)
+    else:
+        assert folder is not None
+        orders = Orders(folder)
+        work(orders, orders.is_cancelled)
     return 0
 
 
 def follow() -> None:
     """Take part in rank 0's tasks, on every other rank."""
-    die_with_torchrun()
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
-    run(None, None)
+    run(None)
 
 
-def generate(request: Request, reporter: PipesReporter) -> None:
-    """Run a request's tasks, and report a result for each, even if none can be run."""
-    die_with_torchrun()
-    # Importing the engine takes seconds.
-    reporter.progress(Progress(job_id=request.tasks[0].job_id, phase="starting"))
-    from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
+def work(orders: Iterable[Order], is_cancelled: Callable[[], bool]) -> None:
+    """Do one order after another."""
+    generations = make_clips_between(iter(orders), is_cancelled)
+    # Clips can be made without the engine, whose import takes seconds.
+    for first in generations:
+        from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
-    try:
-        run(request, reporter)
-    except BadInput as error:
-        for task in request.tasks:
-            reporter.finished(
-                Result(
-                    job_id=task.job_id,
-                    status="failed",
-                    created_at=task.created_at,
-                    settings=task.settings,
-                    error=str(error),
-                    bad_input=True,
-                )
-            )
+        run(chain([first], generations), is_cancelled)
 
 
-def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOutcome:
+def make_clips_between(
+    orders: Iterator[Order], is_cancelled: Callable[[], bool]
+) -> Iterator[tuple[Request, PipesReporter]]:
+    """Does the orders to make clips, and yields the requests for videos, each while its Pipes session is open."""
+    for order in orders:
+        with suppress(FileNotFoundError), order.report() as pipes:  # there is no file for the messages without the step
+            if isinstance(order.request, PreprocessRequest):
+                outcome = preprocess(order.request, pipes, is_cancelled)
+                pipes.report_custom_message(outcome.model_dump(mode="json"))
+            else:
+                reporter = PipesReporter(pipes)
+                reporter.progress(Progress(job_id=order.request.tasks[0].job_id, phase="starting"))
+                yield order.request, reporter
+
+
+def preprocess(request: PreprocessRequest, pipes: PipesContext, is_cancelled: Callable[[], bool]) -> PreprocessOutcome:
     """Make a job's clips, and report progress about once a second."""
     from wan_orchestration.preprocess import pipeline  # noqa: PLC0415 (OpenCV and the estimators)
 
@@ -120,6 +187,8 @@ def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOut
 
     def report(phase: str, done: int, total: int) -> None:
         nonlocal reported
+        if is_cancelled():
+            raise Cancelled
         if time.monotonic() - reported >= PROGRESS_SECONDS or done == total:
             reported = time.monotonic()
             progress = PreprocessProgress(job_id=request.job_id, phase=phase, done=done, total=total)
@@ -136,8 +205,11 @@ def preprocess(request: PreprocessRequest, pipes: PipesContext) -> PreprocessOut
             log=pipes.log.info,
             progress=report,
         )
+        outcome.result.warm = request.warm
     except BadInput as error:
         outcome.error, outcome.bad_input = str(error), True
+    except Cancelled:
+        outcome.error = "cancelled"
     except Exception as error:
         pipes.log.error(traceback.format_exc())
         outcome.error = f"{type(error).__name__}: {error}"

@@ -145,7 +145,7 @@ def run_tasks(work: Work, tasks: list[Task], listener: Listener, small: bool = F
         from random_14b import use_random_weights
 
         use_random_weights()
-    return run(Request(snapshot=snapshot(work), tasks=tasks), listener)
+    return run([(Request(snapshot=snapshot(work), tasks=tasks), listener)])
 
 
 def make_task(work: Work, name: str, segment: SegmentShape, frames: int, save: bool = False, **fields: Any) -> Task:

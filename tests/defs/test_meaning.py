@@ -105,6 +105,6 @@ def test_a_video_shows_what_its_inputs_say(performance, data_root, materialize, 
                 created_at=datetime.now(UTC),
             )
         )
-    for result in run(Request(snapshot=WEIGHTS, revision=None, tasks=tasks), TerminalReporter()):
+    for result in run([(Request(snapshot=WEIGHTS, revision=None, tasks=tasks), TerminalReporter())]):
         assert result.status == "succeeded", result.error
         assert result.job_id in faults(read(tmp_path / "videos" / result.job_id / "video.mp4"), performance, other)

@@ -67,7 +67,7 @@ def make_task(make_job, tmp_path):
 
 def run(snapshot, *tasks):
     recorder = Recorder()
-    results = runner.run(Request(snapshot=snapshot, tasks=list(tasks)), recorder)
+    results = runner.run([(Request(snapshot=snapshot, tasks=list(tasks)), recorder)])
     assert recorder.results == results
     return results, recorder
 

@@ -58,8 +58,8 @@ def stubborn(request: Request, reporter):
     time.sleep(600)
 
 
-def run(request: Request | None, reporter):
-    if request is not None:
+def run(requests, is_cancelled=None):
+    for request, reporter in requests or ():
         globals()[request.tasks[0].job_id.split("-")[0]](request, reporter)
 
 

@@ -150,7 +150,7 @@ def test_two_nodes_make_the_same_video_as_one_process(client, make_request, tmp_
     assert outcome == {"dance": "succeeded"}
     assert any("2 ranks, sequence parallel of degree 2" in line for line in log)
     assert any("running on n[1-2]" in line for line in log)
-    (result,) = runner.run(make_request(output="one", exact=tmp_path / "one.npz"), Silent())
+    (result,) = runner.run([(make_request(output="one", exact=tmp_path / "one.npz"), Silent())])
     assert result.status == "succeeded"
     one, two = (np.load(tmp_path / f"{name}.npz")["frames"] for name in ("one", "two"))
     assert one.shape == (3, 9, 64, 96)

@@ -1,11 +1,13 @@
-"""Loads a snapshot once and runs tasks one after another, on all ranks of the launch together."""
+"""Runs the tasks of one request after another, on all ranks of the launch together. The models stay loaded."""
 
 import logging
 import math
 import resource
 import traceback
 from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +21,7 @@ from wan_orchestration.animate.device import device_name, pick_device
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory.capacity import ran_out_of_memory
 from wan_orchestration.animate.parallel.ranks import RankFailed, connect
-from wan_orchestration.errors import BadInput
+from wan_orchestration.errors import BadInput, Cancelled
 from wan_orchestration.files import replacing
 from wan_orchestration.generate.fallback import with_fallback
 from wan_orchestration.generate.fingerprint import fingerprints
@@ -39,40 +41,68 @@ from wan_orchestration.protocol.messages import (
 )
 from wan_orchestration.settings.environment import World, environment
 from wan_orchestration.settings.generate import GenerateSettings
-from wan_orchestration.stopwatch import PHASES, since
+from wan_orchestration.stopwatch import Phase, since
 from wan_orchestration.weights.snapshot import RELIGHTING_LORA, Snapshot, open_snapshot
 
 log = logging.getLogger(__name__)
 
 
-def run(request: Request | None, reporter: Reporter | None) -> list[Result]:
-    """Run every task of a request, together with the other ranks of the launch if there are any.
+def run(
+    requests: Iterable[tuple[Request, Reporter]] | None, is_cancelled: Callable[[], bool] = lambda: False
+) -> list[Result]:
+    """Run every task of all requests, together with the other ranks of the launch if there are any.
 
-    A failed task does not stop the next: its `Result` has the error. A finished task has `video.mp4`, `poster.jpg`,
-    `preview.webp` and `result.json` in its output folder.
+    The models stay loaded from one request to the next. A failed task does not stop the next: its `Result` has the
+    error. A finished task has `video.mp4`, `poster.jpg`, `preview.webp` and `result.json` in its output folder.
 
     Only rank 0 writes and reports. The other ranks follow it: they pass None and get no results. With
     `WAN_ENABLE_SEQUENCE_PARALLEL=false` they return at once, and rank 0 works alone.
 
-    Raises:
-        BadInput: the snapshot cannot be used.
+    Args:
+        requests: each with its reporter. The next one is asked for when the one before is done.
+        is_cancelled: whether the present request is cancelled. Its task stops at the next denoising step and has no
+            result; neither have those after it.
     """
     env, world = environment(), World()
     if env.enable_sequence_parallel is False:
         if world.rank > 0:
             return []
         world = World(world_size=1)
+    results: list[Result] = []
     with connect(world) as ranks:
-        maker = SegmentMaker(ranks, env.enable_fsdp, env.cache_root)
-        if not ranks.leads:
+        maker = SegmentMaker(ranks, env.enable_fsdp, env.cache_root, is_cancelled)
+        if requests is None:
             follow(maker)
             return []
-        assert request is not None
-        assert reporter is not None
-        with maker.stopwatch.during("loading"):
+        for request, reporter in requests:
+            with suppress(Cancelled):
+                results += run_tasks(request, reporter, maker)
+    return results
+
+
+def run_tasks(request: Request, reporter: Reporter, maker: SegmentMaker) -> list[Result]:
+    """Run the tasks of one request on rank 0. Raises Cancelled."""
+    before = maker.stopwatch.read()
+    try:
+        with maker.stopwatch.during("encoding"):
             snapshot = open_snapshot(request.snapshot, request.revision)
-        runner = Runner(snapshot, reporter, maker)
-        return [runner.run(task) for task in request.tasks]
+    except BadInput as error:
+        results = [
+            Result(
+                job_id=task.job_id,
+                status="failed",
+                created_at=task.created_at,
+                settings=task.settings,
+                error=str(error),
+                bad_input=True,
+            )
+            for task in request.tasks
+        ]
+        for result in results:
+            reporter.finished(result)
+        return results
+    runner = Runner(snapshot, reporter, maker, before, request.warm)
+    return [runner.run(task) for task in request.tasks]
 
 
 def follow(maker: SegmentMaker) -> None:
@@ -91,17 +121,31 @@ def follow(maker: SegmentMaker) -> None:
 class Runner:
     """Runs tasks on rank 0."""
 
-    def __init__(self, snapshot: Snapshot, reporter: Reporter, maker: SegmentMaker) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        reporter: Reporter,
+        maker: SegmentMaker,
+        counted: dict[Phase, float] | None = None,
+        warm: bool = False,
+    ) -> None:
         self.snapshot = snapshot
         self.reporter = reporter
         self.maker = maker
         self.ranks = maker.ranks
         self.stopwatch = maker.stopwatch
-        self._counted = dict.fromkeys(PHASES, 0.0)
+        self.warm = warm
+        self._counted = counted or self.stopwatch.read()
         """The stopwatch's reading that the results of earlier tasks account for."""
 
     def run(self, task: Task) -> Result:
-        """Run one task. An error while generating becomes part of the result and is not raised."""
+        """Run one task. An error while generating becomes part of the result and is not raised.
+
+        Raises:
+            Cancelled: the task, or the request before it began.
+        """
+        if self.maker.is_cancelled():
+            raise Cancelled
         started_at = datetime.now(UTC)
         with NoticeCollector(task.job_id, self.reporter) as notices, UnfinishedVideo(task) as unfinished:
             outcome = self._attempt(task, unfinished)
@@ -114,6 +158,7 @@ class Runner:
                 resumed_segments=unfinished.resumed,
                 restarted=unfinished.restarted,
                 notices=notices.texts,
+                warm=self.warm,
                 settings=task.settings,
                 snapshot=SnapshotInfo(
                     path=self.snapshot.path, layout=self.snapshot.layout, revision=self.snapshot.revision
@@ -138,6 +183,8 @@ class Runner:
             return {"status": "succeeded", **known, **self._generate(task, unfinished, device, dtype)}
         except BadInput as error:
             return {"status": "failed", **known, "error": str(error), "bad_input": True}
+        except Cancelled:
+            raise
         except Exception as error:
             if isinstance(error, RankFailed):
                 text = str(error)
@@ -201,6 +248,9 @@ class Runner:
             log=self.reporter.log,
             make=partial(self._keep_segments, unfinished=unfinished, ticker=ticker),
         )
+        if len(unfinished.segments) < plan.count:
+            self.reporter.log(f"{plan.task.job_id}: stopped after segment {len(unfinished.segments)} of {plan.count}")
+            raise Cancelled
         execution = self.maker.execution
         if execution and execution.compile_error:
             self.reporter.log(f"{plan.task.job_id}: the blocks ran uncompiled: {execution.compile_error}")

@@ -21,6 +21,7 @@ from wan_orchestration.animate.memory.capacity import ran_out_of_memory
 from wan_orchestration.animate.memory.placement import Name
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.errors import Cancelled
 from wan_orchestration.protocol.messages import SegmentFacts, Task
 from wan_orchestration.stopwatch import Phase, Stopwatch, since
 from wan_orchestration.video.reader import FrameReader, pingpong
@@ -74,8 +75,16 @@ class Segment:
 class SegmentMaker:
     """Generates segments on one rank, together with the other ranks. It holds the models from one task to the next."""
 
-    def __init__(self, ranks: Ranks, fsdp: bool = False, cache_root: Path | None = None) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        fsdp: bool = False,
+        cache_root: Path | None = None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.ranks, self.fsdp, self.cache_root = ranks, fsdp and ranks.size > 1, cache_root
+        self.is_cancelled = is_cancelled
+        """Whether the present task is to stop. Only rank 0 asks."""
         self.models: Models | None = None
         self._models_options: dict[str, Any] = {}
         self.execution: Execution | None = None
@@ -86,7 +95,7 @@ class SegmentMaker:
     def segments(
         self, plan: Plan, guide: np.ndarray | None = None, on_step: OnSegmentStep | None = None
     ) -> Iterator[Segment]:
-        """The segments of a task from `plan.first` on.
+        """The segments of a task from `plan.first` on. If the task is cancelled, they end early, on all ranks alike.
 
         Args:
             plan: the task.
@@ -94,13 +103,15 @@ class SegmentMaker:
             on_step: called with the segment's index and the number of denoising steps done, first with 0.
         """
         try:
-            yield from self._segments(plan, guide, on_step)
+            yield from self._segments(plan, guide, on_step or _ignore)
+        except Cancelled:
+            return
         except Exception as error:
             # Before the other ranks learn of the error, because dropping the models drops their waiting collectives.
             self.recover(error)
             raise
 
-    def _segments(self, plan: Plan, guide: np.ndarray | None, on_step: OnSegmentStep | None) -> Iterator[Segment]:
+    def _segments(self, plan: Plan, guide: np.ndarray | None, on_step: OnSegmentStep) -> Iterator[Segment]:
         settings, pose = plan.task.settings, plan.task.clips.pose
         before = self.stopwatch.read()
         animator, execution = self._prepare(plan)
@@ -110,7 +121,7 @@ class SegmentMaker:
         with _input_reader(plan) as start_reading:
             coming = start_reading(plan.first)
             for index in range(plan.first, plan.count):
-                report = partial(on_step, index) if on_step else _ignore
+                report = partial(self._report, on_step, index)
                 report(0)
                 conditions = animator.condition(coming.result(), guiding)
                 # Not earlier, so that only one segment's inputs are in memory at a time.
@@ -130,6 +141,13 @@ class SegmentMaker:
                 spent, before = since(now, before), now
                 yield Segment(video, guiding, _facts(plan, video.shape[1], spent), colours)
                 del video  # otherwise it would stay on the device until the next one is decoded
+
+    def _report(self, on_step: OnSegmentStep, index: int, done: int) -> None:
+        """Call `on_step`. Raises Cancelled: the task is to stop here, on all ranks."""
+        cancelled = torch.tensor([self.ranks.leads and self.is_cancelled()], dtype=torch.uint8)
+        if self.ranks.share(cancelled).item():
+            raise Cancelled
+        on_step(index, done)
 
     def _prepare(self, plan: Plan) -> tuple[Animator, Execution]:
         """The animator, ready for segment `plan.first`."""
@@ -218,7 +236,7 @@ def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"
         yield lambda index: thread.submit(read, index)
 
 
-def _ignore(done: int) -> None:
+def _ignore(index: int, done: int) -> None:
     return
 
 

@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,30 +14,22 @@ from pydantic import Field
 from wan_orchestration.errors import BadInput
 from wan_orchestration.protocol import leases
 
-DEVICES_TAG = "wan/devices"
-
 
 @dataclass(frozen=True)
-class Allocation:
-    """The devices and CPU threads that a launch may use."""
+class Devices:
+    """The devices that a run may use."""
 
-    lease: leases.Lease
+    names: list[str]
     cuda: bool
+    lease_folder: Path
     threads: int
-    """CPU threads for all processes together."""
+    """CPU threads for a process on one of them."""
 
-    def part(self, index: int, parts: int) -> "Allocation":
-        """Part number `index` of `parts` equal parts of the devices and threads."""
-        every = slice(index, None, parts)
-        lease = leases.Lease(self.lease.devices[every], self.lease.files[every], self.lease.descriptors[every])
-        return Allocation(lease, self.cuda, max(1, self.threads // parts))
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """Environment variables for the processes: the devices they see, and the lock files they hold."""
+    def variables(self, lease: leases.Lease) -> dict[str, str]:
+        """Environment variables for processes: the leased devices that they see, and the lock files that they hold."""
         return {
-            "CUDA_VISIBLE_DEVICES": ",".join(self.lease.devices) if self.cuda else "",
-            "WAN_LEASES": os.pathsep.join(str(file) for file in self.lease.files),
+            "CUDA_VISIBLE_DEVICES": ",".join(lease.devices) if self.cuda else "",
+            "WAN_LEASES": os.pathsep.join(str(file) for file in lease.files),
         }
 
 
@@ -60,9 +50,8 @@ class Gpus(dg.ConfigurableResource):
         "a folder in the machine's folder for temporary files.",
     )
 
-    @contextmanager
-    def leased(self, context: dg.AssetExecutionContext, count: int, job: str) -> Iterator[Allocation]:
-        """Wait for `count` free devices and lease them. BadInput: there are fewer devices than that."""
+    def find(self, count: int) -> Devices:
+        """The devices to choose from. BadInput: there are fewer than `count`."""
         cuda = self._cuda_devices()
         names = cuda or [f"cpu-{slot}" for slot in range(self.cpu_slots)]
         if count > len(names):
@@ -70,11 +59,8 @@ class Gpus(dg.ConfigurableResource):
                 f"{count} processes need {count} devices, but there are {len(names)}: {', '.join(names)}; "
                 f"lower WAN_TORCHRUN_PROCESSES, or raise {'WAN_GPUS_DEVICES' if cuda else 'WAN_GPUS_CPU_SLOTS'}"
             )
-        holder = f"run {context.run.run_id[:8]} ({job})"
-        cores = len(os.sched_getaffinity(0))
-        with leases.lease(self._folder(), names, count, holder, context.log.info) as lease:
-            context.instance.add_run_tags(context.run.run_id, {DEVICES_TAG: ", ".join(lease.devices)})
-            yield Allocation(lease, bool(cuda), max(1, cores * count // len(names)))
+        threads = max(1, len(os.sched_getaffinity(0)) // len(names))
+        return Devices(names, bool(cuda), self._folder(), threads)
 
     def _folder(self) -> Path:
         return Path(self.lease_folder or Path(tempfile.gettempdir()) / "wan-leases").expanduser().absolute()

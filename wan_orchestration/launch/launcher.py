@@ -7,7 +7,7 @@ import dagster as dg
 
 from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
 
-WORKER = "wan_orchestration.worker"
+WORKER, KEEPER = "wan_orchestration.worker", "wan_orchestration.launch.keeper"
 
 
 class WorkerDied(RuntimeError):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -48,3 +49,20 @@ def descendants(pid: int) -> set[psutil.Process]:
         process = psutil.Process(pid)
         return {process, *process.children(recursive=True)}
     return set()
+
+
+def dagster_service() -> tuple[int, float] | None:
+    """Process id and start time of the `dagster dev`, daemon or webserver that this process comes from; None for a
+    process that a shell started."""
+    services = [parent for parent in psutil.Process().parents() if _is_dagster_service(parent)]
+    return (services[-1].pid, services[-1].create_time()) if services else None
+
+
+def _is_dagster_service(process: psutil.Process) -> bool:
+    """Whether its command is `dagster ...` or `dagster-daemon ...`, as a program or as `python -m`."""
+    try:
+        words = process.cmdline()[:3]
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+    programs = [Path(word).name for word in words[:2]] + (words[2:] if words[1:2] == ["-m"] else [])
+    return any(program.startswith("dagster") for program in programs)

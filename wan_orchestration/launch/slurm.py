@@ -144,7 +144,7 @@ class SlurmClient(Launcher):
             monitor = LaunchMonitor(context, folder.request)
             for job in states:
                 reader.read()
-                _copy_to_stderr(log)
+                log.copy_to_stderr()
                 yield from monitor.process(session.get_custom_messages())
                 if job and job.state in WAITING_STATES:
                     monitor.active_at = time.monotonic()
@@ -315,9 +315,3 @@ def _unresponsive_nodes(job: SlurmJob) -> str:
 def _environment() -> dict[str, str]:
     """This process's environment without the variables of a Slurm job that it may be part of."""
     return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
-
-
-def _copy_to_stderr(log: Tail) -> None:
-    for chunk in log.chunks():
-        sys.stderr.write(chunk.decode(errors="replace"))
-    sys.stderr.flush()

@@ -1,6 +1,7 @@
 """Reads files while another machine appends to them."""
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,12 @@ class Tail:
             while chunk := file.read(CHUNK_BYTES):
                 self._offset += len(chunk)
                 yield chunk
+
+    def copy_to_stderr(self) -> None:
+        """Write what was appended since the last call to this process's stderr."""
+        for chunk in self.chunks():
+            sys.stderr.write(chunk.decode(errors="replace"))
+        sys.stderr.flush()
 
 
 class TailMessageReader(dg.PipesMessageReader):

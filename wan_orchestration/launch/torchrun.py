@@ -1,42 +1,58 @@
-"""Runs the worker on this machine from a Dagster step, under torchrun and through Dagster Pipes.
+"""Runs the worker on this machine, under torchrun and through Dagster Pipes, in launches that can outlive a run.
 
-Dagster's own Pipes client signals only its direct child, and never kills it. Here the whole process tree ends with the
-step:
+Each launch has a keeper (`launch/keeper.py`), which is the parent of its torchrun and ends the whole process tree:
 
-- The step is cancelled or fails: torchrun gets SIGTERM and passes it on; after a grace period, the rest is killed.
-- The step is killed: torchrun dies with it (`setpriv --pdeathsig`), and the ranks die with torchrun (`worker.py`).
+- The step is cancelled, fails or dies: the keeper notices that its connection closes. A launch that stays warm stops
+  at the next denoising step. Any other launch ends; after a grace period its processes are killed.
+- The keeper is killed: torchrun dies with it (`setpriv --pdeathsig`), and the ranks die with torchrun (`worker.py`).
 - The worker hangs: its processes write their stacks to the log, then they are killed.
 
-The processes write to the step's own stdout and stderr, so no pipe can fill up and block them.
+The processes write to a file, which the step copies to its own stderr, so no pipe can fill up and block them.
 """
 
+import json
 import os
+import secrets
 import shutil
-import signal
+import socket
+import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, cast
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from wan_orchestration.launch.gpus import Allocation, Gpus
-from wan_orchestration.launch.launcher import WORKER, Launcher, WorkerDied
-from wan_orchestration.launch.pipes import LaunchMonitor, Outcome, pipes_session
-from wan_orchestration.launch.processes import managed_process
+import wan_orchestration
+from wan_orchestration.launch.gpus import Devices, Gpus
+from wan_orchestration.launch.keeper import Start
+from wan_orchestration.launch.launch import POLL_SECONDS, Launch
+from wan_orchestration.launch.launcher import KEEPER, WORKER, Launcher, WorkerDied
+from wan_orchestration.launch.pipes import Outcome, job_ids
+from wan_orchestration.launch.processes import dagster_service
+from wan_orchestration.protocol import launches
+from wan_orchestration.protocol.leases import Lease, Place, Wish, queued
+from wan_orchestration.protocol.lines import Line
 from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
+from wan_orchestration.settings.environment import environment
 
-POLL_SECONDS = 0.5
-STACK_SECONDS = 2.0
-"""How long hung processes get to write their stacks."""
+DEVICES_TAG = "wan/devices"
+WARM_SECONDS = 300.0
+"""How long a launch on GPUs stays by default."""
+DECISIVE_VARIABLES = (
+    "CUDA_", "GLOO_", "HF_", "LD_", "MKL_", "MODELSCOPE_", "NCCL_", "NVIDIA_", "OMP_", "PATH", "PYTHON", "PYTORCH_",
+    "TORCH", "TRITON_", "WAN_",
+)  # fmt: skip
+"""Beginnings of the environment variables that a launch keeps from its start. If one differs, another is started."""
 
 
 class TorchrunClient(Launcher):
-    """Launches `torchrun` on leased GPUs of this machine, one launch for all jobs of a run."""
+    """Launches `torchrun` on leased GPUs of this machine, or takes over launches that earlier runs left there."""
 
     gpus: dg.ResourceDependency[Gpus]
     processes: int = Field(default=1, ge=1, description="Processes (ranks) of a launch, each on a GPU of its own.")
@@ -46,8 +62,18 @@ class TorchrunClient(Launcher):
         "of its own, which needs the whole model on each GPU but no communication; auto: jobs if there are at least as "
         "many videos as processes, else sequence.",
     )
+    keep_warm_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="How long a launch stays after its last job, with its models loaded, for the next run that needs "
+        "the same devices. It leaves earlier if somebody else waits for one of them. 0: it ends with its run. "
+        f"Default: {WARM_SECONDS:.0f} on GPUs, 0 on the CPU.",
+    )
     grace_seconds: float = Field(
-        default=10.0, ge=0, description="How long a cancelled launch may take to stop by itself before it is killed."
+        default=10.0,
+        ge=0,
+        description="How long a cancelled launch that does not stay warm may take to stop by itself before it is "
+        "killed.",
     )
     stall_timeout_seconds: float = Field(
         default=1800.0,
@@ -59,28 +85,34 @@ class TorchrunClient(Launcher):
         default={},
         description="More environment variables for the processes, such as NCCL_DEBUG or PYTORCH_CUDA_ALLOC_CONF.",
     )
+    _kept: list[Launch] = PrivateAttr(default_factory=list)
+    """Launches that made clips, for the other requests of this run."""
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        self._give_back_kept()
 
     def generate(self, context: dg.AssetExecutionContext, request: Request) -> Generator[Result]:
-        with self.gpus.leased(context, self.processes, _job_names(request)) as allocation, ExitStack() as stack:
-            requests = self._split(context, request)
-            launches = [
-                stack.enter_context(_Launch(self, context, part, allocation.part(index, len(requests))))
-                for index, part in enumerate(requests)
-            ]
-            yield from cast(Iterator[Result], _outcomes(launches))
+        requests = self._split(context, request)
+        processes = 1 if self._one_each(request) else self.processes
+        with self._working(context, requests, processes) as working:
+            yield from cast(Iterator[Result], self._outcomes(working))
+        for launch in working:
+            launch.give_back()
 
     def preprocess(self, context: dg.AssetExecutionContext, request: PreprocessRequest) -> PreprocessOutcome:
-        with (
-            self.gpus.leased(context, 1, request.job_id) as allocation,
-            _Launch(self, context, request, allocation) as launch,
-        ):
-            (outcome,) = _outcomes([launch])
-            return cast(PreprocessOutcome, outcome)
+        with self._working(context, [request], 0) as working:
+            (outcome,) = self._outcomes(working)
+        # Held until the run ends, so that the video is made by the same processes.
+        self._kept = working
+        return cast(PreprocessOutcome, outcome)
+
+    def _one_each(self, request: Request) -> bool:
+        """Whether each process makes videos of its own."""
+        return self.parallelism == "jobs" or (self.parallelism == "auto" and len(request.tasks) >= self.processes)
 
     def _split(self, context: dg.AssetExecutionContext, request: Request) -> list[Request]:
         """One request for each launch."""
-        count, tasks = self.processes, request.tasks
-        separate = self.parallelism == "jobs" or (self.parallelism == "auto" and len(tasks) >= count)
+        count, tasks, separate = self.processes, request.tasks, self._one_each(request)
         if count > 1:
             how = f"one video on each of {count} devices" if separate else f"each video on {count} devices together"
             why = f"{len(tasks)} videos, {count} devices" if self.parallelism == "auto" else "as configured"
@@ -89,135 +121,182 @@ class TorchrunClient(Launcher):
             return [request]
         return [request.model_copy(update={"tasks": tasks[n::count]}) for n in range(min(count, len(tasks)))]
 
+    @contextmanager
+    def _working(
+        self, context: dg.AssetExecutionContext, requests: Sequence[Request | PreprocessRequest], processes: int
+    ) -> Iterator[list[Launch]]:
+        """A launch for each request, at work on it. Cancels them if the block is left by an exception."""
+        working: list[Launch] = []
+        try:
+            self._find_launches(context, requests, processes, working)
+            for launch, request in zip(working, requests, strict=True):
+                launch.begin(context, request)
+            yield working
+        except BaseException:
+            for launch in working:
+                launch.cancel()
+            raise
 
-class _Launch:
-    """One torchrun (for preprocessing: one process), its request, and its messages so far."""
+    def _outcomes(self, working: Sequence[Launch]) -> Iterator[Outcome]:
+        """Outcomes of several launches, until all are done. Then raises the first WorkerDied among them."""
+        first_error: WorkerDied | None = None
+        while busy := [launch for launch in working if launch.busy]:
+            for launch in busy:
+                try:
+                    yield from launch.poll(self.stall_timeout_seconds)
+                except WorkerDied as error:
+                    first_error = first_error or error
+            time.sleep(POLL_SECONDS)
+        if first_error:
+            raise first_error
 
-    def __init__(
+    def _find_launches(
         self,
-        client: TorchrunClient,
         context: dg.AssetExecutionContext,
-        request: Request | PreprocessRequest,
-        allocation: Allocation,
+        requests: Sequence[Request | PreprocessRequest],
+        processes: int,
+        found: list[Launch],
     ) -> None:
-        self.client, self.context, self.request = client, context, request
-        self.monitor = LaunchMonitor(context, request)
-        self.ended = False
-        self._stack = ExitStack()
-        with ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wan-launch-")))
-            self._session = stack.enter_context(pipes_session(context, request))
-            (self._folder / "request.json").write_text(request.model_dump_json())
-            self._process = stack.enter_context(
-                managed_process(
-                    self._command(len(allocation.lease.devices)),
-                    self._variables(allocation),
-                    client.grace_seconds,
-                    allocation.lease.descriptors,
-                )
-            )
-            self._stack = stack.pop_all()
+        """Add a launch for each request to `found`: one that this run has, one that is idle, or a new one.
 
-    def __enter__(self) -> "_Launch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def poll(self) -> Iterator[Outcome]:
-        """Outcomes since the last call. Sets `ended` after the last.
-
-        Raises:
-            WorkerDied: the worker hung and was killed, or it ended without an outcome for every job.
+        `processes` is the number of ranks of each; 0: one, but idle launches with more will do.
         """
-        if self._process.poll() is None:
-            yield from self.monitor.process(self._session.get_custom_messages())
-            silence = time.monotonic() - self.monitor.active_at
-            if silence > self.client.stall_timeout_seconds:
-                self.ended = True
-                raise self._kill_hung(silence)
+        kept = [launch for launch in self._kept if launch.is_alive() and processes in (0, launch.processes)]
+        if kept and len(requests) == 1:
+            self._kept = []
+            found += kept
             return
-        self.ended = True
-        # Closing the session reads the remaining messages.
-        self._stack.close()
-        yield from self.monitor.process(self._session.get_custom_messages())
-        ending = _exit_words(self._process.returncode)
-        if self.monitor.pending:
-            raise WorkerDied(
-                f"The worker ended with {ending} before it had a result for {', '.join(self.monitor.pending)}; "
-                "its last lines are in this step's stderr.",
-                self.monitor.current_job,
-            )
-        if self._process.returncode:
-            self.context.log.warning(f"The worker had all results, but ended with {ending}.")
+        # A run that waits for devices must not hold any, or two runs could wait for each other.
+        self._give_back_kept()
+        count = max(1, processes)
+        devices = self.gpus.find(len(requests) * count)
+        run = f"run {context.run.run_id[:8]} ({_job_names(requests)})"
+        search = _Search(self, devices, context.run.run_id, run, requests[0].snapshot, processes)
+        with queued(devices.lease_folder, devices.names, run, search.wish) as place:
+            while search.fill(place, len(requests), found) < len(requests):
+                place.explain(count * len(requests), context.log.info)
+                time.sleep(POLL_SECONDS)
+        names = ", ".join(name for launch in found for name in launch.devices)
+        context.instance.add_run_tags(context.run.run_id, {DEVICES_TAG: names})
+        if warm := sum(launch.is_warm for launch in found):
+            context.log.info(f"Takes over {'the warm launch' if warm == 1 else f'{warm} warm launches'} on {names}.")
 
-    def _kill_hung(self, silence: float) -> WorkerDied:
-        """Log the stacks of all processes, end them, and return the error to raise."""
-        self.context.log.error("\n".join(["The worker hangs here:", *self._stacks()]))
-        self._stack.close()
-        return WorkerDied(
-            f"The worker hung: {self.monitor.current_job} made no progress for {silence:.0f} s "
-            "(stall_timeout_seconds); the stacks of its processes are in this run's log.",
-            self.monitor.current_job,
-            retryable=False,
+    def _give_back_kept(self) -> None:
+        for launch in self._kept:
+            launch.give_back()
+        self._kept = []
+
+    def start(self, devices: Devices, lease: Lease, run: str, holder: str) -> Launch:
+        """Start a launch on leased devices. Its keeper takes the lease."""
+        folder = launches.root() / secrets.token_hex(4)
+        folder.mkdir()
+        count = len(lease.devices)
+        ours, theirs = socket.socketpair()
+        start = Start(
+            command=self._command(folder, count),
+            key=self.key(devices),
+            run=run,
+            holder=holder,
+            devices=lease.devices,
+            processes=count,
+            descriptors=lease.descriptors,
+            lease_folder=str(devices.lease_folder),
+            keep_warm_seconds=self._warm_seconds(devices),
+            grace_seconds=self.grace_seconds,
+            owner=dagster_service(),
         )
+        (folder / "start.json").write_text(json.dumps(asdict(start)))
+        with (folder / launches.LOG).open("ab") as log, theirs:
+            subprocess.Popen(
+                [sys.executable, "-m", KEEPER, str(folder), str(theirs.fileno())],
+                env={**self._variables(devices), **devices.variables(lease), "WAN_LAUNCH": str(folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[theirs.fileno(), *lease.descriptors],
+            )
+        lease.close()
+        return Launch(Line(ours), folder, lease.devices, count, self.grace_seconds)
 
-    def _stacks(self) -> Iterator[str]:
-        # Each process has a file for its stacks, named after its rank and process id. SIGUSR1 makes it write them.
-        files = sorted(self._folder.glob("stacks-*-*.txt"))
-        for file in files:
-            with suppress(ProcessLookupError):
-                os.kill(int(file.stem.split("-")[-1]), signal.SIGUSR1)
-        time.sleep(STACK_SECONDS)
-        for file in files:
-            yield f"rank {file.stem.split('-')[1]}:\n{file.read_text() or '(no answer: it may be stopped)'}"
+    def key(self, devices: Devices) -> str:
+        """A hash of everything that a launch keeps from its start, other than its devices."""
+        package = Path(wan_orchestration.__file__).parent
+        facts = {
+            "python": sys.executable,
+            # A launch runs the code that it was started with.
+            "code": max(file.stat().st_mtime for file in package.rglob("*.py")),
+            "folders": environment().model_dump(mode="json"),
+            "variables": {
+                name: value
+                for name, value in sorted(self._variables(devices).items())
+                if name in self.environment or name.startswith(DECISIVE_VARIABLES)
+            },
+            "keep_warm_seconds": self._warm_seconds(devices),
+        }
+        return sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
-    def _command(self, processes: int) -> list[str]:
-        request = str(self._folder / "request.json")
-        if isinstance(self.request, PreprocessRequest):
-            command = [sys.executable, "-m", WORKER, request]
-        else:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
-            command += [f"--nproc-per-node={processes}", "--local-addr=127.0.0.1", f"--log-dir={self._folder}"]
-            command += [f"--shutdown-timeout={max(1, int(self.client.grace_seconds))}", "-m", WORKER, request]
+    def _warm_seconds(self, devices: Devices) -> float:
+        if self.keep_warm_seconds is None:
+            return WARM_SECONDS if devices.cuda else 0.0
+        return self.keep_warm_seconds
+
+    def _command(self, folder: Path, processes: int) -> list[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
+        command += [f"--nproc-per-node={processes}", "--local-addr=127.0.0.1", f"--log-dir={folder}"]
+        command += [f"--shutdown-timeout={max(1, int(self.grace_seconds))}", "-m", WORKER]
         if setpriv := shutil.which("setpriv"):
             return [setpriv, "--pdeathsig", "KILL", "--", *command]
         return command
 
-    def _variables(self, allocation: Allocation) -> dict[str, str]:
+    def _variables(self, devices: Devices) -> dict[str, str]:
         # If this is not set, torchrun gives each of several processes one thread; on a CPU, cores would stay idle.
-        threads = max(1, allocation.threads // len(allocation.lease.devices))
         return {
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(devices.threads),
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "PYTHONFAULTHANDLER": "1",
-            **self.client.environment,
-            **allocation.variables,
-            **self._session.get_bootstrap_env_vars(),
+            **self.environment,
         }
 
 
-def _outcomes(launches: Sequence[_Launch]) -> Iterator[Outcome]:
-    """Outcomes of several launches, until all have ended. Then raises the first WorkerDied among them."""
-    first_error: WorkerDied | None = None
-    while running := [launch for launch in launches if not launch.ended]:
-        for launch in running:
-            try:
-                yield from launch.poll()
-            except WorkerDied as error:
-                first_error = first_error or error
-        time.sleep(POLL_SECONDS)
-    if first_error:
-        raise first_error
+class _Search:
+    """Finds launches for a run that has a place in the queue."""
+
+    def __init__(
+        self, client: TorchrunClient, devices: Devices, run: str, holder: str, snapshot: Path | None, processes: int
+    ) -> None:
+        self.client, self.devices, self.run, self.holder = client, devices, run, holder
+        self.snapshot, self.processes = snapshot, processes
+        self.wish = Wish(client.key(devices), processes)
+
+    def fill(self, place: Place, wanted: int, found: list[Launch]) -> int:
+        """Add launches to `found` until there are as many as `wanted` or none is available; returns how many there are.
+
+        Prefers an idle launch with this snapshot's models to free devices, and free devices to other idle launches.
+        """
+        if not place.is_first():
+            return len(found)
+        idle = [launch for launch in launches.running() if self._suits(launch)]
+        alike = [launch for launch in idle if self.snapshot is None or launch.snapshot in (self.snapshot, None)]
+        self._take_over(alike, wanted, found)
+        while len(found) < wanted and (lease := place.lock(max(1, self.processes))):
+            found.append(self.client.start(self.devices, lease, self.run, self.holder))
+        self._take_over([launch for launch in idle if launch not in alike], wanted, found)
+        return len(found)
+
+    def _take_over(self, idle: Sequence[launches.LaunchInfo], wanted: int, found: list[Launch]) -> None:
+        for info in idle:
+            if len(found) < wanted and (line := launches.take_over(info, self.run, self.holder)):
+                folder, grace = launches.root() / info.id, self.client.grace_seconds
+                found.append(Launch(line, folder, info.devices, info.processes, grace, is_warm=True))
+
+    def _suits(self, info: launches.LaunchInfo) -> bool:
+        """Whether an idle launch can be taken over."""
+        ours = set(info.devices) <= set(self.devices.names) and self.wish.allows(info.key, info.processes)
+        return ours and info.state == "idle"
 
 
-def _exit_words(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    return f"signal {signal.Signals(-code).name}"
-
-
-def _job_names(request: Request) -> str:
-    first, *others = [task.job_id for task in request.tasks]
+def _job_names(requests: Sequence[Request | PreprocessRequest]) -> str:
+    first, *others = [job for request in requests for job in job_ids(request)]
     return f"{first} and {len(others)} more" if others else first

@@ -15,8 +15,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 POLL_SECONDS = 0.5
+
+
+class Wish(NamedTuple):
+    """A warm launch that the holder of a ticket could take over."""
+
+    key: str
+    """See `launches.LaunchInfo.key`."""
+    processes: int
+    """Number of its ranks; 0 if any number will do."""
+
+    def allows(self, key: str, processes: int) -> bool:
+        return self.key == key and self.processes in (0, processes)
+
+
+class Ticket(NamedTuple):
+    """A job that waits for devices."""
+
+    file: Path
+    devices: list[str]
+    holder: str
+    wish: Wish | None = None
+
+    def wants_any(self, devices: Sequence[str]) -> bool:
+        return not set(devices).isdisjoint(self.devices)
 
 
 @dataclass(frozen=True)
@@ -29,6 +54,11 @@ class Lease:
     descriptors: list[int]
     """The open locks, for processes that inherit them."""
 
+    def close(self) -> None:
+        """Give up this process's share. The devices are free once no other process of the job holds them."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+
 
 @contextmanager
 def lease(
@@ -39,18 +69,81 @@ def lease(
     Args:
         folder: folder of the locks, created if missing.
         devices: names of the devices to choose from.
+        count: how many to lease.
         holder: a name for this job, shown to others that wait.
         on_wait: called with a message whenever the reason for waiting changes.
     """
+    with queued(folder, devices, holder) as place:
+        while (found := place.lock(count)) is None:
+            place.explain(count, on_wait)
+            time.sleep(POLL_SECONDS)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@contextmanager
+def queued(folder: Path, devices: Sequence[str], holder: str, wish: Wish | None = None) -> Iterator["Place"]:
+    """A place in the queue for devices. Arguments as for `lease`; `wish` is a warm launch that would do too."""
     (folder / "queue").mkdir(parents=True, exist_ok=True)
-    with _ticket(folder, devices, holder) as ticket:
-        descriptors = _wait(folder, ticket, devices, count, holder, on_wait)
-        try:
-            files = [_file(folder, device) for device in descriptors]
-            yield Lease(list(descriptors), files, list(descriptors.values()))
-        finally:
-            for descriptor in descriptors.values():
-                os.close(descriptor)
+    ticket = folder / "queue" / f"{time.time_ns():020d}-{os.getpid()}"
+    content = {"devices": list(devices), "holder": holder} | ({"wish": wish._asdict()} if wish else {})
+    # Others remove tickets that are not locked. With the mutex, nobody sees this one before it is locked.
+    with _locked(folder / "door"):
+        descriptor = os.open(ticket, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.write(descriptor, json.dumps(content).encode())
+    try:
+        yield Place(folder, ticket, devices, holder)
+    finally:
+        with _locked(folder / "door"):
+            ticket.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+class Place:
+    """A place in the queue, see `queued`."""
+
+    def __init__(self, folder: Path, ticket: Path, devices: Sequence[str], holder: str) -> None:
+        self.folder, self.ticket, self.devices, self.holder = folder, ticket, devices, holder
+        self._explained = ""
+
+    def is_first(self) -> bool:
+        """Whether no older ticket wants one of the devices. It stays true once it is."""
+        with _locked(self.folder / "door"):
+            return self._ahead() is None
+
+    def lock(self, count: int) -> Lease | None:
+        """Lease `count` devices; None if fewer are free, or an older ticket wants one of them."""
+        with _locked(self.folder / "door"):
+            if self._ahead() is not None:
+                return None
+            descriptors = _lock_free(self.folder, self.devices, count, self.holder)
+        files = [_file(self.folder, device) for device in descriptors]
+        return Lease(list(descriptors), files, list(descriptors.values())) if descriptors else None
+
+    def explain(self, count: int, on_wait: Callable[[str], None]) -> None:
+        """Call `on_wait` with the reason for waiting, if it is not the one of the last call."""
+        with _locked(self.folder / "door"):
+            reason = self._ahead() or _holders(self.folder, self.devices)
+        if reason != self._explained:
+            on_wait(f"Waits for {_choice(count, self.devices)}: {reason}")
+            self._explained = reason
+
+    def _ahead(self) -> str | None:
+        """Says whose older ticket for one of the same devices comes first; None if there is none."""
+        older = (other for other in _tickets(self.folder) if other.file.name < self.ticket.name)
+        first = next((other for other in older if other.wants_any(self.devices)), None)
+        return first and f"{first.holder} comes first"
+
+
+def waiting(folder: Path, devices: Sequence[str]) -> list[Ticket]:
+    """Tickets for any of these devices, the oldest first."""
+    if not (folder / "queue").is_dir():
+        return []
+    with _locked(folder / "door"):
+        return [ticket for ticket in _tickets(folder) if ticket.wants_any(devices)]
 
 
 def hold(files: Sequence[Path]) -> None:
@@ -63,57 +156,24 @@ def hold(files: Sequence[Path]) -> None:
         fcntl.flock(os.open(file, os.O_RDWR), fcntl.LOCK_SH | fcntl.LOCK_NB)
 
 
-@contextmanager
-def _ticket(folder: Path, devices: Sequence[str], holder: str) -> Iterator[Path]:
-    path = folder / "queue" / f"{time.time_ns():020d}-{os.getpid()}"
-    # Others remove tickets that are not locked. With the mutex, nobody sees this one before it is locked.
-    with _locked(folder / "door"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.write(descriptor, json.dumps({"devices": list(devices), "holder": holder}).encode())
-    try:
-        yield path
-    finally:
-        with _locked(folder / "door"):
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
+def name_holder(descriptors: Sequence[int], holder: str) -> None:
+    """Write the name of the job that holds these open locks into their files."""
+    for descriptor in descriptors:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{holder}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
 
 
-def _wait(
-    folder: Path, ticket: Path, devices: Sequence[str], count: int, holder: str, on_wait: Callable[[str], None]
-) -> dict[str, int]:
-    """Wait for the devices and lock them. Returns open descriptors by device, which the caller closes."""
-    reported = ""
-    while True:
-        with _locked(folder / "door"):
-            reason = _ahead(folder, ticket, devices)
-            if reason is None and (descriptors := _lock_free(folder, devices, count, holder)):
-                ticket.unlink()
-                return descriptors
-            reason = reason or _holders(folder, devices)
-        if reason != reported:
-            on_wait(f"Waits for {_choice(count, devices)}: {reason}")
-            reported = reason
-        time.sleep(POLL_SECONDS)
-
-
-def _ahead(folder: Path, ticket: Path, devices: Sequence[str]) -> str | None:
-    """Says whose older ticket for one of the same devices comes first; None if there is none.
-
-    Removes tickets of dead processes.
-    """
-    for other in sorted((folder / "queue").iterdir()):
-        if other.name >= ticket.name:
-            return None
-        descriptor = _try_lock(other)
+def _tickets(folder: Path) -> Iterator[Ticket]:
+    """All tickets, the oldest first. Removes those of dead processes. The caller holds the mutex."""
+    for file in sorted((folder / "queue").iterdir()):
+        descriptor = _try_lock(file)
         if descriptor is not None:
-            other.unlink()
+            file.unlink()
             os.close(descriptor)
             continue
-        content = json.loads(other.read_text())
-        if not set(devices).isdisjoint(content["devices"]):
-            return f"{content['holder']} comes first"
-    return None
+        content = json.loads(file.read_text())
+        wish = content.get("wish")
+        yield Ticket(file, content["devices"], content["holder"], Wish(**wish) if wish else None)
 
 
 def _lock_free(folder: Path, devices: Sequence[str], count: int, holder: str) -> dict[str, int]:
@@ -133,8 +193,7 @@ def _lock_free(folder: Path, devices: Sequence[str], count: int, holder: str) ->
             # A shared lock, so that the job's other processes can hold it too. The mutex keeps other jobs away while
             # the kind of lock changes.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{holder}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+        name_holder(list(descriptors.values()), holder)
         stack.pop_all()  # keeps the descriptors open, and with them the locks
         return descriptors
 

@@ -39,6 +39,8 @@ class Request(BaseModel):
     snapshot: Path
     revision: str | None = None
     tasks: list[Task]
+    warm: bool = False
+    """Whether an earlier run had started the launch."""
 
 
 class PreprocessRequest(BaseModel):
@@ -54,6 +56,8 @@ class PreprocessRequest(BaseModel):
     snapshot: Path | None
     """Folder of weights, for its `process_checkpoint/`."""
     models_root: Path
+    warm: bool = False
+    """Whether an earlier run had started the launch."""
 
 
 AnyRequest: TypeAdapter[Request | PreprocessRequest] = TypeAdapter(
@@ -117,6 +121,8 @@ class PreprocessResult(BaseModel):
     seconds: dict[str, float]
     peak_memory_bytes: int
     settings: PreprocessSettings
+    warm: bool = False
+    """Whether an earlier run had started the launch."""
 
 
 class PreprocessOutcome(BaseModel):
@@ -188,14 +194,13 @@ class Progress(BaseModel):
 class Seconds(BaseModel):
     """Wall time of this run by phase, measured on rank 0. The phases add up to `total`.
 
-    Seconds of an earlier, interrupted run are not included; those of its segments are in `Result.made_segments`. The
-    first task of a launch includes opening the snapshot.
+    Seconds of an earlier, interrupted run are not included; those of its segments are in `Result.made_segments`.
     """
 
     load: float = 0.0
-    """Loading and placing weights and LoRAs; 0 if an earlier task of the launch has loaded them."""
+    """Loading and placing weights and LoRAs; 0 if an earlier task of the launch has loaded the same."""
     encode: float = 0.0
-    """Finding, reading and encoding the inputs."""
+    """Finding, reading and encoding the inputs. The first task of a request includes opening the snapshot."""
     compile: float = 0.0
     denoise: float = 0.0
     decode: float = 0.0
@@ -292,6 +297,8 @@ class Result(BaseModel):
     finite: bool | None = None
     """False if a decoded frame held NaN or infinity."""
     seconds: Seconds = Seconds()
+    warm: bool = False
+    """Whether an earlier run had started the launch."""
     made_segments: Annotated[list[SegmentFacts], Field(alias="made_clips")] = []
     """All segments in order, including those of an earlier run."""
     quality: Quality | None = None

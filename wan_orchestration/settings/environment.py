@@ -72,13 +72,15 @@ class Environment(BaseSettings):
 
 
 class World(BaseSettings):
-    """This process's rank. torchrun sets all variables except `wan_leases`."""
+    """This process's rank. torchrun sets all variables except `wan_leases` and `wan_launch`."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     wan_leases: str = ""
     """Lock files of the devices that a Dagster step leased for this process, separated as in PATH."""
+    wan_launch: Path | None = None
+    """Folder of the launch: its socket and stacks."""
 
     @property
     def leases(self) -> list[Path]:

@@ -111,7 +111,7 @@ def frames(path):
 def test_ranks_make_the_same_video_as_one(ranks, jobs, launch, request_of):
     """With whole and sharded weights. Then rank 1 runs out of memory and later raises, while the others wait for it."""
     request, count = request_of(*jobs), len(jobs)
-    alone = runner.run(request, Silent())
+    alone = runner.run([(request, Silent())])
     assert [result.error for result in alone] == [None] * count
     folder, lines, done = launch(ranks, request, "plain", "fsdp", "full", "raise")
     plain, fsdp, full, raised = lines[:count], lines[count : 2 * count], lines[2 * count : -count], lines[-count:]
@@ -176,7 +176,7 @@ def test_infer_on_two_ranks_agrees_with_the_published_frames(case, fsdp, tmp_pat
 def test_ranks_resume_where_one_rank_stopped(request_of, tmp_path, monkeypatch):
     request = request_of("even")
     [task] = request.tasks
-    assert runner.run(request, Silent())[0].error is None
+    assert runner.run([(request, Silent())])[0].error is None
 
     def stop(self, clip, guide):
         if guide is not None:
@@ -186,7 +186,7 @@ def test_ranks_resume_where_one_rank_stopped(request_of, tmp_path, monkeypatch):
     condition = Animator.condition
     monkeypatch.setattr(Animator, "condition", stop)
     started = task.model_copy(update={"output": tmp_path / "plain" / "even"})
-    [result] = runner.run(Request(snapshot=request.snapshot, tasks=[started]), Silent())
+    [result] = runner.run([(Request(snapshot=request.snapshot, tasks=[started]), Silent())])
     assert result.error == "RuntimeError: stopped"
 
     (tmp_path / "request.json").write_text(request.model_dump_json())

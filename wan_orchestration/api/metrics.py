@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from wan_orchestration.api.queue import ASSETS
 from wan_orchestration.defs.jobs.run_requests import make_videos
+from wan_orchestration.protocol import launches
 
 STATES = {
     "queued": [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED],
@@ -66,6 +67,7 @@ class RunMetrics(Collector):
                 buckets=[*cumulated, ("+Inf", float(self.count))],
                 sum_value=self.sum,
             )
+        yield from _launches()
         yield from _gpus()
 
     def _count(self) -> None:
@@ -91,6 +93,19 @@ class RunMetrics(Collector):
 
 def _makes_videos(run: dg.DagsterRun) -> bool:
     return run.job_name == make_videos.name or ASSETS[-1] in (run.asset_selection or ())
+
+
+def _launches() -> Iterator[Metric]:
+    """The launches of this machine."""
+    found = launches.running(memory=True)
+    number = GaugeMetricFamily("wan_launches", "Launches that hold devices.", labels=["state"])
+    for state in ("working", "idle", "leaving"):
+        number.add_metric([state], sum(one.state == state for one in found))
+    yield number
+    memory = GaugeMetricFamily("wan_launch_memory_bytes", "Host memory of a launch.", labels=["devices"])
+    for one in found:
+        memory.add_metric([",".join(one.devices)], one.memory_bytes or 0)
+    yield memory
 
 
 def _gpus() -> Iterator[Metric]:

@@ -15,6 +15,7 @@ COMMANDS = {
     "wait": ("wan_orchestration.cli.remote", "wait", "show the progress of a server's job until it ends"),
     "fetch": ("wan_orchestration.cli.remote", "fetch", "download the video of a server's job"),
     "cancel": ("wan_orchestration.cli.remote", "cancel", "cancel a server's job"),
+    "workers": ("wan_orchestration.cli.workers", "main", "list or stop the launches that hold devices"),
     "preprocess": ("wan_orchestration.cli.preprocess", "main", "make clips from a driving video and a picture"),
     "preview": ("wan_orchestration.cli.preprocess", "preview", "write a video that shows clips side by side"),
     "plan": ("wan_orchestration.cli.plan", "main", "show how the models fit this machine, or one that you describe"),

@@ -21,6 +21,7 @@ from wan_orchestration.protocol.lines import ANSWER_SECONDS, Line
 LOG = "log"
 """Output of a launch's processes since it was taken over."""
 
+COLUMNS = ("launch", "devices", "state", "jobs", "snapshot", "memory")
 FORGOTTEN_SECONDS = 300.0
 """Age of a folder without a socket that is removed."""
 
@@ -48,6 +49,23 @@ class LaunchInfo(BaseModel):
     keep_warm_seconds: float
     memory_bytes: int | None
     """Host memory of its processes, if that was asked for. Memory that they share is counted once."""
+
+    def row(self) -> dict[str, str | int]:
+        """What a table shows, by `COLUMNS`."""
+        idle = f"idle for {self.idle_seconds:.0f} of {self.keep_warm_seconds:.0f} s"
+        doing = f"works for run {self.run[:8]}" if self.run else "stops a job"
+        cells = (
+            self.id,
+            ", ".join(self.devices),
+            {"idle": idle, "working": doing, "leaving": "ends"}[self.state],
+            self.jobs,
+            str(self.snapshot or ""),
+            "" if self.memory_bytes is None else f"{self.memory_bytes / 1e9:.1f} GB",
+        )
+        return dict(zip(COLUMNS, cells, strict=True))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{cell} {name}" if name == "jobs" else str(cell) for name, cell in self.row().items() if cell)
 
 
 def root() -> Path:

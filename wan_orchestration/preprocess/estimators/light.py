@@ -85,14 +85,24 @@ class Light:
         self._several = False
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
-        found = []
-        for frame in frames:
-            # A time that does not increase belongs to another picture or video.
-            due = not self._searched < frame.time < self._searched + _SEARCH_SECONDS
-            found.append(self._networks.detect(frame, due or self._several))
+        searches = [self._is_due(frame) for frame in frames]
+        # All frames start at once. Those for which a search before them changes the answer are detected again.
+        assumed = self._several
+        found = [self._networks.detect(frame, due or assumed) for frame, due in zip(frames, searches)]
+        for i, due in enumerate(searches):
             if due:
-                self._searched, self._several = frame.time, len(found[-1].result()) > 1
+                self._several = len(found[i].result()) > 1
+            elif self._several != assumed:
+                found[i] = self._networks.detect(frames[i], self._several)
         return [people.result() for people in found]
+
+    def _is_due(self, frame: Frame) -> bool:
+        """Whether to search the whole frame and its parts."""
+        # A time that does not increase belongs to another picture.
+        due = not self._searched < frame.time < self._searched + _SEARCH_SECONDS
+        if due:
+            self._searched = frame.time
+        return due
 
     def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose]:
         poses = [self._networks.estimate(*pair) for pair in zip(frames, people)]

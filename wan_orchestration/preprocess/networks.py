@@ -42,7 +42,8 @@ class Networks:
             return kept.networks
         # Frees their memory before others are loaded.
         del kept
-        self._kept.pop((kind, device), None)
+        if self._kept.pop((kind, device), None) is not None or device == "cuda":
+            _release_memory()
         networks = load()
         # If a file is replaced while it is loaded, its old stamp makes the next job open it again.
         stamps = before if len(before) == len(files) else _stamps(files)
@@ -61,11 +62,16 @@ class Networks:
         if not self._kept:
             return False
         self._kept.clear()
-        gc.collect()
-        torch = sys.modules.get("torch")  # not loaded if no network needed it
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        _release_memory()
         return True
+
+
+def _release_memory() -> None:
+    """Frees dropped networks, and the device memory that PyTorch only caches: onnxruntime cannot use it."""
+    gc.collect()
+    torch = sys.modules.get("torch")  # not loaded if no network needed it
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _stamps(files: Sequence[Path]) -> list[_Stamp]:

@@ -7,6 +7,7 @@ import pytest
 from figures import driving, walk
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.preprocess import frames
 from wan_orchestration.preprocess.frames import DrivingVideo, batched, choose_fps, choose_frames, prefetched
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -49,12 +50,15 @@ def test_a_requested_rate_is_used():
     assert choose_fps(Fraction(60), 29.97) == Fraction(2997, 100)
 
 
-def test_the_video_can_be_iterated_over_repeatedly(tmp_path):
+@pytest.mark.parametrize("memory", [0, 2**20])
+def test_the_video_can_be_iterated_over_repeatedly(tmp_path, memory, monkeypatch):
+    monkeypatch.setattr(frames, "KEPT_BYTES", memory)
     video = DrivingVideo(driving(tmp_path, walk(10)), PreprocessSettings(fps=60))
     assert len(video) == 20
     first, second = list(video), list(video)
     assert [frame.source for frame in first] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9]
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(first, second))
+    assert (first[-1] is second[-1]) == bool(memory), "a short video is decoded once"
 
 
 def test_the_error_for_too_few_frames_gives_the_times(tmp_path):

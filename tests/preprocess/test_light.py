@@ -12,7 +12,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators import light
 from wan_orchestration.preprocess.estimators import light_models as models
 from wan_orchestration.preprocess.estimators.base import Frame
-from wan_orchestration.preprocess.estimators.light import Light, LightOutline, _refined, _region_around
+from wan_orchestration.preprocess.estimators.light import Light, LightNetworks, LightOutline, _refined, _region_around
 from wan_orchestration.preprocess.estimators.litert import Region, anchor_centres, decode_boxes
 from wan_orchestration.preprocess.tracking import Choice
 from wan_orchestration.video.reader import FrameReader
@@ -180,7 +180,7 @@ def crowd(*people: tuple[int, int, int, int], green: int = 0) -> np.ndarray:
 def blobs(monkeypatch):
     monkeypatch.setattr(light, "TfliteNetwork", SeesBlobs)
     monkeypatch.setattr(SeesBlobs, "looks", 0)
-    return Light(Path("models"), threads=2)
+    return Light(LightNetworks(Path("models"), threads=2))
 
 
 NEAR, FAR, THIRD = (60, 20, 140, 220), (300, 90, 360, 200), (500, 100, 560, 200)
@@ -227,7 +227,7 @@ def test_two_real_people_side_by_side_are_both_found(shared, networks):
     picture[60:720, 20:717] = cv2.resize(near, (697, 660), interpolation=cv2.INTER_AREA)
     picture[360:660, 880:1197] = cv2.resize(far, (317, 300), interpolation=cv2.INTER_AREA)
     frame = Frame(0, 0.0, picture)
-    (people,) = Light(networks, threads=1).detect([frame])
+    (people,) = Light(LightNetworks(networks, threads=1)).detect([frame])
     assert len(people) == 2
     for choice, (left, right) in {"largest": (20, 717), "index:2": (880, 1197), "point:1000,500": (880, 1197)}.items():
         person = Choice.parse(choice).pick(people, frame.size)
@@ -237,7 +237,7 @@ def test_two_real_people_side_by_side_are_both_found(shared, networks):
 @pytest.mark.heavy
 def test_finds_the_person_of_a_real_video(shared, networks):
     video, folder = shared / "examples/animate/video.mp4", networks
-    estimator = Light(folder, threads=1)
+    estimator = Light(LightNetworks(folder, threads=1))
     with FrameReader(video) as reader:
         frames = [Frame(i, reader.times[i], reader.read([i])[0]) for i in range(0, 106, 15)]
     people = estimator.detect(frames)

@@ -22,7 +22,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(weights):
-    return load_sam2(weights, SIDE)
+    return load_sam2(weights, side=SIDE)
 
 
 @pytest.fixture(autouse=True)
@@ -81,13 +81,13 @@ def test_other_weights_are_refused(tmp_path, change):
         wrong["mask_downsample.weight"] = torch.zeros(1, 1, 2, 2)
     torch.save({"model": wrong}, tmp_path / "wrong.pt")
     with pytest.raises(BadInput, match=r"wrong\.pt: \d tensors do not fit"):
-        load_sam2(tmp_path / "wrong.pt", SIDE)
+        load_sam2(tmp_path / "wrong.pt", side=SIDE)
 
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "sam.pt").write_bytes(b"not weights")
     with pytest.raises(BadInput, match=r"sam\.pt is a text, not sam2_hiera_large"):
-        load_sam2(tmp_path / "sam.pt", SIDE)
+        load_sam2(tmp_path / "sam.pt", side=SIDE)
 
 
 def test_deleting_old_frames_changes_no_pixel_and_keeps_memory_constant(model):

@@ -14,12 +14,15 @@ from wan_orchestration.preprocess.estimators.vitpose import (
     DETECTOR,
     POSE,
     VitPose,
+    VitPoseNetworks,
     available,
     detector_input,
+    open_vitpose,
     people,
     pose_input,
     pose_window,
 )
+from wan_orchestration.preprocess.networks import Networks
 
 SIZE = (320, 240)
 
@@ -89,7 +92,7 @@ def test_the_whole_chain_gives_the_published_points(golden, tmp_path, kind, case
         shutil.copy(golden / f"onnx_stubs/{name}{kind}.onnx", tmp_path / path)
     cases = np.load(golden / "pose2d/cases.npz")
     frames = [Frame(i, 0.0, pixels) for i, pixels in enumerate(cases[f"{case}/frames_rgb"])]
-    estimator = VitPose(tmp_path, "published")
+    estimator = VitPose(VitPoseNetworks(tmp_path, "cpu"), "published")
     found = [max(people, key=lambda person: person.area) for people in estimator.detect(frames)]
     for i, pose in enumerate(estimator.estimate(frames, found)):
         for part in ("body", "left_hand", "right_hand", "face"):
@@ -114,7 +117,7 @@ def test_any_batch_axis_gives_the_same(tmp_path, batch):
     centre, extent = pose_window((100, 22, 220, 232), SIZE)
     snapshot = write_snapshot(tmp_path, box, heatmap_cells(pose, centre, extent), batch)
     assert available(snapshot)
-    estimator = VitPose(snapshot, "published")
+    estimator = VitPose(VitPoseNetworks(snapshot, "cpu"), "published")
     frames = [Frame(i, 0.0, picture_of(pose)) for i in range(4)]
     people = estimator.detect(frames)
     assert [len(found) for found in people] == [1, 1, 1, 1]
@@ -128,16 +131,16 @@ def test_a_missing_gpu_is_an_error_only_if_requested(tmp_path):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     snapshot = write_snapshot(tmp_path, np.zeros((1, 6)), np.full((133, 2), 20.0))
-    VitPose(snapshot, "published", "auto")
+    open_vitpose(snapshot, "published", "auto", Networks())
     with pytest.raises(BadInput, match="onnxruntime-gpu"):
-        VitPose(snapshot, "published", "cuda")
+        open_vitpose(snapshot, "published", "cuda", Networks())
 
 
 def test_missing_and_damaged_networks_are_named(tmp_path):
     assert not available(tmp_path) and not available(None)
     with pytest.raises(BadInput, match=r"yolov10m\.onnx is missing.*ModelScope"):
-        VitPose(tmp_path, "published")
+        VitPose(VitPoseNetworks(tmp_path, "cpu"), "published")
     (tmp_path / DETECTOR).parent.mkdir(parents=True)
     (tmp_path / DETECTOR).write_bytes(b"not a network")
     with pytest.raises(BadInput, match=r"yolov10m\.onnx is a text, which cannot be loaded"):
-        VitPose(tmp_path, "published")
+        VitPose(VitPoseNetworks(tmp_path, "cpu"), "published")

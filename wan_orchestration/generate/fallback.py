@@ -20,6 +20,7 @@ from wan_orchestration.animate.memory.sizes import sizes
 from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Plan, SegmentMaker
+from wan_orchestration.preprocess.networks import Networks
 
 
 def with_fallback(
@@ -29,8 +30,11 @@ def with_fallback(
     fingerprints: dict[bool, str],
     log: Callable[[str], None],
     make: Callable[[Plan], None],
+    networks: Networks | None = None,
 ) -> None:
     """Generate a task's missing segments on all ranks. If memory runs out, retry with the next placement.
+
+    If the launch keeps networks of estimators open, they are freed first, and the placement is tried once more.
 
     Args:
         plan: the task.
@@ -39,14 +43,16 @@ def with_fallback(
         fingerprints: of the video, by whether it has seams.
         log: writes a line for users.
         make: generates and keeps the segments of a plan from `plan.first` on.
+        networks: the estimators' networks that this process keeps open.
 
     Raises:
         torch.OutOfMemoryError: no placement is left to try, the ranks cannot retry, or finished segments would be lost.
     """
     ranks, job_id, pose = maker.ranks, plan.task.job_id, plan.task.clips.pose
     began_with_seams = unfinished.fingerprint == fingerprints.get(True)
-    ways = placements_for(plan, ranks, maker.fsdp, began_with_seams)
-    for way, next_way in zip(ways, [*ways[1:], None], strict=True):
+    ways = placements_for(plan, ranks, maker.fsdp, began_with_seams, networks)
+    while True:
+        way = ways[0]
         fingerprint = fingerprints[has_seams(way.name, pose.height, ranks.size)]
         if fingerprint != unfinished.fingerprint:
             _restart(plan, unfinished, fingerprint, log)
@@ -63,14 +69,22 @@ def with_fallback(
                 raise
             if len(unfinished.segments) == plan.count:
                 return
-            if next_way is None or not ranks.usable:
+            freed = ranks.usable and networks is not None and networks.free()
+            if not freed and (len(ways) == 1 or not ranks.usable):
                 shape = SegmentShape(pose.height, pose.width, plan.task.settings.clip_len)
                 raise torch.OutOfMemoryError(out_of_memory(error, way, shape)) from error
-            log(f"{job_id}: out of memory with placement {way.name}; trying {next_way.name}")
+        if not freed:
+            ways = ways[1:]
+        again = f"{way.name} without the estimators' networks" if freed else ways[0].name
+        log(f"{job_id}: out of memory with placement {way.name}; trying {again}")
 
 
-def placements_for(plan: Plan, ranks: Ranks, fsdp: bool, seams: bool) -> list[Placement]:
+def placements_for(
+    plan: Plan, ranks: Ranks, fsdp: bool, seams: bool, networks: Networks | None = None
+) -> list[Placement]:
     """The placements to try for a task: the one in the settings, or the fastest that fits and then slower ones.
+
+    If a faster one fits without `networks`, they are freed.
 
     Finished segments are kept if possible. If they have `seams`, the rest is `tiled` too. If they have none, the
     placements without seams are tried first, even if only `tiled` is expected to fit.
@@ -86,7 +100,19 @@ def placements_for(plan: Plan, ranks: Ranks, fsdp: bool, seams: bool) -> list[Pl
     if wanted != "auto":
         return [way for way in ways if way.name == wanted] or ways[:1]
     alike = [way for way in ways if not (plan.first and has_seams(way.name, pose.height, ranks.size))]
-    return choose(alike, device_memory(device), psutil.virtual_memory().available) + ways[len(alike) :]
+    return choose(alike, *_memory_for(alike, device, networks or Networks())) + ways[len(alike) :]
+
+
+def _memory_for(ways: list[Placement], device: torch.device, networks: Networks) -> tuple[int, int]:
+    """Bytes of device and host memory for the models. Frees `networks` if a faster placement then fits."""
+    vram, ram = device_memory(device), psutil.virtual_memory().available
+    on_device, on_host = networks.bytes_on(device.type), networks.bytes_on("cpu")
+    # Subtracted, because `device_memory` counts what PyTorch's networks hold as free. Doubled, because other networks
+    # may hold twice their files' size.
+    beside = choose(ways, vram - on_device, ram)
+    if choose(ways, vram + 2 * on_device, ram + 2 * on_host)[0] != beside[0] and networks.free():
+        return device_memory(device), psutil.virtual_memory().available
+    return vram - on_device, ram
 
 
 def _restart(plan: Plan, unfinished: UnfinishedVideo, fingerprint: str, log: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from wan_orchestration.animate.models import Models
 from wan_orchestration.generate.resume import UnfinishedVideo
+from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.protocol.messages import Quality, Task
 from wan_orchestration.quality.likeness import likeness
 from wan_orchestration.quality.pose import local_estimator
@@ -41,9 +42,17 @@ def join(task: Task, unfinished: UnfinishedVideo) -> dict[str, Any]:
 
 
 def measure_quality(
-    task: Task, unfinished: UnfinishedVideo, snapshot: Snapshot, models: Models | None, tell: Callable[[str], None]
+    task: Task,
+    unfinished: UnfinishedVideo,
+    snapshot: Snapshot,
+    models: Models | None,
+    tell: Callable[[str], None],
+    networks: Networks | None = None,
 ) -> Quality | None:
-    """Write the preview and measure the quality. None, and a message, after an error: the video itself is complete."""
+    """Write the preview and measure the quality. None, and a message, after an error: the video itself is complete.
+
+    `networks` keeps the pose estimator's networks for the next task.
+    """
     models_root = environment().models_root
     assert models_root is not None
     try:
@@ -52,7 +61,7 @@ def measure_quality(
             task.clips,
             [segment.frames for segment in unfinished.segments],
             task.output / "preview.webp",
-            lambda: local_estimator(snapshot.path, models_root),
+            lambda: local_estimator(snapshot.path, models_root, networks or Networks()),
             models and partial(likeness, models.image_encoder(), models.device),
         )
     except Exception:

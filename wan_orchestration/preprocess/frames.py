@@ -15,6 +15,8 @@ from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.reader import FrameReader
 
 MOST_FPS = 30
+KEPT_BYTES = 512 * 2**20
+"""Frames of a video that take at most this much memory stay decoded for the second pass."""
 _EVEN_FPS = 24
 
 T = TypeVar("T")
@@ -35,6 +37,8 @@ class DrivingVideo:
             self._times = reader.times
         self.fps = choose_fps(self.info.fps, settings.fps)
         end = self.info.duration if settings.end is None else min(settings.end, self.info.duration)
+        self._frames: list[Frame] = []
+        """All frames, if they are kept and were read once."""
         self.indices = choose_frames(self._times, self.info.fps, self.fps, settings.start, end, settings.max_frames)
         if len(self.indices) < 2:
             raise BadInput(
@@ -53,12 +57,20 @@ class DrivingVideo:
 
     def __iter__(self) -> Iterator[Frame]:
         """Frames in order. A source frame that is chosen several times is decoded once."""
+        if self._frames:
+            yield from self._frames
+            return
+        width, height = self.size
+        kept = [] if len(set(self.indices)) * width * height * 3 <= KEPT_BYTES else None
         with FrameReader(self._path, truncated_ok=self._truncated_ok) as reader:
             last: Frame | None = None
             for index in self.indices:
                 if last is None or last.source != index:
                     last = Frame(index, self._times[index], reader.read([index])[0])
+                if kept is not None:
+                    kept.append(last)
                 yield last
+        self._frames = kept or []
 
 
 def choose_fps(source: Fraction, wanted: float | None) -> Fraction:

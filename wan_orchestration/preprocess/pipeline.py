@@ -29,6 +29,7 @@ from wan_orchestration.preprocess.geometry import Letterbox, PixelBox, canvas_si
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.make_clips import ToCanvas, add_sound, write_clips, write_reference
 from wan_orchestration.preprocess.motion import Motion
+from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import Outline, open_outline
 from wan_orchestration.preprocess.retarget import Retargeting
@@ -58,6 +59,7 @@ def preprocess(
     *,
     snapshot: Path | None,
     models_root: Path,
+    networks: Networks | None = None,
     log: Callable[[str], None] = _log.info,
     progress: ReportProgress = lambda phase, done, total: None,
 ) -> PreprocessResult:
@@ -70,14 +72,15 @@ def preprocess(
             an older one.
         snapshot: folder of weights, for `process_checkpoint/`. None: the light estimator, or keypoints from a file.
         models_root: folder in which the light estimator keeps its networks, in `light/`.
+        networks: keeps opened networks for the next call. None: they are closed at the end.
         log: writes a line for users.
         progress: called after each frame of a phase.
 
-    BadInput: anything that the user can fix.
+    BadInput: anything that the user can fix. MemoryError or torch.OutOfMemoryError: the networks do not fit.
     """
     started = time.monotonic()
     notices = Notices(log)
-    inputs = _open_inputs(driving, reference, settings, snapshot, models_root, notices, log)
+    inputs = _open_inputs(driving, reference, settings, snapshot, models_root, notices, log, networks or Networks())
     video = inputs.video
     person = follow_person(
         video, inputs.estimator, Choice.parse(settings.person), lambda done: progress("keypoints", done, len(video))
@@ -142,6 +145,7 @@ def _open_inputs(
     models_root: Path,
     notices: Notices,
     log: Callable[[str], None],
+    networks: Networks,
 ) -> _Inputs:
     video = DrivingVideo(driving, settings)
     picture = read_image(reference)
@@ -154,11 +158,11 @@ def _open_inputs(
         notices.add(notice)
     proportions = video.size if settings.mode == "replace" else (picture.shape[1], picture.shape[0])
     size = canvas_size(*proportions, settings.resolution_area)
-    estimator = open_estimator(settings, driving, video.info.frames, snapshot, models_root, log)
+    estimator = open_estimator(settings, driving, video.info.frames, snapshot, models_root, log, networks)
     picture_estimator = open_picture_estimator(estimator, reference) if _retargets(settings) else None
     outline = None
     if settings.mode == "replace":
-        outline = open_outline(settings, driving, video, snapshot, models_root, log)
+        outline = open_outline(settings, driving, video, snapshot, models_root, log, networks)
     log(
         f"{len(video)} frames of {driving.name} at {float(video.fps):g} a second, {size[0]}x{size[1]}, "
         f"estimator {estimator.name}" + (f", masks {outline.name}" if outline else "")

@@ -9,6 +9,7 @@ from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.keypoints import Pose, confident
+from wan_orchestration.preprocess.networks import Device
 
 _PROMPT_JOINTS = [0, 1, 2, 5, 8, 11, 10, 13]
 """Joints used as prompts: nose, neck, shoulders, hips and ankles, as published."""
@@ -27,6 +28,13 @@ def prompt_interval(frames: int) -> int:
     return min(max(frames // 4, 1), _LONGEST_INTERVAL)
 
 
+def pick_device(device: str) -> Device:
+    """The device that auto, cpu or cuda means. BadInput: there is no CUDA device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device: cuda was asked for, but torch finds no CUDA device here; use device: auto")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 class Sam2:
     """Follows one person through a video. Call it for frames in order. Its memory does not grow.
 
@@ -34,12 +42,9 @@ class Sam2:
     them, then every `interval` frames, and in each frame whose outline is empty although joints are visible.
     """
 
-    def __init__(self, model: Sam2VideoModel, device: str, interval: int) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        elif device == "cuda" and not torch.cuda.is_available():
-            raise BadInput("device: cuda was asked for, but torch finds no CUDA device here; use device: auto")
-        self._model = model.to(device)  # pyright: ignore[reportArgumentType]
+    def __init__(self, model: Sam2VideoModel, device: Device, interval: int) -> None:
+        """`model` is on the device."""
+        self._model = model
         self._device = device
         self._interval = interval
         self._side = int(model.config.image_size)  # pyright: ignore[reportArgumentType]
@@ -99,7 +104,9 @@ class Sam2:
         self._prompted_at = index
 
     def _segment(self, index: int, width: int, height: int) -> np.ndarray:
-        logits = self._model(inference_session=self._session, frame_idx=index).pred_masks
+        # The settings of a generation in the same process, such as tf32, must not change the outline.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+            logits = self._model(inference_session=self._session, frame_idx=index).pred_masks
         low = logits[0, 0].float().cpu().numpy()
         # Half-pixel centres and no corner alignment, as in torch's bilinear interpolation.
         return (cv2.resize(low, (width, height), interpolation=cv2.INTER_LINEAR) > 0).astype(np.uint8)

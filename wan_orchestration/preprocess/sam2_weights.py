@@ -10,6 +10,7 @@ from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sa
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import describe
+from wan_orchestration.preprocess.networks import Device
 
 # Facts about sam2_hiera_large that its tensor shapes do not show: channels per head, window size of each stage, and the
 # three blocks with global attention: the last of the third stage, the 10th and the 20th before it.
@@ -51,8 +52,8 @@ _LAYER_OF_THREE = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}
 _LAYER_OF_TWO = {"0": "proj_in", "1": "proj_out"}
 
 
-def load_sam2(path: Path, side: int = 1024) -> Sam2VideoModel:
-    """The model in `sam2_hiera_large.pt`, float32 on the CPU. `side` is the side of its square input pictures, px.
+def load_sam2(path: Path, device: Device = "cpu", side: int = 1024) -> Sam2VideoModel:
+    """The model in `sam2_hiera_large.pt`, float32. `side` is the side of its square input pictures, px.
 
     BadInput: it is another file or damaged, or a tensor is missing, unknown or of another shape.
     """
@@ -62,6 +63,8 @@ def load_sam2(path: Path, side: int = 1024) -> Sam2VideoModel:
         state = converted(weights)
         model = Sam2VideoModel(_config(state, side))
     except Exception as error:  # torch.load raises errors of many types for damaged bytes
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
         raise BadInput(f"{path} is {describe(path)}, not sam2_hiera_large.pt, SAM 2's weights: {error!r}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -69,7 +72,7 @@ def load_sam2(path: Path, side: int = 1024) -> Sam2VideoModel:
         wrong = sorted(set(expected.items()) ^ set(found.items()))
         raise BadInput(f"{path}: {len(wrong)} tensors do not fit SAM 2, such as {wrong[:3]}")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
-    return model.eval()
+    return model.eval().to(device)  # pyright: ignore[reportArgumentType]
 
 
 def converted(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

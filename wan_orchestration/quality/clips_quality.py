@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from wan_orchestration.jobs.clips import JOINTS, Clips
@@ -58,8 +59,16 @@ def measure_clips(clips: Clips) -> ClipsQuality:
     )
 
 
+def drawn_pixels(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """y and x of the pixels that show the skeleton in a pose frame (H, W, 3) uint8."""
+    # Several times faster than frame.max(axis=2).
+    red, green, blue = cv2.split(frame)
+    y, x = np.nonzero(cv2.max(cv2.max(red, green), blue) >= DRAWN)
+    return y, x
+
+
 def _centre(frame: np.ndarray) -> np.ndarray | None:
-    y, x = np.nonzero(frame.max(axis=2) >= DRAWN)
+    y, x = drawn_pixels(frame)
     return np.array([x.mean(), y.mean()]) if len(x) else None
 
 

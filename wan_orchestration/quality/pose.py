@@ -10,8 +10,9 @@ import numpy as np
 
 from wan_orchestration.preprocess.estimators import vitpose
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
-from wan_orchestration.preprocess.estimators.light_models import light_models
+from wan_orchestration.preprocess.estimators.choose import open_light
 from wan_orchestration.preprocess.keypoints import confident
+from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.preprocess.tracking import numbered
 
 # In the order of `keypoints.Pose.body`. The neck is the middle of the shoulders; the toes are COCO-WholeBody's.
@@ -55,14 +56,12 @@ def followed(samples: Mapping[int, np.ndarray], wanted: np.ndarray, estimator: E
     return round(float(np.mean(known)), 4) if known else None
 
 
-def local_estimator(snapshot: Path, models_root: Path) -> Estimator:
+def local_estimator(snapshot: Path, models_root: Path, networks: Networks) -> Estimator:
     """A pose estimator that needs no download and runs on the CPU: the generation uses the GPU.
 
     Raises:
         BadInput: none is available.
     """
     if vitpose.available(snapshot):
-        return vitpose.VitPose(snapshot, "published", "cpu")
-    from wan_orchestration.preprocess.estimators.light import Light  # noqa: PLC0415 (LiteRT)
-
-    return Light(light_models(models_root / "light", models_root, lambda line: None))
+        return vitpose.open_vitpose(snapshot, "published", "cpu", networks)
+    return open_light(models_root / "light", models_root, lambda line: None, networks)

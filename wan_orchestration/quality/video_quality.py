@@ -10,7 +10,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.clips import JOINTS, Clips
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
 from wan_orchestration.protocol.messages import Quality
-from wan_orchestration.quality.clips_quality import DRAWN
+from wan_orchestration.quality.clips_quality import drawn_pixels
 from wan_orchestration.quality.frame_measures import FrameMeasures
 from wan_orchestration.quality.pose import followed
 from wan_orchestration.quality.thumbnails import FRAMES, strip, write_preview
@@ -38,7 +38,7 @@ class VideoSample:
 
     def subject(self) -> np.ndarray:
         """The part of the frame around the skeleton; the whole frame if there is no skeleton."""
-        y, x = np.nonzero(self.pose.max(axis=2) >= DRAWN)
+        y, x = drawn_pixels(self.pose)
         if not len(x):
             return self.frame
         height, width = self.frame.shape[:2]

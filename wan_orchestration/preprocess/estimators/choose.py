@@ -6,7 +6,8 @@ from pathlib import Path
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators import keypoint_file, vitpose
 from wan_orchestration.preprocess.estimators.base import Estimator
-from wan_orchestration.preprocess.estimators.light_models import light_models
+from wan_orchestration.preprocess.estimators.light_models import light_files, light_models
+from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
@@ -17,6 +18,7 @@ def open_estimator(
     snapshot: Path | None,
     models_root: Path,
     log: Callable[[str], None],
+    networks: Networks,
 ) -> Estimator:
     """Opens the estimator for the driving video. BadInput: its files are missing or unusable."""
     keypoints = keypoint_file.find_keypoints(driving, settings.keypoints)
@@ -28,7 +30,13 @@ def open_estimator(
             wanted = settings.keypoints or "keypoints.npz, keypoints.json or keypoints/"
             raise BadInput(f"{driving.parent}: estimator: file needs {wanted} beside the driving video")
         return keypoint_file.KeypointFile(keypoints, video_frames)
-    return _open_network(kind, settings, snapshot, models_root, log)
+    if kind == "light":
+        return open_light(settings.light_models, models_root, log, networks)
+    if snapshot is None:
+        raise BadInput(
+            "estimator: vitpose needs a snapshot with process_checkpoint/: set WAN_CHECKPOINT_DIR, or use light"
+        )
+    return vitpose.open_vitpose(snapshot, settings.channel_order, settings.device, networks)
 
 
 def open_picture_estimator(driving_estimator: Estimator, reference: Path) -> Estimator | None:
@@ -41,20 +49,12 @@ def open_picture_estimator(driving_estimator: Estimator, reference: Path) -> Est
     return None if keypoints is None else keypoint_file.KeypointFile(keypoints, 1)
 
 
-def _open_network(
-    kind: str,
-    settings: PreprocessSettings,
-    snapshot: Path | None,
-    models_root: Path,
-    log: Callable[[str], None],
-) -> Estimator:
-    if kind == "vitpose":
-        if snapshot is None:
-            raise BadInput(
-                "estimator: vitpose needs a snapshot with process_checkpoint/: set WAN_CHECKPOINT_DIR, or use light"
-            )
-        return vitpose.VitPose(snapshot, settings.channel_order, settings.device)
+def open_light(folder: Path | None, models_root: Path, log: Callable[[str], None], networks: Networks) -> Estimator:
+    """Opens the light estimator. The arguments and errors are those of `light_models`."""
     # LiteRT is slow to import.
-    from wan_orchestration.preprocess.estimators.light import Light  # noqa: PLC0415
+    from wan_orchestration.preprocess.estimators.light import Light, LightNetworks  # noqa: PLC0415
 
-    return Light(light_models(settings.light_models, models_root, log))
+    def load() -> LightNetworks:
+        return LightNetworks(light_models(folder, models_root, log))
+
+    return Light(networks.open("light", "cpu", light_files(folder, models_root), load))

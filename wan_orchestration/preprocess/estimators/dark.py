@@ -38,9 +38,12 @@ def _newton_step(maps: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     Blurs only the cells around the peak. DARK also rescales the blurred map to its old maximum. In the logarithm that
     factor is a constant, so the derivatives do not depend on it.
     """
-    padded = np.pad(maps, ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))
-    span = np.arange(2 * _PAD + 1)
-    patches = padded[np.arange(len(maps))[:, None, None], (y[:, None] + span)[:, :, None], (x[:, None] + span)[:, None]]
+    span = np.arange(-_PAD, _PAD + 1)
+    rows, columns = (y[:, None] + span)[:, :, None], (x[:, None] + span)[:, None]
+    height, width = maps.shape[1:]
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    patches = maps[np.arange(len(maps))[:, None, None], rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    patches = np.where(inside, patches, 0)
     log = np.log(np.maximum(_BLUR @ patches @ _BLUR.T, 1e-10))
 
     def at(down: int, right: int) -> np.ndarray:

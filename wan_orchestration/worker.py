@@ -30,6 +30,7 @@ from dagster_pipes import (
 )
 
 from wan_orchestration.errors import BadInput, Cancelled
+from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.protocol import lines
 from wan_orchestration.protocol.leases import hold
 from wan_orchestration.protocol.messages import (
@@ -155,22 +156,23 @@ def follow() -> None:
 
 def work(orders: Iterable[Order], is_cancelled: Callable[[], bool]) -> None:
     """Do one order after another."""
-    generations = make_clips_between(iter(orders), is_cancelled)
+    networks = Networks()
+    generations = make_clips_between(iter(orders), is_cancelled, networks)
     # Clips can be made without the engine, whose import takes seconds.
     for first in generations:
         from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
-        run(chain([first], generations), is_cancelled)
+        run(chain([first], generations), is_cancelled, networks)
 
 
 def make_clips_between(
-    orders: Iterator[Order], is_cancelled: Callable[[], bool]
+    orders: Iterator[Order], is_cancelled: Callable[[], bool], networks: Networks
 ) -> Iterator[tuple[Request, PipesReporter]]:
     """Does the orders to make clips, and yields the requests for videos, each while its Pipes session is open."""
     for order in orders:
         with suppress(FileNotFoundError), order.report() as pipes:  # there is no file for the messages without the step
             if isinstance(order.request, PreprocessRequest):
-                outcome = preprocess(order.request, pipes, is_cancelled)
+                outcome = preprocess(order.request, pipes, is_cancelled, networks)
                 pipes.report_custom_message(outcome.model_dump(mode="json"))
             else:
                 reporter = PipesReporter(pipes)
@@ -178,7 +180,9 @@ def make_clips_between(
                 yield order.request, reporter
 
 
-def preprocess(request: PreprocessRequest, pipes: PipesContext, is_cancelled: Callable[[], bool]) -> PreprocessOutcome:
+def preprocess(
+    request: PreprocessRequest, pipes: PipesContext, is_cancelled: Callable[[], bool], networks: Networks
+) -> PreprocessOutcome:
     """Make a job's clips, and report progress about once a second."""
     from wan_orchestration.preprocess import pipeline  # noqa: PLC0415 (OpenCV and the estimators)
 
@@ -204,6 +208,7 @@ def preprocess(request: PreprocessRequest, pipes: PipesContext, is_cancelled: Ca
             models_root=request.models_root,
             log=pipes.log.info,
             progress=report,
+            networks=networks,
         )
         outcome.result.warm = request.warm
     except BadInput as error:

@@ -58,7 +58,7 @@ def stubborn(request: Request, reporter):
     time.sleep(600)
 
 
-def run(requests, is_cancelled=None):
+def run(requests, is_cancelled=None, networks=None):
     for request, reporter in requests or ():
         globals()[request.tasks[0].job_id.split("-")[0]](request, reporter)
 

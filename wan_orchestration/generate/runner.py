@@ -30,6 +30,7 @@ from wan_orchestration.generate.notices import NoticeCollector
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Execution, Plan, SegmentMaker
 from wan_orchestration.generate.ticker import Ticker, ticking
+from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.protocol.messages import (
     FinishedSegment,
     Reporter,
@@ -48,7 +49,9 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    requests: Iterable[tuple[Request, Reporter]] | None, is_cancelled: Callable[[], bool] = lambda: False
+    requests: Iterable[tuple[Request, Reporter]] | None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    networks: Networks | None = None,
 ) -> list[Result]:
     """Run every task of all requests, together with the other ranks of the launch if there are any.
 
@@ -62,6 +65,7 @@ def run(
         requests: each with its reporter. The next one is asked for when the one before is done.
         is_cancelled: whether the present request is cancelled. Its task stops at the next denoising step and has no
             result; neither have those after it.
+        networks: the estimators' networks that this process keeps open.
     """
     env, world = environment(), World()
     if env.enable_sequence_parallel is False:
@@ -69,6 +73,7 @@ def run(
             return []
         world = World(world_size=1)
     results: list[Result] = []
+    networks = networks or Networks()
     with connect(world) as ranks:
         maker = SegmentMaker(ranks, env.enable_fsdp, env.cache_root, is_cancelled)
         if requests is None:
@@ -76,11 +81,11 @@ def run(
             return []
         for request, reporter in requests:
             with suppress(Cancelled):
-                results += run_tasks(request, reporter, maker)
+                results += run_tasks(request, reporter, maker, networks)
     return results
 
 
-def run_tasks(request: Request, reporter: Reporter, maker: SegmentMaker) -> list[Result]:
+def run_tasks(request: Request, reporter: Reporter, maker: SegmentMaker, networks: Networks) -> list[Result]:
     """Run the tasks of one request on rank 0. Raises Cancelled."""
     before = maker.stopwatch.read()
     try:
@@ -101,7 +106,7 @@ def run_tasks(request: Request, reporter: Reporter, maker: SegmentMaker) -> list
         for result in results:
             reporter.finished(result)
         return results
-    runner = Runner(snapshot, reporter, maker, before, request.warm)
+    runner = Runner(snapshot, reporter, maker, networks, before, request.warm)
     return [runner.run(task) for task in request.tasks]
 
 
@@ -126,12 +131,14 @@ class Runner:
         snapshot: Snapshot,
         reporter: Reporter,
         maker: SegmentMaker,
+        networks: Networks | None = None,
         counted: dict[Phase, float] | None = None,
         warm: bool = False,
     ) -> None:
         self.snapshot = snapshot
         self.reporter = reporter
         self.maker = maker
+        self.networks = networks or Networks()
         self.ranks = maker.ranks
         self.stopwatch = maker.stopwatch
         self.warm = warm
@@ -221,7 +228,9 @@ class Runner:
                 execution = self._make_segments(plan, unfinished, allowed, ticker)
             with self.stopwatch.during("finishing"):
                 video = join(task, unfinished)
-                quality = measure_quality(task, unfinished, self.snapshot, self.maker.models, self.reporter.log)
+                quality = measure_quality(
+                    task, unfinished, self.snapshot, self.maker.models, self.reporter.log, self.networks
+                )
         return {
             **video,
             **(asdict(execution) if execution else {}),
@@ -247,6 +256,7 @@ class Runner:
             allowed,
             log=self.reporter.log,
             make=partial(self._keep_segments, unfinished=unfinished, ticker=ticker),
+            networks=self.networks,
         )
         if len(unfinished.segments) < plan.count:
             self.reporter.log(f"{plan.task.job_id}: stopped after segment {len(unfinished.segments)} of {plan.count}")

@@ -27,7 +27,11 @@ def launched(context: dg.AssetExecutionContext, launcher: Launcher):
         return dg.MaterializeResult(metadata={result.job_id: result.status for result in results})
 
 
-options = {"grace_seconds": 1, "stall_timeout_seconds": float(os.environ.get("STAND_IN_STALL", 600))}
+options = {
+    "grace_seconds": 1,
+    "stall_timeout_seconds": float(os.environ.get("STAND_IN_STALL", 600)),
+    "keep_warm_seconds": float(os.environ.get("STAND_IN_WARM", 0)),
+}
 processes = int(os.environ.get("STAND_IN_PROCESSES", 1))
 slots = int(os.environ.get("STAND_IN_SLOTS", 1))
 gpus = Gpus(devices="cpu", cpu_slots=slots, lease_folder=os.environ["WAN_GPUS_LEASE_FOLDER"])

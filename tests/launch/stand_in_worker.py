@@ -24,7 +24,18 @@ def succeed(request: Request, reporter):
             time.sleep(0.2)
         reporter.log(f"devices: {os.environ.get('WAN_LEASES')}")
         reporter.log(f"threads: {os.environ['OMP_NUM_THREADS']}")
+        reporter.log(f"process: {os.getpid()}, warm: {request.warm}")
         reporter.finished(Result(job_id=task.job_id, status="succeeded", created_at=task.created_at))
+
+
+def patient(request: Request, reporter):
+    """Writes down its process id, works until it is cancelled, and writes that down."""
+    folder = request.tasks[0].output
+    (folder / "pids.part").write_text(f"{os.getppid()} {os.getpid()}")
+    (folder / "pids.part").rename(folder / "pids")
+    while not is_cancelled():
+        time.sleep(0.05)
+    (folder / "cancelled").write_text(request.tasks[0].job_id)
 
 
 def clock(request: Request, reporter):
@@ -58,7 +69,9 @@ def stubborn(request: Request, reporter):
     time.sleep(600)
 
 
-def run(requests, is_cancelled=None, networks=None):
+def run(requests, cancelled=None, networks=None):
+    global is_cancelled
+    is_cancelled = cancelled
     for request, reporter in requests or ():
         globals()[request.tasks[0].job_id.split("-")[0]](request, reporter)
 

@@ -3,9 +3,8 @@
 import pytest
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.launch import gpus
-from wan_orchestration.launch.gpus import Gpus
-from wan_orchestration.protocol import leases
+from wan_orchestration.protocol import devices, leases
+from wan_orchestration.protocol.devices import cuda_devices
 
 FIRST, SECOND = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8a1b0000-d72c-4106-c12f-20bd9faed9f6"
 MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/0"
@@ -13,7 +12,7 @@ MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/0"
 
 @pytest.fixture(autouse=True)
 def two_gpus(monkeypatch):
-    monkeypatch.setattr(gpus, "_present_gpus", lambda: {"0": FIRST, "1": SECOND})
+    monkeypatch.setattr(devices, "_present_gpus", lambda: {"0": FIRST, "1": SECOND})
 
 
 @pytest.mark.parametrize(
@@ -30,16 +29,16 @@ def two_gpus(monkeypatch):
 )
 def test_visible_devices_follow_cudas_rules(monkeypatch, visible, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert Gpus()._cuda_devices() == expected
+    assert cuda_devices("all") == expected
 
 
 def test_chosen_devices_may_be_short_uuids_and_must_exist(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert Gpus(devices="GPU-8a,0")._cuda_devices() == [SECOND, FIRST]
-    assert Gpus(devices=MIG)._cuda_devices() == [MIG]
+    assert cuda_devices("GPU-8a,0") == [SECOND, FIRST]
+    assert cuda_devices(MIG) == [MIG]
     for unknown in ("7", "-1", "GPU-8"):
         with pytest.raises(BadInput, match="WAN_GPUS_DEVICES"):
-            Gpus(devices=unknown)._cuda_devices()
+            cuda_devices(unknown)
 
 
 def test_a_mig_instance_can_be_leased(tmp_path):

@@ -67,10 +67,11 @@ def step(folder: Path, asset: str = "generated_video") -> Iterator[subprocess.Po
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
-    """The step, torchrun, and the rank that generates the video."""
-    (agent,) = [child for child in process.children() if "torch.distributed.run" in " ".join(child.cmdline())]
+    """The step, the keeper of its launch, torchrun, and the rank that generates the video."""
+    (keeper,) = [child for child in process.children() if "wan_orchestration.launch.keeper" in child.cmdline()]
+    (agent,) = keeper.children()
     (rank,) = agent.children()
-    return [process, agent, rank]
+    return [process, keeper, agent, rank]
 
 
 def segments_finished(project: Path) -> int:
@@ -136,7 +137,7 @@ def unbroken(project) -> Unbroken:
     return Unbroken(made, seconds)
 
 
-STEP, AGENT, RANK = range(3)
+STEP, KEEPER, AGENT, RANK = range(4)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +161,14 @@ def test_killing_the_step(project, unbroken, number, whom):
     assert made == unbroken.video and resumed >= 1
 
 
-@pytest.mark.parametrize("whom", [AGENT, RANK], ids=["kill-agent", "kill-rank"])
+@pytest.mark.parametrize("whom", [KEEPER, AGENT, RANK], ids=["kill-keeper", "kill-agent", "kill-rank"])
 def test_killing_what_the_step_launched(project, unbroken, whom):
     """The step itself retries, and resumes after the last finished segment."""
     with step(project) as process:
         wait_until(lambda: segments_finished(project) >= 1, unbroken.patience)
         processes = tree(psutil.Process(process.pid))
         processes[whom].kill()
-        wait_until(lambda: nothing_left(processes[AGENT:]), GONE_SECONDS)
+        wait_until(lambda: nothing_left(processes[KEEPER:]), GONE_SECONDS)
         assert process.wait() == 0, (project / "log").read_text()
     assert "The job is launched again; its finished segments are kept." in (project / "log").read_text()
     wait_until(lambda: is_free(project), GONE_SECONDS)
@@ -184,7 +185,7 @@ def test_a_rank_that_hangs(project, unbroken, monkeypatch):
         processes = tree(psutil.Process(process.pid))
         # A suspended process cannot write its stacks. In tests/launch/test_torchrun.py one does.
         processes[RANK].suspend()
-        wait_until(lambda: nothing_left(processes[AGENT:]), stall_seconds + GONE_SECONDS)
+        wait_until(lambda: nothing_left(processes[KEEPER:]), stall_seconds + GONE_SECONDS)
         assert process.wait() != 0
     assert f"The worker hung: dance made no progress for {stall_seconds} s" in (project / "log").read_text()
     wait_until(lambda: is_free(project), GONE_SECONDS)

@@ -1,8 +1,10 @@
 """`infer` as a user runs it: it gets flags and prints one JSON object."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import av
@@ -12,6 +14,8 @@ from PIL import Image
 
 from wan_orchestration import infer
 from wan_orchestration.cli import flags
+from wan_orchestration.protocol import leases
+from wan_orchestration.settings.environment import World
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video.writer import write_lossless
 
@@ -186,3 +190,19 @@ def test_raw_job_is_preprocessed_first(make_raw_job, call, tmp_path):
 
 def test_no_person_in_a_raw_job(make_raw_job, call, tmp_path):
     refused(call(make_raw_job(confidence=0.0)), ["driving.mp4", "person"], tmp_path)
+
+
+def test_it_waits_for_a_free_gpu(tmp_path, monkeypatch, capsys):
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 0, GPU-one\necho 1, GPU-two\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("WAN_GPUS_LEASE_FOLDER", str(tmp_path / "leases"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with leases.queued(tmp_path / "leases", ["GPU-one", "GPU-two"], "a run") as place:
+        first, second = place.lock(1), place.lock(1)
+    threading.Timer(1, second.close).start()
+    with infer.TerminalReporter() as reporter, infer.leased_gpus(World(), None, reporter):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-two"
+    first.close()
+    assert "Waits for 1 of GPU-one, GPU-two: GPU-one is held by a run, since" in capsys.readouterr().err

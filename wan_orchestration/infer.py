@@ -1,9 +1,10 @@
 """`wan-animate infer`: one job from a shell, alone or under torchrun. Prints the result as one JSON object."""
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from wan_orchestration.cli.terminal import ProgressLine, print_error
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
+from wan_orchestration.protocol.devices import cuda_devices, lease_folder
+from wan_orchestration.protocol.leases import lease
 from wan_orchestration.protocol.messages import FinishedSegment, Progress, Request, Result, Task
-from wan_orchestration.settings.environment import Environment, World
+from wan_orchestration.settings.environment import Environment, GpuEnvironment, World
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights import hub
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class TerminalReporter(ProgressLine):
@@ -44,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(argv)
         # Libraries may print to stdout, which is reserved for the JSON object.
-        with redirect_stdout(sys.stderr), TerminalReporter() as reporter:
+        with (
+            redirect_stdout(sys.stderr),
+            TerminalReporter() as reporter,
+            leased_gpus(world, arguments.device, reporter),
+        ):
             if world.rank > 0:
                 return follow()
             job = Job.open(arguments.src_root)
@@ -80,6 +89,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def environment(checkpoint_dir: Path | None) -> Environment:
     return validate(Environment, {"checkpoint_dir": checkpoint_dir} if checkpoint_dir else {})
+
+
+@contextmanager
+def leased_gpus(world: World, device: str | None, reporter: TerminalReporter) -> Iterator[None]:
+    """Lease GPUs for the ranks on this machine, and make them visible to PyTorch. Warm launches leave them.
+
+    A single rank takes any free one. Commands on the CPU share it without a lease.
+    """
+    gpus = validate(GpuEnvironment, {})
+    allowed, count = cuda_devices(gpus.devices) if device != "cpu" else [], world.local_world_size
+    if count > 1:
+        # Each rank finds the same ones, and one leases them for all.
+        allowed = allowed[:count]
+    if allowed:
+        os.environ[VISIBLE] = ",".join(allowed)
+    if not allowed or world.local_rank > 0:
+        yield
+        return
+    with lease(
+        lease_folder(gpus.lease_folder), allowed, min(count, len(allowed)), "wan-animate infer", reporter.log
+    ) as leased:
+        os.environ[VISIBLE] = ",".join(leased.devices)
+        yield
 
 
 def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:

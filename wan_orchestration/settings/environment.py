@@ -77,6 +77,7 @@ class World(BaseSettings):
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    local_world_size: int = 1
     wan_leases: str = ""
     """Lock files of the devices that a Dagster step leased for this process, separated as in PATH."""
     wan_launch: Path | None = None
@@ -85,6 +86,15 @@ class World(BaseSettings):
     @property
     def leases(self) -> list[Path]:
         return [Path(file) for file in self.wan_leases.split(os.pathsep) if file]
+
+
+class GpuEnvironment(BaseSettings):
+    """Which GPUs this process may use, from the variables of the `gpus` resource."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_GPUS_")
+
+    devices: str = "all"
+    lease_folder: str | None = None
 
 
 class DagsterHome(BaseSettings):

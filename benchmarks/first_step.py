@@ -42,21 +42,21 @@ PATIENCE = 600.0
 POLL_SECONDS = 0.05
 
 STRETCHES = {
-    "settled": "folder without changes for WAN_DROP_SETTLE_SECONDS",
-    "queued": "sensor, or the API: run in the queue",
-    "accepted": "API answers",
-    "dequeued": "queue: run dequeued",
-    "process": "run's process started",
-    "run": "code location loaded, run begins",
-    "step": "step generated_video begins, after the steps before it",
-    "launch": "device leased, launch started",
-    "rank": "torchrun started the rank",
-    "worker": "imports, worker begins the job",
-    "loaded": "weights loaded",
-    "encoded": "inputs encoded",
-    "first": "first denoising step done",
-    "made": "video made",
-    "finished": "run finished",
+    "settled": "WAN_DROP_SETTLE_SECONDS have passed without a change",
+    "queued": "the API (or the sensor) has put the run into the queue",
+    "accepted": "the API has answered",
+    "dequeued": "the daemon has taken the run from the queue",
+    "process": "the run's process has started",
+    "run": "it has loaded the code location",
+    "step": "the step generated_video begins, after those before it",
+    "launch": "the device is leased, the launch started",
+    "rank": "torchrun has started the rank",
+    "worker": "the rank has imported the engine, and begins the job",
+    "loaded": "the weights are loaded",
+    "encoded": "the inputs are encoded",
+    "first": "the first denoising step is done",
+    "made": "the video is made",
+    "finished": "the run has finished",
 }
 """What ends each stretch, in order; each begins where the one before it ends."""
 FIRST = "first"

@@ -33,6 +33,21 @@ def test_the_code_location_is_light():
     assert min(times) < 1.5
 
 
+def test_everything_is_loaded(repository: dg.RepositoryDefinition):
+    """`definitions` finds what Dagster's own, slower loader finds."""
+    loaded = dg.load_from_defs_folder(path_within_project=ROOT / "wan_orchestration").get_repository_def()
+    for kind in ("job_names", "asset_checks_defs_by_key", "assets_defs_by_key"):
+        assert set(getattr(repository, kind)) == set(getattr(loaded, kind)), kind
+    for kind in ("schedule_defs", "sensor_defs"):
+        assert [d.name for d in getattr(repository, kind)] == [d.name for d in getattr(loaded, kind)]
+    assert repository.get_top_level_resources().keys() == loaded.get_top_level_resources().keys()
+
+
+def test_no_look_at_the_drop_folder_is_skipped(repository: dg.RepositoryDefinition):
+    """The daemon looks every 5 s, give or take some milliseconds."""
+    assert repository.get_sensor_def("drop_folder").minimum_interval_seconds == 4
+
+
 def test_every_asset_is_described(repository: dg.RepositoryDefinition):
     nodes = {node.key.to_user_string(): node for node in repository.asset_graph.asset_nodes}
     per_job = {"job_inputs", "job_settings", "preprocessed_clips", "generated_video"}

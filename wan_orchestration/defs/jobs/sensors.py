@@ -64,7 +64,8 @@ class RunsToStart:
 def drop_folder_sensor() -> dg.Definitions:
     sensor = dg.sensor(
         job=make_videos,
-        minimum_interval_seconds=validate(DropSettings, {}).interval_seconds,
+        # The daemon looks every 5 s. Without a second less, it would find every other tick some milliseconds too early.
+        minimum_interval_seconds=max(validate(DropSettings, {}).interval_seconds - 1, 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     return dg.Definitions(sensors=[sensor(drop_folder)])

@@ -1,7 +1,7 @@
 import torch
 
 from wan_orchestration.animate.parallel.ranks import Ranks
-from wan_orchestration.animate.tensor_cache import TensorCache
+from wan_orchestration.animate.tensor_cache import KEPT_IN_MEMORY, TensorCache
 
 
 def compute():
@@ -51,3 +51,20 @@ def test_a_rank_without_the_file_makes_all_ranks_compute(tmp_path):
     calls.clear()
     TensorCache(tmp_path, Two()).get("prompt", compute)
     assert len(calls) == 1
+
+
+def test_the_tensors_used_last_are_kept_in_memory():
+    calls.clear()
+    cache = TensorCache(None, Ranks())
+    for number in range(KEPT_IN_MEMORY):
+        cache.get(f"prompt {number}", compute)
+    cache.get("prompt 0", compute)
+    cache.get("one more", compute)
+    assert len(calls) == KEPT_IN_MEMORY + 1
+    cache.get("prompt 0", compute)
+    assert len(calls) == KEPT_IN_MEMORY + 1
+    cache.get("prompt 1", compute)
+    assert len(calls) == KEPT_IN_MEMORY + 2
+    cache.forget()
+    cache.get("prompt 0", compute)
+    assert len(calls) == KEPT_IN_MEMORY + 3

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,10 @@ class Lora:
             raise BadInput(f"lora {text!r}: there is no file {lora.file}")
         return lora
 
+    def version(self) -> tuple[Any, ...]:
+        """Differs once the file, or the configuration beside it, has been replaced or changed."""
+        return self, *(_version(file) for file in (self.file, self.config) if file)
+
     @property
     def config(self) -> Path | None:
         """The configuration file that peft writes beside an adapter, if any. It holds alpha if the adapter does not."""
@@ -115,16 +119,45 @@ class Change:
         return self.scale * rows.reshape(local.shape)
 
 
-@torch.no_grad()
-def fuse(model: nn.Module, lora: Lora) -> str | None:
-    """Add a LoRA to the weights it names. Sums are computed in float32. Alpha defaults to the rank.
+@dataclass(frozen=True)
+class Changes:
+    """What a LoRA changes in a model."""
 
-    Returns:
-        A message about tensors that do not fit the model and were left out. None if all were added.
+    weights: Mapping[str, list[Change]]
+    """By the weight's name in the model."""
+    left_out: str | None
+    """A message about tensors that do not fit the model. None if all of them fit."""
+
+
+def fuse(model: nn.Module, lora: Lora) -> str | None:
+    """Add a LoRA to the weights it names. Returns `Changes.left_out`.
 
     Raises:
-        BadInput: the file is not a LoRA or is damaged, or most of its modules do not fit the model. The model is then
-            unchanged.
+        BadInput: as for `changes_of`. The model is then unchanged.
+    """
+    changes = changes_of(model, lora)
+    add(model, changes)
+    return changes.left_out
+
+
+@torch.no_grad()
+def add(model: nn.Module, changes: Changes, device: torch.device | None = None) -> None:
+    """Change a model's weights. Sums are computed in float32, on `device` or where the weights lie."""
+    weights = dict(model.named_parameters())
+    for name, parts in changes.weights.items():
+        weight = weights[name]
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        total = local.to(device, torch.float32)
+        for part in parts:
+            total = total + part.delta(weight, total)
+        local.copy_(total)
+
+
+def changes_of(model: nn.Module, lora: Lora) -> Changes:
+    """What a LoRA changes in this model. Alpha defaults to the rank.
+
+    Raises:
+        BadInput: the file is not a LoRA or is damaged, or most of its modules do not fit the model.
     """
     tensors = _tensors(lora.file)
     modules, weights = _modules(lora.file, tensors), dict(model.named_parameters())
@@ -154,17 +187,7 @@ def fuse(model: nn.Module, lora: Lora) -> str | None:
             f"{lora.file}: {misfits} of its {len(modules)} modules do not fit the transformer, for instance "
             f"{key!r}: {reason}; the file was made for another model"
         )
-    for place, parts in changes.items():
-        _add(weights[place], parts)
-    return _message(lora.file, left_out, len(tensors)) if left_out else None
-
-
-def _add(weight: Tensor, changes: Iterable[Change]) -> None:
-    local = weight.to_local() if isinstance(weight, DTensor) else weight
-    total = local.float()
-    for change in changes:
-        total = total + change.delta(weight, local)
-    local.copy_(total)
+    return Changes(changes, _message(lora.file, left_out, len(tensors)) if left_out else None)
 
 
 def _modules(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
@@ -271,6 +294,14 @@ def _config(lora: Lora) -> dict[str, Any]:
         return {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
     except (ValueError, AttributeError):
         raise BadInput(f"{place}: the LoRA's configuration is not a JSON object; found {text[:80]!r}") from None
+
+
+def _version(file: Path) -> tuple[int, ...] | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

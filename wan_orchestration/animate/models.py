@@ -1,51 +1,42 @@
-"""The models of a snapshot: loads each when it is first needed, places it, and frees it."""
+"""The models of a snapshot: loads each when it is first needed, places it, changes it, and frees it."""
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import (
-    AutoTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    PreTrainedTokenizerBase,
-    UMT5Config,
-    UMT5EncoderModel,
-)
+from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
-from wan_orchestration.animate import lora
-from wan_orchestration.animate.layouts import original
-from wan_orchestration.animate.layouts.diffusers import configured, diffusers_tensors, empty_transformer
-from wan_orchestration.animate.layouts.fill import Loaded, fill, refuse
-from wan_orchestration.animate.layouts.weight_files import read_pickle
-from wan_orchestration.animate.memory.capacity import free_memory, ran_out_of_memory
-from wan_orchestration.animate.memory.offload import Swap, stream
+from wan_orchestration.animate.fused_loras import FusedLoras
+from wan_orchestration.animate.layouts.diffusers import transformer_tensors
+from wan_orchestration.animate.layouts.load import load_image_encoder, load_text_encoder, load_transformer, load_vae
+from wan_orchestration.animate.lora import Lora
+from wan_orchestration.animate.memory.capacity import free_memory
+from wan_orchestration.animate.memory.offload import Stream, Swap, stream
 from wan_orchestration.animate.memory.placement import STREAMED, Name
 from wan_orchestration.animate.memory.quantize import quantize
 from wan_orchestration.animate.memory.sizes import text_encoder_size
 from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.animate.tensor_cache import TensorCache
+from wan_orchestration.animate.transformer.compilation import forget_compiled
 from wan_orchestration.animate.transformer.model import AnimateTransformer
-from wan_orchestration.animate.transformer.sharding import shard_text_encoder, shard_transformer
 from wan_orchestration.animate.vae.layers import use_own_layers
 from wan_orchestration.animate.vae.model import AnimateVae
-from wan_orchestration.errors import BadInput
+from wan_orchestration.host_memory import give_back_unused
 from wan_orchestration.settings.generate import Quantization
 from wan_orchestration.stopwatch import Stopwatch
-from wan_orchestration.weights.snapshot import IMAGE_ENCODER, TEXT_ENCODER, TOKENIZER, VAE, Snapshot
+from wan_orchestration.weights.snapshot import TOKENIZER, Snapshot
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
-P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
 
 
 @dataclass
@@ -55,6 +46,8 @@ class Models:
     The transformer and the text encoder run in `dtype`, the CLIP tower in float32, and the VAE in `vae_dtype`. Float32
     is the default for the VAE too: both are small and run once per segment or job, and their rounding errors show in
     the picture.
+
+    A process runs many tasks with the same object. `change` adapts it to the next task, and frees only what differs.
 
     Ranks share the VAE's work. With `fsdp` they also share the weights of the transformer and the text encoder, and
     must then load, use and free models together.
@@ -75,58 +68,162 @@ class Models:
     stopwatch: Stopwatch = field(default_factory=Stopwatch, repr=False)
     cache: TensorCache = field(init=False, repr=False)
     _loaded: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    _loras: tuple[lora.Lora, ...] = field(default=(), init=False, repr=False)
-    _left_out: list[str] = field(default_factory=list, init=False, repr=False)
-    """Messages about LoRA tensors that do not fit the transformer."""
-    _swap: Swap | None = field(default=None, init=False, repr=False)
+    _loras: FusedLoras | None = field(default=None, init=False, repr=False)
+    """Of the loaded transformer."""
+    _in_host: Swap | Stream | None = field(default=None, init=False, repr=False)
+    """Keeps the loaded transformer's weights in host memory; None if they are on the device only."""
 
     def __post_init__(self) -> None:
-        folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
-        self.cache = TensorCache(folder, self.ranks, "tf32" if self.tf32 else "")
+        self._open_cache()
 
-    def transformer(self, loras: tuple[lora.Lora, ...] = ()) -> AnimateTransformer:
-        """The transformer with these LoRAs fused. If the LoRAs differ from those before, the weights are reloaded.
+    def change(
+        self,
+        snapshot: Snapshot,
+        device: torch.device,
+        dtype: torch.dtype,
+        placement: Name,
+        quantization: Quantization,
+        vae_dtype: torch.dtype,
+        tf32: bool,
+    ) -> None:
+        """Adapt to the next task. The models are then those of a new object with these values, bit for bit.
+
+        Models that stay are moved if the placement differs. Others are freed here, and loaded when they are needed.
+        """
+        other_snapshot, before = not self.of(snapshot), self.placement
+        freed = self._outdated(snapshot, device, dtype, quantization, vae_dtype)
+        if self.quantization != "off" and (placement in STREAMED) != self.streamed:
+            freed.add("transformer")  # the weights were quantised on another device
+        if freed:
+            self.free(*freed)
+        self.snapshot, self.device, self.dtype, self.placement = snapshot, device, dtype, placement
+        self.quantization, self.vae_dtype, self.tf32 = quantization, vae_dtype, tf32
+        if other_snapshot:
+            self._open_cache()
+            forget_compiled()  # graphs of the other snapshot's widths would make these widths dynamic in new graphs
+        self.cache.precision = self._precision
+        if placement != before:
+            with self.stopwatch.during("loading"):
+                self._move(before)
+
+    def of(self, snapshot: Snapshot) -> bool:
+        """Whether these are the models of this snapshot."""
+        return (snapshot.path, snapshot.fingerprint) == (self.snapshot.path, self.snapshot.fingerprint)
+
+    @property
+    def host_memory(self) -> int:
+        """Bytes of host memory that weights take."""
+        models = [one for one in self._loaded.values() if isinstance(one, nn.Module)]
+        weights = sum(weight.nbytes for one in models for weight in one.parameters() if weight.device.type == "cpu")
+        return weights + sum(packed.size for packed in (self._in_host.packed if self._in_host else ()))
+
+    def _outdated(
+        self,
+        snapshot: Snapshot,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantization: Quantization,
+        vae_dtype: torch.dtype,
+    ) -> set[str]:
+        """Names of the loaded models that cannot be kept with these values."""
+        if device != self.device or not self.of(snapshot):
+            return set(self._loaded)
+        outdated = set()
+        if dtype != self.dtype:
+            outdated |= {"transformer", "text_encoder"}
+        if quantization != self.quantization:
+            outdated.add("transformer")
+        if vae_dtype != self.vae_dtype:
+            outdated.add("vae")
+        return outdated & self._loaded.keys()
+
+    def _move(self, before: Name) -> None:
+        """Move the loaded models from one placement to the present one. After an error, the transformer is freed."""
+        if vae := self._loaded.get("vae"):
+            self._arrange_vae(vae)
+        if text_encoder := self._loaded.get("text_encoder"):
+            nn.Module.to(text_encoder, self.weights_device)
+        transformer = self._loaded.get("transformer")
+        if transformer is None or (before in STREAMED and self.streamed):
+            return
+        with self._or_free_transformer():
+            if self._in_host:
+                self._in_host.undo()
+                self._in_host = None
+            self._place(transformer)
+        self._empty_cache()
+
+    def transformer(self, loras: tuple[Lora, ...] = ()) -> AnimateTransformer:
+        """The transformer with these LoRAs fused.
+
+        If they differ from those before, or their files have changed, the weights that earlier LoRAs changed are read
+        from the snapshot again. 8-bit weights cannot be restored in part, so the whole transformer is loaded again.
 
         On each call, rank 0 warns of LoRA tensors that do not fit the transformer.
+
+        Raises:
+            BadInput: a LoRA cannot be used. A transformer that was loaded before keeps its weights.
         """
-        if self._loras != loras:
-            self.free("transformer")
-        if "transformer" not in self._loaded:
+        if self._loras is None or not self._loras.are(loras, self._fusing_device):
             with self.stopwatch.during("loading"):
-                self._prepare_transformer(loras)
+                self._fuse(loras)
+        assert self._loras is not None
         if self.ranks.leads:
-            for text in self._left_out:
+            for text in self._loras.left_out:
                 log.warning(text)
-        return self._loaded["transformer"]
+        return self._loras.transformer
 
-    def _prepare_transformer(self, loras: tuple[lora.Lora, ...]) -> None:
+    def _fuse(self, loras: tuple[Lora, ...]) -> None:
+        """Fuse these LoRAs instead of the present ones. Load the transformer first if necessary."""
+        if self._loras:
+            wanted = self._loras.read(loras, self._fusing_device)
+            if self.quantization == "off":
+                with self._or_free_transformer(), self._in_host.changing() if self._in_host else nullcontext():
+                    self._loras.replace(wanted)
+                return
+            del wanted
+            self.free("transformer")
         transformer = self._load_transformer()
-        messages = [lora.fuse(transformer, item) for item in loras]
-        self._loras, self._left_out = loras, [text for text in messages if text]
-        self._place(transformer)
-        self._loaded["transformer"] = transformer
-
-    def _place(self, transformer: AnimateTransformer) -> None:
-        """Quantise the transformer and place it. Its LoRAs are already fused."""
+        fused = FusedLoras(transformer, partial(transformer_tensors, self.snapshot))
+        fused.replace(fused.read(loras, self._fusing_device))
         if self.quantization != "off":
             quantize(transformer, self.quantization, self.weights_device)
-        if self.placement != "resident":
-            transformer.use_slices()
+        self._place(transformer)
+        self._loras, self._loaded["transformer"] = fused, transformer
+
+    def _place(self, transformer: AnimateTransformer) -> None:
+        """Place the transformer. Its weights are final."""
+        transformer.use_slices(self.placement != "resident")
         if self.placement == "swap":
-            self._swap = Swap(transformer, self.device)
+            self._in_host = Swap(transformer, self.device)
         if self.streamed:
-            stream(transformer, self.device)
+            self._in_host = stream(transformer, self.device)
+
+    @contextmanager
+    def _or_free_transformer(self) -> Iterator[None]:
+        """A context that changes the transformer. If it fails half-way, the transformer is freed."""
+        try:
+            yield
+        except BaseException:
+            self.free("transformer")
+            raise
+
+    @property
+    def _fusing_device(self) -> torch.device:
+        """Where the LoRAs' sums are computed. Weights to quantise are still on the CPU then."""
+        return self.weights_device if self.quantization == "off" else torch.device("cpu")
 
     @contextmanager
     def without_transformer(self) -> Iterator[None]:
         """A context in which other models work. With placement `swap`, the transformer is off the device meanwhile."""
-        if self._swap:
-            self._swap.swap_out()
+        swap = self._in_host if isinstance(self._in_host, Swap) else None
+        if swap:
+            swap.swap_out()
         try:
             yield
         finally:
-            if self._swap:
-                self._swap.swap_in()
+            if swap:
+                swap.swap_in()
 
     def vae(self) -> AnimateVae:
         return self._once("vae", self._load_shared_vae)
@@ -151,8 +248,13 @@ class Models:
         for name in names:
             self._loaded.pop(name, None)
         if "transformer" in names:
-            self._loras, self._left_out, self._swap = (), [], None
+            self._loras = self._in_host = None
+        self._empty_cache()
+
+    def _empty_cache(self) -> None:
+        """Give unused memory back, so that other models find it in one piece."""
         gc.collect()
+        give_back_unused()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -161,6 +263,14 @@ class Models:
             with self.stopwatch.during("loading"):
                 self._loaded[name] = load()
         return self._loaded[name]
+
+    def _open_cache(self) -> None:
+        folder = self.cache_root and self.cache_root / self.snapshot.fingerprint[:16]
+        self.cache = TensorCache(folder, self.ranks, self._precision)
+
+    @property
+    def _precision(self) -> str:
+        return "tf32" if self.tf32 else ""
 
     @property
     def _shard_mesh(self) -> DeviceMesh | None:
@@ -178,104 +288,24 @@ class Models:
         return torch.device("cpu") if self.streamed else self.device
 
     def _load_transformer(self) -> AnimateTransformer:
-        model = empty_transformer(self.snapshot)
-        if self.snapshot.layout == "diffusers":
-            tensors = diffusers_tensors(self.snapshot.path / "transformer")
-        else:
-            tensors = original.transformer_tensors(self.snapshot.path)
-        if mesh := self._shard_mesh:
-            shard_transformer(model, mesh)
         # Quantization moves the blocks to the device one by one, because they may not all fit unquantised.
-        device = torch.device("cpu") if self.quantization != "off" else self.weights_device
-        return fill(model, tensors, self.dtype, device)
+        return load_transformer(self.snapshot, self.dtype, self._fusing_device, self._shard_mesh)
+
+    def _load_text_encoder(self) -> UMT5EncoderModel:
+        return load_text_encoder(self.snapshot, self.dtype, self.weights_device, self._shard_mesh)
+
+    def _load_image_encoder(self) -> CLIPVisionModel:
+        return load_image_encoder(self.snapshot, self.device)
+
+    def _load_vae(self) -> AnimateVae:
+        return load_vae(self.snapshot, self.vae_dtype, self.device)
 
     def _load_shared_vae(self) -> AnimateVae:
         vae = self._load_vae()
-        use_own_layers(vae, by_frames=self.placement != "resident")
-        vae.tiled = self.placement == "tiled"
+        self._arrange_vae(vae)
         vae.split_over(self.ranks)
         return vae
 
-    def _load_vae(self) -> AnimateVae:
-        if self.snapshot.layout == "diffusers":
-            folder = self.snapshot.path / "vae"
-            with init_empty_weights():
-                model = configured(AnimateVae, folder)
-            return fill(model, diffusers_tensors(folder), self.vae_dtype, self.device)
-        return self._from_pickle(
-            VAE,
-            original.vae_config,
-            lambda config: AnimateVae(**config),
-            original.vae_tensors,
-            self.vae_dtype,
-        )
-
-    def _load_text_encoder(self) -> UMT5EncoderModel:
-        mesh = self._shard_mesh
-        if self.snapshot.layout == "diffusers":
-            # With shards, load it on the CPU first. The device then gets only this rank's part of each layer.
-            device = torch.device("cpu") if mesh else self.weights_device
-            model = self._from_transformers(UMT5EncoderModel, "text_encoder", self.dtype, device)
-            if mesh:
-                shard_text_encoder(model, mesh)
-                nn.Module.to(model, self.device)
-            return model
-        return self._from_pickle(
-            TEXT_ENCODER,
-            original.text_encoder_config,
-            lambda config: UMT5EncoderModel(UMT5Config(**config)),
-            original.text_encoder_tensors,
-            self.dtype,
-            shard_text_encoder,
-            self.weights_device,
-        )
-
-    def _load_image_encoder(self) -> CLIPVisionModel:
-        if self.snapshot.layout == "diffusers":
-            return self._from_transformers(CLIPVisionModel, "image_encoder", torch.float32, self.device)
-        return self._from_pickle(
-            IMAGE_ENCODER,
-            original.image_encoder_config,
-            lambda config: CLIPVisionModel(CLIPVisionConfig(**config)),
-            original.image_encoder_tensors,
-            torch.float32,
-        )
-
-    def _from_pickle(
-        self,
-        name: str,
-        configure: Callable[[dict[str, Tensor]], dict[str, Any]],
-        build: Callable[[dict[str, Any]], M],
-        tensors: Callable[[Path, dict[str, Tensor]], Iterable[Loaded]],
-        dtype: torch.dtype,
-        shard: Callable[[M, DeviceMesh], None] | None = None,
-        device: torch.device | None = None,
-    ) -> M:
-        file = self.snapshot.path / name
-        weights = read_pickle(file)
-        try:
-            config = configure(weights)
-        except KeyError as missing:
-            raise BadInput(f"{file}: tensor {missing.args[0]!r} is missing") from None
-        with init_empty_weights():
-            model = build(config)
-        if shard and (mesh := self._shard_mesh):
-            shard(model, mesh)
-        return fill(model, tensors(file, weights), dtype, device or self.device)
-
-    def _from_transformers(self, cls: type[P], name: str, dtype: torch.dtype, device: torch.device) -> P:
-        folder = self.snapshot.path / name
-        try:
-            # With output_loading_info, from_pretrained returns a pair. Its signature does not say so.
-            pair: Any = cls.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True, device_map=str(device)
-            )
-            loaded, report = pair
-        except (OSError, ValueError, RuntimeError) as error:
-            if ran_out_of_memory(error):
-                raise
-            raise BadInput(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report.get(kind):
-                refuse(folder, kind.removesuffix("_keys"), sorted(map(str, report[kind])))
-        return loaded.eval().requires_grad_(False)
+    def _arrange_vae(self, vae: AnimateVae) -> None:
+        use_own_layers(vae, by_frames=self.placement != "resident")
+        vae.tiled = self.placement == "tiled"

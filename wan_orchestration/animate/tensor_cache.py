@@ -13,7 +13,7 @@ from torch import Tensor
 from wan_orchestration.animate.parallel.ranks import Ranks
 
 KEPT_IN_MEMORY = 16
-"""Most tensors that are kept in memory."""
+"""Most tensors that are kept in memory: those used last."""
 _VERSIONS = f"{version('torch')} {version('transformers')}"
 
 
@@ -23,7 +23,7 @@ class TensorCache:
     Args:
         folder: of this snapshot's tensors. None: in memory only. It may be deleted at any time.
         ranks: compute a tensor together, unless all of them have it.
-        precision: how this launch computes. It is part of every key.
+        precision: how the models compute. It is part of every key.
     """
 
     def __init__(self, folder: Path | None, ranks: Ranks, precision: str = "") -> None:
@@ -38,10 +38,16 @@ class TensorCache:
             if self.ranks.sum(torch.tensor(int(found is not None))).item() < self.ranks.size or found is None:
                 found = compute().cpu()
                 self._write(name, found)
-            self._known[name] = found
-            if len(self._known) > KEPT_IN_MEMORY:
-                del self._known[next(iter(self._known))]
-        return self._known[name]
+        else:
+            found = self._known.pop(name)
+        self._known[name] = found
+        if len(self._known) > KEPT_IN_MEMORY:
+            del self._known[next(iter(self._known))]
+        return found
+
+    def forget(self) -> None:
+        """Drop what is in memory. Ranks must do so together, because they look for the others' tensors together."""
+        self._known.clear()
 
     def _read(self, name: str) -> Tensor | None:
         if self.folder is None:

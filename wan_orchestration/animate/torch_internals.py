@@ -16,6 +16,17 @@ def mark_dynamic(x: Tensor, dim: int) -> None:
     torch._dynamo.maybe_mark_dynamic(x, dim)
 
 
+def raise_for_too_many_graphs() -> type[Exception]:
+    """Make a compiled function raise the returned error if it needs one graph more than PyTorch allows.
+
+    By default it logs a warning, and from then on runs uncompiled.
+    """
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # noqa: PLC0415 (takes seconds)
+
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return FailOnRecompileLimitHit
+
+
 def abort_nccl() -> None:
     """Free the threads that wait in an NCCL collective. The public `destroy_process_group` would wait with them."""
     dist.distributed_c10d._abort_process_group()

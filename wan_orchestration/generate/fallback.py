@@ -50,7 +50,8 @@ def with_fallback(
     """
     ranks, job_id, pose = maker.ranks, plan.task.job_id, plan.task.clips.pose
     began_with_seams = unfinished.fingerprint == fingerprints.get(True)
-    ways = placements_for(plan, ranks, maker.fsdp, began_with_seams, networks)
+    held = maker.models.host_memory * ranks.size if maker.models else 0
+    ways = placements_for(plan, ranks, maker.fsdp, began_with_seams, networks, held)
     while True:
         way = ways[0]
         fingerprint = fingerprints[has_seams(way.name, pose.height, ranks.size)]
@@ -80,14 +81,15 @@ def with_fallback(
 
 
 def placements_for(
-    plan: Plan, ranks: Ranks, fsdp: bool, seams: bool, networks: Networks | None = None
+    plan: Plan, ranks: Ranks, fsdp: bool, seams: bool, networks: Networks | None = None, held: int = 0
 ) -> list[Placement]:
     """The placements to try for a task: the one in the settings, or the fastest that fits and then slower ones.
 
     If a faster one fits without `networks`, they are freed.
 
     Finished segments are kept if possible. If they have `seams`, the rest is `tiled` too. If they have none, the
-    placements without seams are tried first, even if only `tiled` is expected to fit.
+    placements without seams are tried first, even if only `tiled` is expected to fit. The models of an earlier task
+    hold `held` bytes of host memory, which this task may use.
     """
     settings, pose = plan.task.settings, plan.task.clips.pose
     device, dtype = pick_device(settings, ranks)
@@ -100,18 +102,18 @@ def placements_for(
     if wanted != "auto":
         return [way for way in ways if way.name == wanted] or ways[:1]
     alike = [way for way in ways if not (plan.first and has_seams(way.name, pose.height, ranks.size))]
-    return choose(alike, *_memory_for(alike, device, networks or Networks())) + ways[len(alike) :]
+    return choose(alike, *_memory_for(alike, device, networks or Networks(), held)) + ways[len(alike) :]
 
 
-def _memory_for(ways: list[Placement], device: torch.device, networks: Networks) -> tuple[int, int]:
+def _memory_for(ways: list[Placement], device: torch.device, networks: Networks, held: int) -> tuple[int, int]:
     """Bytes of device and host memory for the models. Frees `networks` if a faster placement then fits."""
-    vram, ram = device_memory(device), psutil.virtual_memory().available
+    vram, ram = device_memory(device), psutil.virtual_memory().available + held
     on_device, on_host = networks.bytes_on(device.type), networks.bytes_on("cpu")
     # Subtracted, because `device_memory` counts what PyTorch's networks hold as free. Doubled, because other networks
     # may hold twice their files' size.
     beside = choose(ways, vram - on_device, ram)
     if choose(ways, vram + 2 * on_device, ram + 2 * on_host)[0] != beside[0] and networks.free():
-        return device_memory(device), psutil.virtual_memory().available
+        return device_memory(device), psutil.virtual_memory().available + held
     return vram - on_device, ram
 
 

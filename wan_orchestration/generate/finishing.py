@@ -62,7 +62,7 @@ def measure_quality(
             [segment.frames for segment in unfinished.segments],
             task.output / "preview.webp",
             lambda: local_estimator(snapshot.path, models_root, networks or Networks()),
-            models and partial(likeness, models.image_encoder(), models.device),
+            partial(likeness, models.image_encoder(), models.device) if models and models.of(snapshot) else None,
         )
     except Exception:
         tell(f"{task.job_id}: the quality could not be measured\n{traceback.format_exc()}")

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import resource
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -30,6 +29,7 @@ from wan_orchestration.generate.notices import NoticeCollector
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Execution, Plan, SegmentMaker
 from wan_orchestration.generate.ticker import Ticker, ticking
+from wan_orchestration.host_memory import give_back_unused, peak, reset_peak
 from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.protocol.messages import (
     FinishedSegment,
@@ -179,6 +179,7 @@ class Runner:
             if result.status == "succeeded":
                 # Last, because another run resumes from the segments if this process is killed earlier.
                 unfinished.discard()
+        give_back_unused()
         return result
 
     def _attempt(self, task: Task, unfinished: UnfinishedVideo) -> dict[str, Any]:
@@ -208,8 +209,7 @@ class Runner:
         """Start or resume the video and finish it. Returns fields of its result."""
         for notice in task.clips.notices:
             log.warning(notice)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        _reset_peak_memory(device)
         loras = self._loras(task.settings)
         allowed = fingerprints(task, self.snapshot, loras, device, dtype, self.ranks.size)
         unfinished.open(*allowed.values())
@@ -335,7 +335,13 @@ def segment_count(frames: int, settings: GenerateSettings) -> int:
     return max(1, math.ceil((frames - settings.refert_num) / settings.stride))
 
 
-def _peak_memory(device: torch.device) -> int:
+def _reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        reset_peak()
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes of this task's peak: on the device, or in host memory if it runs on the CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak()

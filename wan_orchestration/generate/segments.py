@@ -86,7 +86,6 @@ class SegmentMaker:
         self.is_cancelled = is_cancelled
         """Whether the present task is to stop. Only rank 0 asks."""
         self.models: Models | None = None
-        self._models_options: dict[str, Any] = {}
         self.execution: Execution | None = None
         """Of the last task."""
         self.stopwatch = Stopwatch(_synchronize)
@@ -165,12 +164,14 @@ class SegmentMaker:
         """After an error, drop the models if memory ran out, or with FSDP, because its connections may be closed."""
         if self.fsdp or ran_out_of_memory(error):
             self.models = None
+        elif self.models:
+            self.models.cache.forget()  # a tensor may have been missed by the ranks that failed
 
     def _share_guide(self, guide: np.ndarray | None, shape: tuple[int, ...]) -> Tensor:
         return self.ranks.share(torch.empty(shape) if guide is None else torch.from_numpy(guide))
 
     def _models_for(self, plan: Plan) -> Models:
-        """The models for a task. They are reloaded if the last task used other options.
+        """The models for a task. Only what differs from the last task is changed.
 
         Raises:
             BadInput: this machine cannot run the models with these settings.
@@ -178,7 +179,9 @@ class SegmentMaker:
         settings = plan.task.settings
         device, dtype = pick_device(settings, self.ranks)
         tf32 = use_tf32(settings, device, dtype)
-        options = {
+        quantize.check(settings.quantization, device, self.fsdp)
+        options: dict[str, Any] = {
+            "snapshot": plan.snapshot,
             "device": device,
             "dtype": dtype,
             "placement": plan.placement,
@@ -186,18 +189,12 @@ class SegmentMaker:
             "vae_dtype": getattr(torch, settings.vae_dtype),
             "tf32": tf32,
         }
-        if self.models is None or options != self._models_options:
-            quantize.check(settings.quantization, device, self.fsdp)
-            self.models = None  # frees memory before others are loaded
+        if self.models:
+            self.models.change(**options)
+        else:
             self.models = Models(
-                snapshot=plan.snapshot,
-                ranks=self.ranks,
-                fsdp=self.fsdp,
-                cache_root=self.cache_root,
-                stopwatch=self.stopwatch,
-                **options,
+                ranks=self.ranks, fsdp=self.fsdp, cache_root=self.cache_root, stopwatch=self.stopwatch, **options
             )
-            self._models_options = options
         return self.models
 
 

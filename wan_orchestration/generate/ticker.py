@@ -103,7 +103,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
         first=plan.first,
         steps=settings.sampling_steps,
         forwards=forwards_per_step(settings, ranks.size),
-        loads=held is None or (held.device, held.dtype) != (device, dtype),
+        loads=held is None or not held.of(plan.snapshot) or (held.device, held.dtype) != (device, dtype),
         seconds=seconds,
     )
     with Ticker(plan.task.job_id, estimate, maker.stopwatch, reporter) as ticker:

@@ -26,7 +26,7 @@ LAUNCHED = Path(__file__).with_name("launched.py")
 # which some numbers of ranks divide evenly.
 JOBS = {
     "even": ({"frames": 6, "height": 64, "width": 80}, {}),
-    "odd": ({"frames": 5, "height": 80, "width": 80}, {}),
+    "odd": ({"frames": 5, "height": 80, "width": 80}, {"use_relighting_lora": True}),
     "guided": ({"frames": 5, "height": 64, "width": 80}, {"guide_scale": 2.0, "cfg_parallel": True}),
     "replace": (
         {"frames": 6, "height": 48, "width": 64, "mode": "replace"},

@@ -1,10 +1,12 @@
 """Functions that run compiled, or uncompiled where compiling fails."""
 
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from wan_orchestration.animate.transformer import compilation as compiled
 from wan_orchestration.animate.transformer.compilation import Compilation, compiling_pays
@@ -59,6 +61,21 @@ def test_running_out_of_memory_is_not_a_failure_to_compile(monkeypatch):
     monkeypatch.setattr(compiled, "_compiled", full)
     with pytest.raises(torch.OutOfMemoryError):
         Compilation(wanted=True).run(double, torch.ones(1, 3, 2))
+
+
+def test_a_function_is_compiled_for_any_number_of_dtypes(monkeypatch):
+    """Beyond PyTorch's limit of graphs it would run uncompiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    monkeypatch.setattr(compiled, "_run_here", set())
+    torch._dynamo.reset()
+    counters.clear()
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float32]
+    for graphs, dtype in enumerate(dtypes, 1):
+        compilation, x = Compilation(wanted=True), torch.ones(1, 3, 2, dtype=dtype)
+        assert torch.equal(compilation.run(double, x), 2 * x)
+        assert (compilation.error, counters["stats"]["unique_graphs"]) == (None, graphs)
+    assert compiled._run_here == {double}
 
 
 def test_compiling_pays_for_long_jobs_only(monkeypatch, tmp_path):

@@ -1,6 +1,6 @@
 """The Diffusers snapshot layout: configurations and tensors for the model classes."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,13 @@ def empty_transformer(snapshot: Snapshot) -> AnimateTransformer:
         return AnimateTransformer(**original.transformer_config(snapshot.path))
 
 
+def transformer_tensors(snapshot: Snapshot, only: Collection[str] | None = None) -> Iterator[Loaded]:
+    """The transformer's tensors in a snapshot of either layout: all of them, or `only` those of these weights."""
+    if snapshot.layout == "diffusers":
+        return diffusers_tensors(snapshot.path / "transformer", only)
+    return original.transformer_tensors(snapshot.path, only)
+
+
 def configured(cls: type[D], folder: Path) -> D:
     """A model built from the `config.json` in its folder."""
     config: Any = cls.load_config(folder)
@@ -31,8 +38,8 @@ def configured(cls: type[D], folder: Path) -> D:
     return model
 
 
-def diffusers_tensors(folder: Path) -> Iterator[Loaded]:
-    """The tensors in a model's folder, file by file."""
+def diffusers_tensors(folder: Path, only: Collection[str] | None = None) -> Iterator[Loaded]:
+    """The tensors in a model's folder, file by file: all of them, or `only` those of these names."""
     for file in sorted(folder.glob("*.safetensors")):
-        for name, value in read_safetensors(file):
+        for name, value in read_safetensors(file, lambda name, shape: only is None or name in only):
             yield Loaded(file, name, {name: value})

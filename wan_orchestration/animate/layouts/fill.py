@@ -1,6 +1,6 @@
 """Fills an empty model with a snapshot's tensors, strictly: tensors and parameters must match one to one."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -40,8 +40,7 @@ def fill(model: M, tensors: Iterable[Loaded], dtype: torch.dtype, device: torch.
             if place is None:
                 unexpected.append(original_name)
                 continue
-            if place.shape != value.shape:
-                value = _reshape_bias(file, original_name, value, place)
+            value = _shaped(file, original_name, value, place)
             wanted = torch.float32 if kept_in_float32(model, name) else dtype
             # A copy, because a slice or a mapped page would keep the whole file in memory.
             value = own_rows(place, value).to(device, wanted, copy=True)
@@ -57,6 +56,24 @@ def fill(model: M, tensors: Iterable[Loaded], dtype: torch.dtype, device: torch.
     return model.eval().requires_grad_(False)
 
 
+@torch.no_grad()
+def refill(model: nn.Module, tensors: Iterable[Loaded], names: Collection[str]) -> None:
+    """Overwrite the weights of these names in place. They then equal those of a model that `fill` has filled.
+
+    Raises:
+        BadInput: a tensor is missing, or has the wrong shape. Some weights may be overwritten already.
+    """
+    missing, file = set(names), None
+    for file, original_name, converted in tensors:
+        for name in converted.keys() & missing:
+            place = model.get_parameter(name)
+            value = own_rows(place, _shaped(file, original_name, converted[name], place))
+            (place.to_local() if isinstance(place, DTensor) else place).copy_(value)
+            missing.remove(name)
+    if missing:
+        refuse(file, "missing", sorted(missing))
+
+
 def refuse(place: Path | None, kind: str, names: list[str]) -> None:
     """Raise BadInput for tensors that are missing, unexpected or mismatched, as `kind` says."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -69,7 +86,10 @@ def _distribute(place: DTensor, rows: Tensor) -> DTensor:
     )
 
 
-def _reshape_bias(file: Path, name: str, value: Tensor, place: Tensor) -> Tensor:
+def _shaped(file: Path, name: str, value: Tensor, place: Tensor) -> Tensor:
+    """The value in the shape of its place. Some biases have more or fewer dimensions of length 1."""
+    if value.shape == place.shape:
+        return value
     if value.numel() == place.numel() and value.squeeze().shape == place.squeeze().shape:
         return value.reshape(place.shape)
     raise BadInput(

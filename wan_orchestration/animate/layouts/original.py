@@ -5,10 +5,11 @@ The key maps of the transformer and the VAE are those of diffusers' single-file 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders.single_file_utils import (
     convert_wan_transformer_to_diffusers,
     convert_wan_vae_to_diffusers,
@@ -73,12 +74,20 @@ def _transformer_config(config: dict[str, Any], shapes: Mapping[str, tuple[int, 
     }
 
 
-def transformer_tensors(snapshot: Path) -> Iterator[Loaded]:
-    """The transformer's tensors, shard by shard, without the blur kernels, which are buffers of the class."""
+def transformer_tensors(snapshot: Path, only: Collection[str] | None = None) -> Iterator[Loaded]:
+    """The transformer's tensors, shard by shard, without the blur kernels, which are buffers of the class.
+
+    `only` limits them to those that hold weights of these names in the model class. No others are read.
+    """
+
+    def wanted(name: str, shape: tuple[int, ...]) -> bool:
+        if name.endswith(".kernel"):
+            return False
+        return only is None or any(key in only for key in convert_transformer(name, torch.empty(shape, device="meta")))
+
     for shard in _shards(snapshot):
-        for name, tensor in read_safetensors(shard):
-            if not name.endswith(".kernel"):
-                yield Loaded(shard, name, convert_transformer(name, tensor))
+        for name, tensor in read_safetensors(shard, wanted):
+            yield Loaded(shard, name, convert_transformer(name, tensor))
 
 
 def convert_transformer(name: str, tensor: Tensor) -> dict[str, Tensor]:

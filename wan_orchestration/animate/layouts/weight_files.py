@@ -1,7 +1,7 @@
 """Reads weight files: safetensors and PyTorch pickles."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,11 +13,14 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import describe
 
 
-def read_safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and memory-mapped tensors of a file, one at a time."""
+def read_safetensors(
+    file: Path, wanted: Callable[[str, tuple[int, ...]], bool] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and memory-mapped tensors of a file, one at a time. `wanted` chooses by name and shape; None: all."""
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-            yield name, tensors.get_tensor(name)
+            if wanted is None or wanted(name, tuple(tensors.get_slice(name).get_shape())):
+                yield name, tensors.get_tensor(name)
 
 
 def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -35,9 +35,14 @@ class Packed:
         self.host = host_memory(self.size)
         if pin:
             _pin(self, self.host)
+        self.update()
+        self.use(self.host)
+
+    def update(self) -> None:
+        """Copy the weights that the module reads to the host's buffer."""
+        parts = [part for owner, name in self.places for part in plain_tensors(owner.get_parameter(name))]
         for view, part in zip(_views(self.host, parts), parts, strict=True):
             view.copy_(part)
-        self.use(self.host)
 
     def use(self, memory: Tensor) -> None:
         """Make the module read its weights from `memory`: `host`, or a copy of it on any device.
@@ -56,7 +61,7 @@ class Packed:
 class Swap:
     """Keeps a copy of a transformer's weights in host memory, so the device's copy can be dropped and restored.
 
-    Weights do not change, so they are never copied back to the host.
+    Weights change only in `changing`, so they are not copied back to the host at other times.
     """
 
     def __init__(self, transformer: AnimateTransformer, device: torch.device) -> None:
@@ -79,6 +84,17 @@ class Swap:
         for packed in self.packed:
             packed.use(packed.host.to(self.device, non_blocking=True))
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """A context in which the weights may be changed where they are, on the device."""
+        yield
+        for packed in self.packed:
+            packed.update()
+
+    def undo(self) -> None:
+        """Leave all weights on the device."""
+        self.packed = []
+
 
 class Stream:
     """Copies a transformer's blocks and face adapters to the device one by one, each while the previous one runs.
@@ -87,7 +103,7 @@ class Stream:
     """
 
     def __init__(self, transformer: AnimateTransformer, device: torch.device) -> None:
-        self.device, cuda = device, device.type == "cuda"
+        self.trunk, self.device, cuda = transformer.trunk, device, device.type == "cuda"
         modules = transformer.trunk.order()
         self.index = {module: index for index, module in enumerate(modules)}
         self.packed = [Packed(module, pin=cuda) for module in modules]
@@ -95,8 +111,7 @@ class Stream:
         self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
         self.held: list[int | None] = [None, None]
         """Index of the module that is in each slot or is being copied to it."""
-        for index, packed in enumerate(self.packed):
-            packed.use(self.slots[index % 2])
+        self._use_slots()
         self.copying = torch.cuda.Stream(device) if cuda else None
         self.copied, self.used = ([torch.cuda.Event() for _ in range(2)] if cuda else [] for _ in range(2))
         if self.copying:
@@ -119,6 +134,32 @@ class Stream:
         if self.copying:
             self.used[index % 2].record(torch.cuda.current_stream(self.device))
 
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """A context in which the modules read their weights from host memory, where these may be changed."""
+        self._use_host()
+        yield
+        self._use_slots()
+
+    def undo(self) -> None:
+        """Copy all weights to the device, and leave them there."""
+        self._use_host()
+        self.trunk.on_device, self.trunk.streamed, self.slots = nullcontext, False, []
+        while self.packed:
+            packed = self.packed.pop()
+            packed.use(packed.host.to(self.device))
+
+    def _use_slots(self) -> None:
+        for index, packed in enumerate(self.packed):
+            packed.use(self.slots[index % 2])
+        self.held = [None, None]
+
+    def _use_host(self) -> None:
+        if self.copying:
+            torch.cuda.synchronize(self.device)  # copies from host memory may still run
+        for packed in self.packed:
+            packed.use(packed.host)
+
     def _fetch(self, index: int) -> None:
         slot, packed = index % 2, self.packed[index]
         if self.held[slot] == index:
@@ -132,15 +173,17 @@ class Stream:
         self.held[slot] = index
 
 
-def stream(transformer: AnimateTransformer, device: torch.device) -> None:
+def stream(transformer: AnimateTransformer, device: torch.device) -> Stream:
     """Keep the blocks and face adapters in host memory, and copy each to the device while the previous one runs."""
     for child in transformer.children():
         if not isinstance(child, nn.ModuleList):
             nn.Module.to(child, device)
     table = transformer.scale_shift_table
     transformer.scale_shift_table = nn.Parameter(table.to(device), requires_grad=False)
-    transformer.trunk.on_device = Stream(transformer, device).on_device
+    streaming = Stream(transformer, device)
+    transformer.trunk.on_device = streaming.on_device
     transformer.trunk.streamed = True
+    return streaming
 
 
 def host_memory(size: int) -> Tensor:

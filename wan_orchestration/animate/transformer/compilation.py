@@ -1,7 +1,7 @@
 """Compiles functions for the device if that saves time, with a fallback and a cache of kernels."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wan_orchestration.animate.memory.capacity import ran_out_of_memory
-from wan_orchestration.animate.torch_internals import mark_dynamic
+from wan_orchestration.animate.torch_internals import mark_dynamic, raise_for_too_many_graphs
 from wan_orchestration.stopwatch import Stopwatch
 
 COLD_SECONDS, WARM_SECONDS = 40.0, 10.0
@@ -50,9 +50,7 @@ class Compilation:
             return function(*arguments)
         if function in self._proven:
             return _compiled(function)(*arguments)
-        for one in arguments:
-            if isinstance(one, Tensor) and one.ndim > 2 and one.shape[1] > 1:
-                mark_dynamic(one, 1)
+        _mark_tokens(arguments)
         try:
             with self.stopwatch.during("compiling"):
                 result = _compiled(function)(*arguments)
@@ -69,7 +67,37 @@ class Compilation:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function)
+    """The compiled function. It has a graph for each dtype, width and kind of context that this process has used.
+
+    At PyTorch's limit of graphs (8), it would run uncompiled without a word. Here the graphs are forgotten instead, and
+    the present one is compiled again. Graphs do not refer to the modules that they were traced with.
+    """
+    compiled, too_many_graphs = torch.compile(function), raise_for_too_many_graphs()
+
+    def run(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except too_many_graphs:
+            forget_compiled()
+            _mark_tokens(arguments)
+            _run_here.add(function)
+            return compiled(*arguments)
+
+    return run
+
+
+def _mark_tokens(arguments: Iterable[Any]) -> None:
+    """Let one graph serve any number of tokens."""
+    for one in arguments:
+        if isinstance(one, Tensor) and one.ndim > 2 and one.shape[1] > 1:
+            mark_dynamic(one, 1)
+
+
+def forget_compiled() -> None:
+    """Forget the graphs that this process has compiled. Their kernels stay in the cache on disk."""
+    if _run_here:
+        torch.compiler.reset()
+        _run_here.clear()
 
 
 def set_compile_cache(cache_root: Path | None) -> None:

@@ -159,11 +159,11 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             )
         return compilation
 
-    def use_slices(self) -> None:
-        """Make blocks and face adapters work on slices of the tokens: less memory, the same result."""
+    def use_slices(self, sliced: bool = True) -> None:
+        """Whether blocks and face adapters work on slices of the tokens: less memory, the same result."""
         for one in (*self.blocks, *self.face_adapter):
             assert isinstance(one, Block | FaceAdapter)
-            one.sliced = True
+            one.sliced = sliced
 
     def reset_step_cache(self) -> None:
         """Forget the steps of the previous segment. Call it before the first step of each segment."""

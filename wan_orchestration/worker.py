@@ -159,7 +159,7 @@ def work(orders: Iterable[Order], is_cancelled: Callable[[], bool]) -> None:
     networks = Networks()
     generations = make_clips_between(iter(orders), is_cancelled, networks)
     # Clips can be made without the engine, whose import takes seconds.
-    for first in generations:
+    if first := next(generations, None):
         from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
 
         run(chain([first], generations), is_cancelled, networks)
@@ -211,13 +211,21 @@ def preprocess(
             networks=networks,
         )
         outcome.result.warm = request.warm
+        return outcome
     except BadInput as error:
         outcome.error, outcome.bad_input = str(error), True
+        return outcome
     except Cancelled:
         outcome.error = "cancelled"
+        return outcome
     except Exception as error:
         pipes.log.error(traceback.format_exc())
         outcome.error = f"{type(error).__name__}: {error}"
+    # The models of earlier videos may take the memory. No longer in the `except` block, whose traceback holds networks.
+    networks.free()
+    if networks.make_room():
+        pipes.log.info(f"{request.job_id}: frees the models of earlier videos and tries again")
+        return preprocess(request, pipes, is_cancelled, networks)
     return outcome
 
 

@@ -251,6 +251,10 @@ class Models:
             self._loras = self._in_host = None
         self._empty_cache()
 
+    def free_all(self) -> None:
+        """Drop all models and release their memory."""
+        self.free(*self._loaded)
+
     def _empty_cache(self) -> None:
         """Give unused memory back, so that other models find it in one piece."""
         gc.collect()

@@ -56,7 +56,9 @@ def run(
     """Run every task of all requests, together with the other ranks of the launch if there are any.
 
     The models stay loaded from one request to the next. A failed task does not stop the next: its `Result` has the
-    error. A finished task has `video.mp4`, `poster.jpg`, `preview.webp` and `result.json` in its output folder.
+    error. After a request in which one failed for an unknown reason, no more requests are asked for.
+
+    A finished task has `video.mp4`, `poster.jpg`, `preview.webp` and `result.json` in its output folder.
 
     Only rank 0 writes and reports. The other ranks follow it: they pass None and get no results. With
     `WAN_ENABLE_SEQUENCE_PARALLEL=false` they return at once, and rank 0 works alone.
@@ -79,9 +81,12 @@ def run(
         if requests is None:
             follow(maker)
             return []
+        networks.make_room = maker.free_models
         for request, reporter in requests:
             with suppress(Cancelled):
                 results += run_tasks(request, reporter, maker, networks)
+            if not (maker.healthy and ranks.usable):
+                break
     return results
 
 
@@ -194,14 +199,18 @@ class Runner:
         except Cancelled:
             raise
         except Exception as error:
-            if isinstance(error, RankFailed):
-                text = str(error)
-            elif ran_out_of_memory(error):
+            if ran_out_of_memory(error):
                 text = f"out of memory: {error}"
+            elif isinstance(error, RankFailed):
+                self.maker.healthy = False
+                text = str(error)
             else:
+                self.maker.healthy = False
                 self.reporter.log(traceback.format_exc())
                 text = f"{type(error).__name__}: {error}"
-            return {"status": "failed", **known, "error": text, "may_pass": not self.ranks.usable}
+            # An earlier run may have damaged the process, so a task may succeed in a new one.
+            damaged = self.warm and not self.maker.healthy
+            return {"status": "failed", **known, "error": text, "may_pass": damaged or not self.ranks.usable}
 
     def _generate(
         self, task: Task, unfinished: UnfinishedVideo, device: torch.device, dtype: torch.dtype

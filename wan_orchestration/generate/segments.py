@@ -86,6 +86,8 @@ class SegmentMaker:
         self.is_cancelled = is_cancelled
         """Whether the present task is to stop. Only rank 0 asks."""
         self.models: Models | None = None
+        self.healthy = True
+        """False once a task has failed for an unknown reason: this process may be damaged."""
         self.execution: Execution | None = None
         """Of the last task."""
         self.stopwatch = Stopwatch(_synchronize)
@@ -159,6 +161,14 @@ class SegmentMaker:
         self.execution = Execution(animator.attention, plan.placement, models.tf32)
         animator.skip(plan.first)
         return animator, self.execution
+
+    def free_models(self) -> bool:
+        """Free this rank's models. Returns whether that was possible: with FSDP, ranks must free them together."""
+        if self.models is None or self.fsdp:
+            return False
+        models, self.models = self.models, None
+        models.free_all()
+        return True
 
     def recover(self, error: Exception) -> None:
         """After an error, drop the models if memory ran out, or with FSDP, because its connections may be closed."""

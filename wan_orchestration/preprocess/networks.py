@@ -30,6 +30,8 @@ class Networks:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Kind, Device], _Kept] = {}
+        self.make_room: Callable[[], bool] = lambda: False
+        """Frees memory that others in this process hold. Returns whether there was any."""
 
     def open(self, kind: Kind, device: Device, files: Sequence[Path], load: Callable[[], T]) -> T:
         """The networks in these files on a device. Calls `load` if they are not open, and raises its errors.

@@ -323,7 +323,7 @@ class Result(BaseModel):
     bad_input: bool = False
     """True if the input is at fault, so that a retry cannot help."""
     may_pass: bool = False
-    """True if the ranks lost their connections, so that a retry may help."""
+    """True if the ranks lost their connections, or an earlier run may have damaged the launch: a retry may help."""
 
     @classmethod
     def read(cls, path: Path) -> "Result | None":

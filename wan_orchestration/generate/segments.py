@@ -22,6 +22,7 @@ from wan_orchestration.animate.memory.placement import Name
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
 from wan_orchestration.errors import Cancelled
+from wan_orchestration.host_memory import limit_fragmentation
 from wan_orchestration.protocol.messages import SegmentFacts, Task
 from wan_orchestration.stopwatch import Phase, Stopwatch, since
 from wan_orchestration.video.reader import FrameReader, pingpong
@@ -82,6 +83,7 @@ class SegmentMaker:
         cache_root: Path | None = None,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
+        limit_fragmentation()
         self.ranks, self.fsdp, self.cache_root = ranks, fsdp and ranks.size > 1, cache_root
         self.is_cancelled = is_cancelled
         """Whether the present task is to stop. Only rank 0 asks."""

@@ -51,7 +51,7 @@ def test_out_of_memory_frees_networks_before_a_slower_placement_is_tried(plan, m
         if len(tried) < 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    maker = SimpleNamespace(ranks=Ranks(), fsdp=False, recover=lambda error: None)
+    maker = SimpleNamespace(ranks=Ranks(), fsdp=False, models=None, recover=lambda error: None)
     unfinished = SimpleNamespace(fingerprint="f", segments=[], colours=None)
     fallback.with_fallback(plan, maker, unfinished, {False: "f"}, lines.append, make, networks)
     assert tried == ["resident", "resident", "swap"]

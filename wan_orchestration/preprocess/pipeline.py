@@ -6,7 +6,6 @@ crops faces, masks the person, and encodes the clips.
 """
 
 import logging
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from wan_orchestration import host_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
 from wan_orchestration.preprocess.contact_sheet import write_contact_sheet
@@ -78,6 +78,7 @@ def preprocess(
 
     BadInput: anything that the user can fix. MemoryError or torch.OutOfMemoryError: the networks do not fit.
     """
+    host_memory.reset_peak()
     started = time.monotonic()
     notices = Notices(log)
     inputs = _open_inputs(driving, reference, settings, snapshot, models_root, notices, log, networks or Networks())
@@ -112,7 +113,7 @@ def preprocess(
             contact_sheet=output / CONTACT_SHEET,
             warnings=notices.all,
             seconds={"keypoints": found_at - started, "clips": ended - found_at, "total": ended - started},
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=host_memory.peak(),
             settings=settings,
         )
         (part / RESULT).write_text(result.model_dump_json(indent=1))

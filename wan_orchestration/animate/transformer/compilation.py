@@ -108,7 +108,9 @@ def set_compile_cache(cache_root: Path | None) -> None:
 
 
 def compiling_pays(forwards: int, layers: int, map_bytes: int, device: torch.device, cache_root: Path | None) -> bool:
-    """Whether compiled blocks save more time than compiling them takes. Always, once this process has compiled them.
+    """Whether compiled blocks save more time than compiling them takes.
+
+    It does not count what this process has compiled: a job in a warm launch has the frames that it has in a new one.
 
     Args:
         forwards: of the transformer, in the whole job on this rank.
@@ -117,8 +119,6 @@ def compiling_pays(forwards: int, layers: int, map_bytes: int, device: torch.dev
         device: where the blocks run.
         cache_root: as for `set_compile_cache`.
     """
-    if _run_here:
-        return True
     saved = forwards * layers * SAVED_MAPS * map_bytes / _bandwidth(device)
     kept = cache_root is not None and (cache_root / "triton").is_dir()
     return saved > (WARM_SECONDS if kept else COLD_SECONDS)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,10 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove, replacing
 from wan_orchestration.protocol.messages import BY_ALIAS, SegmentFacts, Task
 from wan_orchestration.video.writer import write_segment
+
+LOCK_SECONDS, POLL_SECONDS = 60.0, 0.2
+"""How long to wait for another process that generates the same video, and how often to look. A cancelled launch needs
+up to a denoising step."""
 
 
 class _State(BaseModel):
@@ -50,6 +55,8 @@ class UnfinishedVideo:
     def open(self, *fingerprints: str) -> None:
         """Lock the folder, and drop its segments unless they were generated under one of the fingerprints.
 
+        Waits for a launch that stops generating this video because its run is gone.
+
         A fingerprint is a hash of everything that decides the frames.
 
         Raises:
@@ -61,11 +68,9 @@ class UnfinishedVideo:
             lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise BadInput(f"{output}: the output folder cannot be written to: {error.strerror}") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             os.close(lock)
-            raise BadInput(f"{output}: another process is generating this video right now") from None
+            raise BadInput(f"{output}: another process is generating this video right now")
         self._lock = lock
         self._state = self._read_state()
         if self.fingerprint in fingerprints:
@@ -203,3 +208,16 @@ class UnfinishedVideo:
         if old:
             state |= {"finite": all(segment["finite"] for segment in old), "colours": old[0].get("colours")}
         return state
+
+
+def _locked(descriptor: int) -> bool:
+    """Lock an open file, which another process may hold for a moment. False: it is still held after `LOCK_SECONDS`."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL_SECONDS)

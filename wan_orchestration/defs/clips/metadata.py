@@ -45,6 +45,7 @@ def preprocessed_metadata(clips: Clips, result: PreprocessResult) -> dict[str, A
         "face_found": round(result.face_found / result.frames, 4),
         "warnings": notices_table(result.warnings),
         **{f"seconds_{phase}": round(seconds, 2) for phase, seconds in result.seconds.items()},
+        "warm": result.warm,
         "peak_memory_gb": round(result.peak_memory_bytes / 1e9, 2),
         "settings": result.settings.model_dump(mode="json"),
     }

@@ -26,6 +26,7 @@ def video_metadata(result: Result) -> dict[str, Any]:
         "segments": result.segments,
         "resumed_segments": result.resumed_segments,
         "restarted": result.restarted,
+        "warm": result.warm,
         **{f"seconds_{phase}": round(seconds, 3) for phase, seconds in result.seconds.model_dump().items()},
         "peak_memory_gb": result.peak_memory_bytes and round(result.peak_memory_bytes / 1e9, 2),
         "seconds_per_step": segments and round(sum(one.seconds_per_step for one in segments) / len(segments), 3),

@@ -62,7 +62,8 @@ def of_result(record: Record, name: str, result: Result, listener: Listener) -> 
     if name == "second":
         how += "; denoise includes the profiler's own time"
     note = how + (f"; {why}" if why else "")
-    record.row(f"{name} job of the process, {result.segments} segments", figures, note=note)
+    warm = ", as in a warm launch" if result.warm else ""
+    record.row(f"{name} job of the process{warm}, {result.segments} segments", figures, note=note)
 
 
 class Seam:

@@ -138,14 +138,19 @@ class Listener:
 
 
 def run_tasks(work: Work, tasks: list[Task], listener: Listener, small: bool = False) -> list[Result]:
-    """Run tasks in this process, as a launch does, with weights of the 14B model's sizes unless tiny or `small`."""
+    """Run tasks in this process, with weights of the 14B model's sizes unless tiny or `small`.
+
+    Each is a request of its own, as those of runs that take over a warm launch.
+    """
     from wan_orchestration.generate.runner import run
 
     if not (work.tiny or small):
         from random_14b import use_random_weights
 
         use_random_weights()
-    return run([(Request(snapshot=snapshot(work), tasks=tasks), listener)])
+    folder = snapshot(work)
+    requests = [Request(snapshot=folder, tasks=[task], warm=task is not tasks[0]) for task in tasks]
+    return run([(request, listener) for request in requests])
 
 
 def make_task(work: Work, name: str, segment: SegmentShape, frames: int, save: bool = False, **fields: Any) -> Task:

@@ -13,6 +13,7 @@ The processes write to a file, which the step copies to its own stderr, so no pi
 import json
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
@@ -141,12 +142,12 @@ class TorchrunClient(Launcher):
         """Outcomes of several launches, until all are done. Then raises the first WorkerDied among them."""
         first_error: WorkerDied | None = None
         while busy := [launch for launch in working if launch.busy]:
+            select.select([launch.line for launch in busy], [], [], POLL_SECONDS)
             for launch in busy:
                 try:
                     yield from launch.poll(self.stall_timeout_seconds)
                 except WorkerDied as error:
                     first_error = first_error or error
-            time.sleep(POLL_SECONDS)
         if first_error:
             raise first_error
 

@@ -64,6 +64,10 @@ class Line:
     def close(self) -> None:
         self._connection.close()
 
+    def fileno(self) -> int:
+        """For `select`."""
+        return self._connection.fileno()
+
 
 def listen(folder: Path) -> socket.socket:
     """A socket that accepts connections at `folder`/socket. The caller checks each with `is_same_user`."""

@@ -1,8 +1,9 @@
 """The worker: does what the requests of Dagster steps ask for. Rank 0 receives them and reports over Dagster Pipes.
 
 `torchrun -m wan_orchestration.worker` receives one request after another from the keeper of its launch and ends when
-the keeper closes the connection. `torchrun -m wan_orchestration.worker REQUEST.json` does a single one, for Slurm.
-The exit code is 0 even if jobs failed; their results have the errors.
+the keeper closes the connection. On a cluster, `torchrun -m wan_orchestration.worker REQUEST.json` does a single one,
+and `torchrun -m wan_orchestration.worker ORDERS.jsonl SECONDS` does those in a file (`protocol/orders.py`) until there
+has been none for so long. The exit code is 0 even if jobs failed; their results have the errors.
 """
 
 import ctypes
@@ -33,6 +34,7 @@ from wan_orchestration.errors import BadInput, Cancelled
 from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.protocol import lines
 from wan_orchestration.protocol.leases import hold
+from wan_orchestration.protocol.lines import Line
 from wan_orchestration.protocol.messages import (
     AnyRequest,
     FinishedSegment,
@@ -43,6 +45,7 @@ from wan_orchestration.protocol.messages import (
     Request,
     Result,
 )
+from wan_orchestration.protocol.orders import OrderLine
 from wan_orchestration.settings.environment import World
 
 PR_SET_PDEATHSIG = 1
@@ -66,10 +69,10 @@ class Order:
 
 
 class Orders:
-    """What the keeper of this launch asks rank 0 to do. A thread receives it, so that an order can be cancelled."""
+    """What rank 0 is asked to do. A thread receives it, so that an order can be cancelled."""
 
-    def __init__(self, folder: Path) -> None:
-        self._line = lines.connect(folder)
+    def __init__(self, line: Line | OrderLine) -> None:
+        self._line = line
         self._orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._present = self._cancelled = 0
         """Numbers of the order that is being done, and of the last one to cancel."""
@@ -80,12 +83,12 @@ class Orders:
         return self._cancelled >= self._present
 
     def __iter__(self) -> Iterator[Order]:
-        """Orders one after another, until the keeper closes the connection. Asking for the next means this is done."""
+        """Orders one after another, until there will be no more. Asking for the next means this is done."""
         self._line.send(do="ready")
         while order := self._orders.get():
             self._present = order.number
             yield order
-            with suppress(OSError):  # the keeper is gone, so torchrun will be
+            with suppress(OSError):  # the keeper or the file is gone, so this launch ends
                 self._line.send(do="done")
 
     def _receive(self) -> None:
@@ -137,14 +140,22 @@ def main(argv: Sequence[str]) -> int:
         write_stacks_on_demand(folder / f"stacks-{world.rank}-{os.getpid()}.txt")
     if world.rank > 0:
         follow()
-    elif argv:
+    elif len(argv) == 1:
         request = AnyRequest.validate_json(Path(argv[0]).read_bytes())
         work([Order(1, request, os.environ)], lambda: False)
     else:
-        assert folder is not None
-        orders = Orders(folder)
+        orders = Orders(_line(argv, world))
         work(orders, orders.is_cancelled)
     return 0
+
+
+def _line(argv: Sequence[str], world: World) -> Line | OrderLine:
+    """What brings the orders: a file and the seconds to wait for the next one, or a connection to the keeper."""
+    if argv:
+        file, seconds = argv
+        return OrderLine(Path(file), float(seconds))
+    assert world.wan_launch is not None
+    return lines.connect(world.wan_launch)
 
 
 def follow() -> None:

@@ -45,7 +45,7 @@ def sbatch(words):
         pid = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True).pid
     save(
         number,
-        {"name": given["job-name"], "words": words, "state": "RUNNING", "limit": given.get("time", "1:00"), "pid": pid},
+        {"name": given["job-name"], "words": words, "state": "RUNNING", "limit": given.get("time", "1:00"), "left": given.get("time", "1:00"), "pid": pid},
     )
     print(number)
 
@@ -75,7 +75,7 @@ def squeue(words):
     for number, job in jobs().items():
         shown = number == given["jobs"] if "jobs" in given else job["name"] == given["name"]
         if shown and ("jobs" in given or job["state"] in ("PENDING", "RUNNING", "COMPLETING")):
-            print("|".join([number, job["state"], "None", job["limit"], "n[1-2]"]))
+            print("|".join([number, job["state"], "None", job["limit"], job["left"], "n[1-2]"]))
             return
     if "jobs" in given:
         sys.exit("slurm_load_jobs error: Invalid job id specified")

@@ -102,7 +102,7 @@ def test_gpus_and_cores_are_requested(tmp_path):
     folder = LaunchFolder(tmp_path, make_request(tmp_path, "job"))
     arguments = client._arguments(folder, 3, 4)
     assert {"--nodes=3", "--gpus-per-node=4", "--cpus-per-task=32", "--account=film"} <= set(arguments)
-    script = slurm.batch_script(folder, 3, 4, 32)
+    script = slurm.batch_script(["request.json"], 3, 4, 32)
     assert "srun --ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task=32 " in script
     assert " --nnodes=3 --nproc-per-node=4 " in script
     with pytest.raises(ValidationError, match="no long option of sbatch"):
@@ -131,7 +131,7 @@ def test_a_worker_without_a_result_fails_in_words(cluster, client, work_folder, 
     ],
 )
 def test_each_final_state_has_words(cluster, state, words, retryable):
-    job = SlurmJob("7", state, "None", "30:00", "n[1-2]")
+    job = SlurmJob("7", state, "None", "30:00", "0:00", "n[1-2]")
     text, may_retry = reason(failure(job, ["dance"], Path("slurm.log")))
     assert text.startswith(f"Slurm job 7 {words}")
     assert "before it had a result for dance" in text
@@ -281,7 +281,7 @@ def test_only_whole_messages_are_read(tmp_path):
 def leave_behind(client: SlurmClient, work_folder: Path, request: Request) -> None:
     """Submit a request's Slurm job, like a run that is killed right after that."""
     folder = LaunchFolder(work_folder, request)
-    folder.write(slurm.batch_script(folder, 2, 1, None))
+    folder.write(slurm.batch_script([str(folder.path / "request.json")], 2, 1, None))
     names = ("asset_keys", "code_version_by_asset_key", "provenance_by_asset_key", "partition_key", "job_name")
     names += ("partition_key_range", "partition_time_window")
     context = {**dict.fromkeys(names), "run_id": "killed", "retry_number": 0, "extras": {}}

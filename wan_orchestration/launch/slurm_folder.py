@@ -2,8 +2,8 @@
 
 WORK_FOLDER/wan-<job>-<hash>/        the Slurm job has the same name, so a later run finds it
     request.json     the request
-    job.sh           the batch script
     messages.jsonl   rank 0's messages, in Dagster Pipes' form
+    job.sh           the batch script
     slurm.log        the output of the processes
 WORK_FOLDER/<kind>-<job>.lock        locked by the step that watches the launch
 """
@@ -26,20 +26,24 @@ CUSTOM = "report_custom_message"
 """Dagster Pipes' method name of the messages that hold results."""
 
 
-class LaunchFolder:
+class SlurmFolder:
+    """The folder of a Slurm job, which has the same name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.script = path / "job.sh"
+        self.log = path / "slurm.log"
+
+
+class LaunchFolder(SlurmFolder):
     """The files of one request's launch. Every run with the same request finds the same folder."""
 
     def __init__(self, root: Path, request: Request | PreprocessRequest) -> None:
+        super().__init__(root / f"wan-{job_ids(request)[0]}-{request_hash(request)[:12]}")
         self.root = root
         self.request = request
-        self.path = root / f"wan-{job_ids(request)[0]}-{request_hash(request)[:12]}"
-        self.script = self.path / "job.sh"
         self.messages = self.path / "messages.jsonl"
-        self.log = self.path / "slurm.log"
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -61,17 +65,17 @@ class LaunchFolder:
                     ) from None
             yield
 
-    def conflicting_launches(self) -> Iterator[str]:
-        """Names of launches with a different request that write to the same outputs."""
+    def conflicting_launches(self) -> Iterator[Path]:
+        """Folders of launches with a different request that write to the same outputs."""
         for file in self.root.glob("wan-*/request.json"):
             with suppress(ValidationError):
                 other = AnyRequest.validate_json(file.read_bytes())
                 same = other.kind == self.request.kind and not set(job_ids(other)).isdisjoint(job_ids(self.request))
                 if same and file.parent != self.path:
-                    yield file.parent.name
+                    yield file.parent
 
     def write(self, script: str) -> None:
-        """Create the folder for a new Slurm job. Replaces an older folder."""
+        """Create the folder for a new Slurm job, or with an empty script for a warm one. Replaces an older folder."""
         with replacing(self.path) as part:
             part.mkdir()
             (part / self.script.name).write_text(script)

@@ -1,5 +1,7 @@
 """Slurm's queue through its commands: submit a job, look it up, cancel it."""
 
+import math
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,9 @@ TRANSIENT_ERRORS = (
 )
 """Messages of Slurm's commands after which a retry can help."""
 
+TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")
+"""How squeue prints a time."""
+
 
 class SlurmUnreachable(RuntimeError):
     """The controller does not answer, or is too busy."""
@@ -52,12 +57,24 @@ class SlurmJob:
     reason: str
     """Why it waits, or how it ended; "None" if Slurm gives no reason."""
     time_limit: str
+    time_left: str
+    """Until its time limit: DAYS-HH:MM:SS without leading zeros, or a word such as UNLIMITED."""
     nodes: str
     """Slurm's short form, n[1-2]; empty until the job has its nodes."""
 
     @property
     def ended(self) -> bool:
         return self.state in FINAL_STATES
+
+    @property
+    def seconds_left(self) -> float:
+        """Until its time limit; 0 if Slurm does not know."""
+        if self.time_left == "UNLIMITED":
+            return math.inf
+        if not (match := TIME.fullmatch(self.time_left)):
+            return 0.0
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return 86400.0 * days + 3600 * hours + 60 * minutes + seconds
 
     def __str__(self) -> str:
         nodes = f" on {self.nodes}" if self.nodes else ""
@@ -104,8 +121,8 @@ def unresponsive_nodes(nodes: str) -> list[str]:
 
 
 def _squeue(*options: str) -> list[SlurmJob]:
-    output = _run(["squeue", "--noheader", "--format=%i|%T|%r|%l|%N", *options])
-    return [SlurmJob(*line.split("|", 4)) for line in output.splitlines()]
+    output = _run(["squeue", "--noheader", "--format=%i|%T|%r|%l|%L|%N", *options])
+    return [SlurmJob(*line.split("|", 5)) for line in output.splitlines()]
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

@@ -13,11 +13,11 @@ CHUNK_BYTES = 2**20
 
 
 class Tail:
-    """Reads what is new in a file."""
+    """Reads what is new in a file, from an offset in bytes on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
-        self._offset = 0
+        self._offset = offset
 
     def chunks(self) -> Iterator[bytes]:
         """What was appended since the last call."""

@@ -22,16 +22,15 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal, cast
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-import wan_orchestration
 from wan_orchestration.launch.gpus import Devices, Gpus
 from wan_orchestration.launch.keeper import Start
+from wan_orchestration.launch.key import launch_key
 from wan_orchestration.launch.launch import POLL_SECONDS, Launch
 from wan_orchestration.launch.launcher import KEEPER, WORKER, Launcher, WorkerDied
 from wan_orchestration.launch.pipes import Outcome, job_ids
@@ -40,16 +39,10 @@ from wan_orchestration.protocol import launches
 from wan_orchestration.protocol.leases import Lease, Place, Wish, queued
 from wan_orchestration.protocol.lines import Line
 from wan_orchestration.protocol.messages import PreprocessOutcome, PreprocessRequest, Request, Result
-from wan_orchestration.settings.environment import environment
 
 DEVICES_TAG = "wan/devices"
 WARM_SECONDS = 300.0
 """How long a launch on GPUs stays by default."""
-DECISIVE_VARIABLES = (
-    "CUDA_", "GLOO_", "HF_", "LD_", "MKL_", "MODELSCOPE_", "NCCL_", "NVIDIA_", "OMP_", "PATH", "PYTHON", "PYTORCH_",
-    "TORCH", "TRITON_", "WAN_",
-)  # fmt: skip
-"""Beginnings of the environment variables that a launch keeps from its start. If one differs, another is started."""
 
 
 class TorchrunClient(Launcher):
@@ -222,20 +215,8 @@ class TorchrunClient(Launcher):
 
     def key(self, devices: Devices) -> str:
         """A hash of everything that a launch keeps from its start, other than its devices."""
-        package = Path(wan_orchestration.__file__).parent
-        facts = {
-            "python": sys.executable,
-            # A launch runs the code that it was started with.
-            "code": max(file.stat().st_mtime for file in package.rglob("*.py")),
-            "folders": environment().model_dump(mode="json"),
-            "variables": {
-                name: value
-                for name, value in sorted(self._variables(devices).items())
-                if name in self.environment or name.startswith(DECISIVE_VARIABLES)
-            },
-            "keep_warm_seconds": self._warm_seconds(devices),
-        }
-        return sha256(json.dumps(facts).encode()).hexdigest()[:16]
+        seconds = self._warm_seconds(devices)
+        return launch_key(self._variables(devices), always=self.environment, keep_warm_seconds=seconds)
 
     def _warm_seconds(self, devices: Devices) -> float:
         if self.keep_warm_seconds is None:

@@ -1,0 +1,108 @@
+"""Slurm jobs that stay for the next request, with their models loaded.
+
+WORK_FOLDER/wan-warm-<key>-<random>/     the Slurm job has the same name
+    job.sh           the batch script
+    slurm.log        the output of the processes
+    orders.jsonl     what it is asked for; see protocol/orders.py
+The messages of each request are in a folder of the request's own (launch/slurm_folder.py).
+"""
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from wan_orchestration.files import replacing
+from wan_orchestration.launch import slurm_queue
+from wan_orchestration.launch.slurm_folder import SlurmFolder, discard
+from wan_orchestration.launch.slurm_queue import SlurmJob
+from wan_orchestration.protocol.orders import OrderFile
+
+LEAST_SECONDS_LEFT = 600.0
+"""Seconds until its time limit that a Slurm job must have to be given more work."""
+FORGOTTEN_SECONDS = 86400.0
+"""Age of the folder of a Slurm job that ended at work. Its log explains why."""
+
+
+class WarmLaunch(SlurmFolder):
+    """The folder of such a Slurm job."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.orders = OrderFile(path / "orders.jsonl")
+
+    @property
+    def key(self) -> str:
+        """Equal for launches that would be started in the same way."""
+        return self.name.split("-")[2]
+
+    @classmethod
+    def new(cls, root: Path, key: str) -> Self:
+        """A folder that does not exist yet."""
+        return cls(root / f"wan-warm-{key}-{secrets.token_hex(4)}")
+
+    def write(self, script: str, order: dict[str, Any]) -> None:
+        """Create the folder, with the first order."""
+        with replacing(self.path) as part:
+            part.mkdir()
+            (part / self.script.name).write_text(script)
+            (part / self.log.name).touch()
+            (part / self.orders.path.name).touch()
+            OrderFile(part / self.orders.path.name).give(**order)
+        self.orders.read()
+
+    def is_done(self, number: int) -> bool:
+        """Whether an order is done."""
+        with suppress(FileNotFoundError):
+            self.orders.read()
+        return self.orders.is_done or self.orders.order["number"] != number
+
+
+def launches(root: Path) -> list[WarmLaunch]:
+    """All launches that may run. Removes the folders of others."""
+    found = []
+    for file in sorted(root.glob("wan-warm-*/orders.jsonl")):
+        launch = WarmLaunch(file.parent)
+        with suppress(FileNotFoundError):
+            launch.orders.read()
+            is_old = time.time() - file.stat().st_mtime > FORGOTTEN_SECONDS
+            if launch.orders.has_ended if launch.orders.is_done else is_old:
+                discard(launch.path)
+            else:
+                found.append(launch)
+    return found
+
+
+def working_on(root: Path, folder: str) -> WarmLaunch | None:
+    """The launch that was last asked to work on a request, if it is not done. `folder` is the name of its folder."""
+    for launch in launches(root):
+        if not launch.orders.is_done and launch.orders.order["folder"] == folder:
+            return launch
+    return None
+
+
+def idle(root: Path) -> Iterator[tuple[WarmLaunch, SlurmJob]]:
+    """Idle launches and their Slurm jobs. Raises SlurmRejected, SlurmUnreachable."""
+    for launch in launches(root):
+        if launch.orders.is_idle:
+            job = slurm_queue.find(launch.name)
+            if job and job.state == "RUNNING":
+                yield launch, job
+            elif job is None:
+                discard(launch.path)
+
+
+def take_over(root: Path, key: str, order: dict[str, Any]) -> tuple[WarmLaunch, SlurmJob] | None:
+    """Give an order to an idle launch with this key, best to one with the same snapshot. None: there is none."""
+    suitable = [
+        (launch, job) for launch, job in idle(root) if launch.key == key and job.seconds_left >= LEAST_SECONDS_LEFT
+    ]
+    suitable.sort(key=lambda pair: pair[0].orders.order["request"]["snapshot"] != order["request"]["snapshot"])
+    for launch, job in suitable:
+        with suppress(FileNotFoundError):
+            request = order["request"] | {"warm": True}
+            if launch.orders.give(**order | {"request": request, "log_bytes": launch.log.stat().st_size}):
+                return launch, job
+    return None

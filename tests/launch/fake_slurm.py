@@ -1,7 +1,8 @@
 """A stand-in for sbatch, srun, squeue, scancel and sinfo: `fake_slurm.py NAME ARGUMENTS`.
 
 Jobs really run, on this machine; $FAKE_SLURM/<id>.json holds their state. Other files there cause errors: every command
-fails with the text in `unreachable`, sbatch with the text in `refuses`; jobs soon end in the state in `ends`.
+fails with the text in `unreachable`, sbatch with the text in `refuses`; jobs soon end in the state in `ends`. `slots`
+has the number of jobs that run at the same time, `left` the time until their limit.
 """
 
 import contextlib
@@ -30,6 +31,11 @@ def save(number, job):
     part.rename(HOME / f"{number}.json")
 
 
+def content(name, default):
+    file = HOME / name
+    return type(default)(file.read_text()) if file.exists() else default
+
+
 def answer(file):
     with contextlib.suppress(FileNotFoundError):
         sys.exit(file.read_text())
@@ -45,7 +51,7 @@ def sbatch(words):
         pid = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True).pid
     save(
         number,
-        {"name": given["job-name"], "words": words, "state": "RUNNING", "limit": given.get("time", "1:00"), "left": given.get("time", "1:00"), "pid": pid},
+        {"name": given["job-name"], "words": words, "state": "PENDING", "limit": given.get("time", "1:00"), "pid": pid},
     )
     print(number)
 
@@ -53,8 +59,11 @@ def sbatch(words):
 def run(words):
     """Runs a batch script to its end, as slurmd does."""
     number, script = words
+    while number not in jobs() or sum(job["state"] == "RUNNING" for job in jobs().values()) >= content("slots", 99):
+        time.sleep(0.05)
+    save(number, {**jobs()[number], "state": "RUNNING"})
     process = subprocess.Popen(["bash", script], env={**os.environ, "SLURM_JOB_ID": number, "SLURM_CPUS_ON_NODE": "2"})
-    while process.poll() is None or number not in jobs():
+    while process.poll() is None:
         if (HOME / "ends").exists():
             process.kill()
         time.sleep(0.05)
@@ -75,7 +84,7 @@ def squeue(words):
     for number, job in jobs().items():
         shown = number == given["jobs"] if "jobs" in given else job["name"] == given["name"]
         if shown and ("jobs" in given or job["state"] in ("PENDING", "RUNNING", "COMPLETING")):
-            print("|".join([number, job["state"], "None", job["limit"], job["left"], "n[1-2]"]))
+            print("|".join([number, job["state"], "None", job["limit"], content("left", "UNLIMITED"), "n[1-2]"]))
             return
     if "jobs" in given:
         sys.exit("slurm_load_jobs error: Invalid job id specified")
@@ -83,7 +92,7 @@ def squeue(words):
 
 def scancel(words):
     for number, job in jobs().items():
-        if job["name"] == options(words)["name"] and job["state"] == "RUNNING":
+        if job["name"] == options(words)["name"] and job["state"] in ("PENDING", "RUNNING"):
             os.killpg(job["pid"], signal.SIGKILL)
             save(number, {**job, "state": "CANCELLED"})
 

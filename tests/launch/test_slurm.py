@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,11 @@ from pydantic import ValidationError
 from steps import launch, reason
 from tasks import make_task
 
-from wan_orchestration.launch import slurm
+from wan_orchestration.launch import slurm, slurm_warm
 from wan_orchestration.launch.slurm import SlurmClient, failure
 from wan_orchestration.launch.slurm_folder import LaunchFolder
 from wan_orchestration.launch.slurm_queue import SlurmJob
+from wan_orchestration.launch.slurm_warm import WarmLaunch
 from wan_orchestration.launch.tail import TailMessageReader
 from wan_orchestration.protocol.messages import Request, Result
 from wan_orchestration.settings.generate import GenerateSettings
@@ -260,6 +263,103 @@ def test_one_run_at_a_time(cluster, client, work_folder, tmp_path):
     assert jobs(cluster) == []
 
 
+@pytest.fixture
+def warm(client, cluster) -> Iterator[SlurmClient]:
+    """As `client`; Slurm jobs stay for a minute, and are gone after the test."""
+    yield client.model_copy(update={"keep_warm_seconds": 60})
+    for job in jobs(cluster):
+        with suppress(ProcessLookupError):
+            os.killpg(job["pid"], signal.SIGKILL)
+
+
+def states(cluster: Path) -> list[str]:
+    return [job["state"] for job in jobs(cluster)]
+
+
+def test_the_next_request_takes_a_warm_job_over(cluster, warm, work_folder, tmp_path):
+    outcome, first = launch(warm, make_request(tmp_path, "succeed-a"))
+    assert outcome == {"succeed-a": "succeeded"}
+    outcome, second = launch(warm, make_request(tmp_path, "succeed-b", "third"))
+    assert outcome == {"succeed-b": "succeeded", "third": "succeeded"}
+    assert any(line.startswith("Takes over the warm Slurm job 1, wan-warm-") for line in second)
+    (process,) = [line.split(",")[0] for line in first if line.startswith("process: ")]
+    assert f"{process}, warm: False" in first and f"{process}, warm: True" in second
+    assert states(cluster) == ["RUNNING"]
+    (folder,) = [path for path in work_folder.iterdir() if path.is_dir()]
+    assert folder.name == jobs(cluster)[0]["name"], "requests leave nothing behind"
+
+    # One that would be started otherwise, and one whose time is almost up.
+    launch(warm.model_copy(update={"partition": "other"}), make_request(tmp_path, "succeed-c"))
+    assert states(cluster) == ["RUNNING", "RUNNING"]
+    (cluster / "left").write_text("9:59")
+    launch(warm, make_request(tmp_path, "succeed-d"))
+    assert states(cluster) == ["RUNNING", "RUNNING", "RUNNING"]
+
+
+def test_a_warm_job_ends_when_idle_or_lost(cluster, warm, work_folder, tmp_path):
+    short = warm.model_copy(update={"keep_warm_seconds": 0.2})
+    launch(short, make_request(tmp_path, "succeed-a"))
+    wait_until(lambda: states(cluster) == ["COMPLETED"])
+    launch(warm, make_request(tmp_path, "succeed-b"))
+    os.killpg(jobs(cluster)[1]["pid"], signal.SIGKILL)
+    slurm.slurm_queue.cancel(jobs(cluster)[1]["name"])
+    outcome, _ = launch(warm, make_request(tmp_path, "succeed-c"))
+    assert outcome == {"succeed-c": "succeeded"}
+    assert states(cluster) == ["COMPLETED", "CANCELLED", "RUNNING"]
+    assert len(list(work_folder.glob("wan-*"))) == 1, "the folders of those that ended are gone"
+
+
+@pytest.mark.parametrize("name, state", [("patient", "RUNNING"), ("stubborn", "CANCELLED")])
+def test_a_cancelled_step_keeps_a_warm_job_that_stops_in_time(cluster, warm, tmp_path, monkeypatch, name, state):
+    monkeypatch.setattr(slurm, "CANCEL_SECONDS", 5 if state == "RUNNING" else 0.5)
+
+    def cancel():
+        wait_until((tmp_path / "pids").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(BaseException) as caught:
+        launch(warm, make_request(tmp_path, name))
+    thread.join()
+    assert type(caught.value).__name__ in ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
+    assert states(cluster) == [state]
+    outcome, log = launch(warm, make_request(tmp_path, "succeed"))
+    assert outcome == {"succeed": "succeeded"}
+    assert any("Takes over the warm" in line for line in log) is (state == "RUNNING")
+
+
+def test_a_killed_steps_order_is_taken_over(cluster, warm, work_folder, tmp_path):
+    leave_warm(warm, work_folder, make_request(tmp_path, "succeed"))
+    outcome, log = launch(warm, make_request(tmp_path, "succeed"))
+    assert outcome == {"succeed": "succeeded"}
+    assert any("Takes over the Slurm job 1 of an earlier run" in line for line in log)
+    assert states(cluster) == ["RUNNING"]
+
+
+def test_a_killed_steps_order_makes_way_for_another_video(cluster, warm, work_folder, tmp_path):
+    leave_warm(warm, work_folder, make_request(tmp_path, "patient", "same"))
+    wait_until((tmp_path / "pids").exists)
+    outcome, log = launch(warm, make_request(tmp_path, "succeed", "same"))
+    assert outcome == {"succeed": "succeeded", "same": "succeeded"}
+    assert (tmp_path / "cancelled").exists()
+    assert any("Takes over the warm Slurm job 1" in line for line in log)
+    assert states(cluster) == ["RUNNING"]
+
+
+def test_warm_jobs_and_jobs_that_wait(cluster, warm, work_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "YIELD_SECONDS", 0.5)
+    (cluster / "slots").write_text("1")
+    leave_warm(warm, work_folder, make_request(tmp_path, "succeed-a"))
+    outcome, _ = launch(warm, make_request(tmp_path, "succeed-b"))
+    assert outcome == {"succeed-b": "succeeded"}
+    assert states(cluster) == ["RUNNING", "CANCELLED"], "it does not wait until the first one ends"
+    outcome, log = launch(warm.model_copy(update={"partition": "other"}), make_request(tmp_path, "succeed-c"))
+    assert outcome == {"succeed-c": "succeeded"}
+    assert any(line.startswith("Ends the idle Slurm job 1") for line in log)
+    assert states(cluster) == ["COMPLETED", "CANCELLED", "RUNNING"]
+
+
 def test_only_whole_messages_are_read(tmp_path):
     messages = []
 
@@ -278,17 +378,37 @@ def test_only_whole_messages_are_read(tmp_path):
     assert messages == [json.loads(line) for line in lines]
 
 
+def wait_until(what: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
 def leave_behind(client: SlurmClient, work_folder: Path, request: Request) -> None:
     """Submit a request's Slurm job, like a run that is killed right after that."""
     folder = LaunchFolder(work_folder, request)
     folder.write(slurm.batch_script([str(folder.path / "request.json")], 2, 1, None))
+    variables = {**os.environ, **pipes_variables(folder)}
+    slurm.slurm_queue.submit(folder.script, client._arguments(folder, 2, 0), variables)
+
+
+def leave_warm(client: SlurmClient, work_folder: Path, request: Request) -> None:
+    """As `leave_behind`, with a Slurm job that stays."""
+    folder = LaunchFolder(work_folder, request)
+    folder.write("")
+    warm = WarmLaunch.new(work_folder, client._key(2, 0))
+    script = slurm.batch_script([str(warm.orders.path), "60"], 2, 1, None)
+    warm.write(script, slurm_warm.order(folder, pipes_variables(folder)))
+    slurm.slurm_queue.submit(warm.script, client._arguments(warm, 2, 0), os.environ)
+
+
+def pipes_variables(folder: LaunchFolder) -> dict[str, str]:
     names = ("asset_keys", "code_version_by_asset_key", "provenance_by_asset_key", "partition_key", "job_name")
     names += ("partition_key_range", "partition_time_window")
     context = {**dict.fromkeys(names), "run_id": "killed", "retry_number": 0, "extras": {}}
     messages = {"path": str(folder.messages)}
-    variables = {
-        **os.environ,
+    return {
         "DAGSTER_PIPES_CONTEXT": encode_param({"data": context}),
         "DAGSTER_PIPES_MESSAGES": encode_param(messages),
     }
-    slurm.slurm_queue.submit(folder.script, client._arguments(folder, 2, 0), variables)

@@ -193,13 +193,7 @@ class SlurmClient(Launcher):
         """Submit a Slurm job for the request, or take over an idle one. `variables` are those of the Pipes session."""
         if not self.keep_warm_seconds:
             return Work(self._submit(context, folder, nodes, gpus, variables), folder)
-        key = launch_key(_environment(), sbatch=self._common_options(nodes, gpus), keep_warm_seconds=self.keep_warm_seconds)
-        order = {
-            "folder": folder.name,
-            "log_bytes": 0,
-            "variables": dict(variables),
-            "request": folder.request.model_dump(mode="json"),
-        }
+        key, order = self._key(nodes, gpus), slurm_warm.order(folder, variables)
         if taken := self._take_over(context, folder.root, key, order):
             return Work(*taken)
         launch = WarmLaunch.new(folder.root, key)
@@ -209,6 +203,11 @@ class SlurmClient(Launcher):
         except BaseException:
             discard(launch.path)
             raise
+
+    def _key(self, nodes: int, gpus: int) -> str:
+        """A hash of everything that a warm Slurm job keeps from its start."""
+        options = self._common_options(nodes, gpus)
+        return launch_key(_environment(), sbatch=options, keep_warm_seconds=self.keep_warm_seconds)
 
     def _submit(
         self,
@@ -286,7 +285,8 @@ class SlurmClient(Launcher):
             if done or (answered and (job is None or job.ended)):
                 return
             if answered and job and job.state == "PENDING":
-                self._shorten_wait(context, root, work)
+                with suppress(SlurmUnreachable, SlurmRejected):
+                    self._shorten_wait(context, root, work)
             time.sleep(self.poll_seconds)
 
     def _arguments(self, folder: SlurmFolder, nodes: int, gpus: int) -> list[str]:

@@ -3,20 +3,20 @@
 WORK_FOLDER/wan-warm-<key>-<random>/     the Slurm job has the same name
     job.sh           the batch script
     slurm.log        the output of the processes
-    orders.jsonl     what it is asked for; see protocol/orders.py
+    orders.jsonl     what it is asked for, see protocol/orders.py; `log_bytes` is where the output of an order begins
 The messages of each request are in a folder of the request's own (launch/slurm_folder.py).
 """
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 from wan_orchestration.files import replacing
 from wan_orchestration.launch import slurm_queue
-from wan_orchestration.launch.slurm_folder import SlurmFolder, discard
+from wan_orchestration.launch.slurm_folder import LaunchFolder, SlurmFolder, discard
 from wan_orchestration.launch.slurm_queue import SlurmJob
 from wan_orchestration.protocol.orders import OrderFile
 
@@ -58,6 +58,16 @@ class WarmLaunch(SlurmFolder):
         with suppress(FileNotFoundError):
             self.orders.read()
         return self.orders.is_done or self.orders.order["number"] != number
+
+
+def order(folder: LaunchFolder, variables: Mapping[str, str]) -> dict[str, Any]:
+    """An order for a request. `variables` are those of the Pipes session."""
+    return {
+        "folder": folder.name,
+        "log_bytes": 0,
+        "variables": dict(variables),
+        "request": folder.request.model_dump(mode="json"),
+    }
 
 
 def launches(root: Path) -> list[WarmLaunch]:

@@ -53,7 +53,7 @@ class OrderFile:
         """Give work, if the launch is idle. Returns whether it was."""
         with self._locked() as append:
             if idle := self.is_idle:
-                append(do="work", number=self.order["number"] + 1, **order)
+                append(**order | {"do": "work", "number": self.order["number"] + 1})
             return idle
 
     def cancel(self, number: int) -> None:

@@ -174,13 +174,20 @@ class SlurmClient(Launcher):
 
     def _find_running(self, context: dg.AssetExecutionContext, folder: LaunchFolder) -> "Work | None":
         """The Slurm job that an earlier run with the same request left behind, if it still works."""
-        launch = slurm_warm.working_on(folder.root, folder.name)
-        job = slurm_queue.find(launch.name if launch else folder.name)
-        # The job may have ended, although a node has not confirmed that yet. Or the earlier run has cancelled it.
-        if job and (job.state == "COMPLETING" or (launch and launch.orders.is_cancelled)):
-            self._cancel(context, folder.path)
+        for launch in slurm_warm.working_on(folder.root, folder.name):
+            job = slurm_queue.find(launch.name)
+            if job is None:
+                discard(launch.path)
+            elif job.state == "COMPLETING" or launch.orders.is_cancelled:
+                self._cancel_order(context, launch)
+            else:
+                return Work(job.id, launch)
+        job = slurm_queue.find(folder.name)
+        if job and job.state == "COMPLETING":
+            # The job has ended, but a node has not confirmed that yet.
+            self._cancel_job(context, folder.name)
             return None
-        return Work(job.id, launch or folder) if job else None
+        return Work(job.id, folder) if job else None
 
     def _begin(
         self,
@@ -238,8 +245,9 @@ class SlurmClient(Launcher):
         """While a Slurm job waits in the queue, take over another that is idle, or have idle ones make way for it."""
         if (launch := work.launch) and (taken := self._take_over(context, root, launch.key, launch.orders.order)):
             work.assign(*taken)
-            self._cancel_job(context, launch.name)
-            discard(launch.path)
+            self._cancel_order(context, launch)
+            if launch.orders.has_ended:
+                discard(launch.path)
         elif time.monotonic() - work.began > YIELD_SECONDS:
             for launch, job in slurm_warm.idle(root):
                 if launch.orders.end():
@@ -323,7 +331,7 @@ class SlurmClient(Launcher):
 
     def _cancel(self, context: dg.AssetExecutionContext, folder: Path) -> None:
         """Stop the work on the request that has this folder. Only warns if that fails."""
-        if launch := slurm_warm.working_on(folder.parent, folder.name):
+        for launch in slurm_warm.working_on(folder.parent, folder.name):
             self._cancel_order(context, launch)
         self._cancel_job(context, folder.name)
 

@@ -46,7 +46,8 @@ class WarmLaunch(SlurmFolder):
     def write(self, script: str, order: dict[str, Any]) -> None:
         """Create the folder, with the first order."""
         with replacing(self.path) as part:
-            part.mkdir()
+            # Who can write to the folder can give orders.
+            part.mkdir(mode=0o700)
             (part / self.script.name).write_text(script)
             (part / self.log.name).touch()
             (part / self.orders.path.name).touch()
@@ -75,7 +76,7 @@ def launches(root: Path) -> list[WarmLaunch]:
     found = []
     for file in sorted(root.glob("wan-warm-*/orders.jsonl")):
         launch = WarmLaunch(file.parent)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # another step has just removed it, or it is another user's
             launch.orders.read()
             is_old = time.time() - file.stat().st_mtime > FORGOTTEN_SECONDS
             if launch.orders.has_ended if launch.orders.is_done else is_old:
@@ -85,12 +86,12 @@ def launches(root: Path) -> list[WarmLaunch]:
     return found
 
 
-def working_on(root: Path, folder: str) -> WarmLaunch | None:
-    """The launch that was last asked to work on a request, if it is not done. `folder` is the name of its folder."""
-    for launch in launches(root):
-        if not launch.orders.is_done and launch.orders.order["folder"] == folder:
-            return launch
-    return None
+def working_on(root: Path, folder: str) -> list[WarmLaunch]:
+    """Launches that are to work on a request and are not done. `folder` is the name of its folder.
+
+    There can be others than the one that works: those that died, and one that is being cancelled.
+    """
+    return [one for one in launches(root) if not one.orders.is_done and one.orders.order["folder"] == folder]
 
 
 def idle(root: Path) -> Iterator[tuple[WarmLaunch, SlurmJob]]:
@@ -111,7 +112,7 @@ def take_over(root: Path, key: str, order: dict[str, Any]) -> tuple[WarmLaunch, 
     ]
     suitable.sort(key=lambda pair: pair[0].orders.order["request"]["snapshot"] != order["request"]["snapshot"])
     for launch, job in suitable:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # another step has just removed it
             request = order["request"] | {"warm": True}
             if launch.orders.give(**order | {"request": request, "log_bytes": launch.log.stat().st_size}):
                 return launch, job

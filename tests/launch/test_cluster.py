@@ -181,6 +181,35 @@ def test_the_next_run_takes_over_from_a_killed_run(client, make_request, materia
     assert not any("Submitted" in line for line in log)
 
 
+def test_a_warm_job(client, make_request, materialize, tmp_path):
+    """Two nodes serve one request after another; a cancelled step leaves them to the next."""
+    outcome, _ = launch(client, make_request(output="cold", exact=tmp_path / "cold.npz"))
+    assert outcome == {"dance": "succeeded"}
+    warm = client.model_copy(update={"keep_warm_seconds": 40})
+    launch(warm, make_request(steps=3))
+    before = squeue(), {process.pid for process in workers(2)}
+
+    process = materialize(warm, make_request(LONG))
+    wait_for_denoising(tmp_path)
+    process.terminate()
+    process.wait(60)
+    assert "Takes over the warm Slurm job" in (tmp_path / "run.log").read_text()
+    assert (squeue(), {process.pid for process in workers(2)}) == before
+
+    outcome, log = launch(warm, make_request(output="warm", exact=tmp_path / "warm.npz"))
+    assert outcome == {"dance": "succeeded"}
+    assert any(line.startswith("Takes over the warm Slurm job") for line in log)
+    assert (squeue(), {process.pid for process in workers(2)}) == before
+    cold, later = (np.load(tmp_path / f"{name}.npz")["frames"] for name in ("cold", "warm"))
+    np.testing.assert_array_equal(later, cold)
+
+    assert workers(0, seconds=90) == [], "it ends when it has been idle for long enough"
+    end = time.monotonic() + 30
+    while squeue():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
 def test_a_rejected_submission(client, make_request):
     text, retryable = reason(launch(client.model_copy(update={"partition": "nowhere"}), make_request())[0])
     assert text.startswith("Slurm rejected the job: sbatch: error: invalid partition specified: nowhere")

@@ -19,7 +19,8 @@ from steps import launch, reason
 from tasks import make_task
 
 from wan_orchestration.launch import slurm, slurm_warm
-from wan_orchestration.launch.slurm import SlurmClient, failure
+from wan_orchestration.launch.slurm import SlurmClient
+from wan_orchestration.launch.slurm_failures import failure
 from wan_orchestration.launch.slurm_folder import LaunchFolder
 from wan_orchestration.launch.slurm_queue import SlurmJob
 from wan_orchestration.launch.slurm_warm import WarmLaunch

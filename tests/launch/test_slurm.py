@@ -310,6 +310,19 @@ def test_a_warm_job_ends_when_idle_or_lost(cluster, warm, work_folder, tmp_path)
     assert len(list(work_folder.glob("wan-*"))) == 1, "the folders of those that ended are gone"
 
 
+def test_folders_of_warm_jobs_that_died_are_removed_later(cluster, work_folder, tmp_path):
+    given = slurm_warm.order(LaunchFolder(work_folder, make_request(tmp_path, "long")), {})
+    waits, died, died_lately = launches = [WarmLaunch.new(work_folder, "key") for _ in range(3)]
+    for one in launches:
+        one.write("", given)
+    (cluster / "1.json").write_text(json.dumps({"name": waits.name, "state": "PENDING", "limit": "1:00"}))
+    for one in (waits, died):
+        os.utime(one.orders.path, (0, 0))
+    assert slurm_warm.take_over(work_folder, "key", given) is None
+    assert [one.path.exists() for one in launches] == [True, False, True]
+    assert {one.name for one in slurm_warm.working_on(work_folder, given["folder"])} == {waits.name, died_lately.name}
+
+
 @pytest.mark.parametrize("name, state", [("patient", "RUNNING"), ("stubborn", "CANCELLED")])
 def test_a_cancelled_step_keeps_a_warm_job_that_stops_in_time(cluster, warm, tmp_path, monkeypatch, name, state):
     monkeypatch.setattr(slurm, "CANCEL_SECONDS", 5 if state == "RUNNING" else 0.5)

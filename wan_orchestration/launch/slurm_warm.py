@@ -23,7 +23,7 @@ from wan_orchestration.protocol.orders import OrderFile
 LEAST_SECONDS_LEFT = 600.0
 """Seconds until its time limit that a Slurm job must have to be given more work."""
 FORGOTTEN_SECONDS = 86400.0
-"""Age of the folder of a Slurm job that ended at work. Its log explains why."""
+"""How long after its last order the folder of a Slurm job that ended at work is kept. Its log explains why."""
 
 
 class WarmLaunch(SlurmFolder):
@@ -60,6 +60,12 @@ class WarmLaunch(SlurmFolder):
             self.orders.read()
         return self.orders.is_done or self.orders.order["number"] != number
 
+    def is_old(self) -> bool:
+        """Whether nothing has been said for long. It may still wait for its nodes, or work."""
+        with suppress(FileNotFoundError):
+            return time.time() - self.orders.path.stat().st_mtime > FORGOTTEN_SECONDS
+        return False
+
 
 def order(folder: LaunchFolder, variables: Mapping[str, str]) -> dict[str, Any]:
     """An order for a request. `variables` are those of the Pipes session."""
@@ -72,14 +78,13 @@ def order(folder: LaunchFolder, variables: Mapping[str, str]) -> dict[str, Any]:
 
 
 def launches(root: Path) -> list[WarmLaunch]:
-    """All launches that may run. Removes the folders of others."""
+    """All launches that have not ended by themselves. Removes the folders of those that have."""
     found = []
     for file in sorted(root.glob("wan-warm-*/orders.jsonl")):
         launch = WarmLaunch(file.parent)
         with suppress(OSError):  # another step has just removed it, or it is another user's
             launch.orders.read()
-            is_old = time.time() - file.stat().st_mtime > FORGOTTEN_SECONDS
-            if launch.orders.has_ended if launch.orders.is_done else is_old:
+            if launch.orders.is_done and launch.orders.has_ended:
                 discard(launch.path)
             else:
                 found.append(launch)
@@ -95,14 +100,17 @@ def working_on(root: Path, folder: str) -> list[WarmLaunch]:
 
 
 def idle(root: Path) -> Iterator[tuple[WarmLaunch, SlurmJob]]:
-    """Idle launches and their Slurm jobs. Raises SlurmRejected, SlurmUnreachable."""
+    """Idle launches and their Slurm jobs. Removes the folders of launches that have died.
+
+    Raises SlurmRejected, SlurmUnreachable.
+    """
     for launch in launches(root):
-        if launch.orders.is_idle:
+        if launch.orders.is_idle or launch.is_old():
             job = slurm_queue.find(launch.name)
-            if job and job.state == "RUNNING":
-                yield launch, job
-            elif job is None:
+            if job is None:
                 discard(launch.path)
+            elif launch.orders.is_idle and job.state == "RUNNING":
+                yield launch, job
 
 
 def take_over(root: Path, key: str, order: dict[str, Any]) -> tuple[WarmLaunch, SlurmJob] | None:

@@ -38,6 +38,13 @@ def patient(request: Request, reporter):
     (folder / "cancelled").write_text(request.tasks[0].job_id)
 
 
+def gated(request: Request, reporter):
+    """Succeeds once there is a file `go`."""
+    while not (request.tasks[0].output / "go").exists():
+        time.sleep(0.05)
+    succeed(request, reporter)
+
+
 def clock(request: Request, reporter):
     """Writes down the device, and when the job began and ended."""
     (task,) = request.tasks

@@ -344,9 +344,18 @@ def test_a_cancelled_step_keeps_a_warm_job_that_stops_in_time(cluster, warm, tmp
 
 
 def test_a_killed_steps_order_is_taken_over(cluster, warm, work_folder, tmp_path):
-    leave_warm(warm, work_folder, make_request(tmp_path, "succeed"))
-    outcome, log = launch(warm, make_request(tmp_path, "succeed"))
-    assert outcome == {"succeed": "succeeded"}
+    leave_warm(warm, work_folder, make_request(tmp_path, "gated"))
+
+    def go():
+        wait_until((work_folder / "generate-gated.lock").exists)
+        time.sleep(1)
+        (tmp_path / "go").touch()
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    outcome, log = launch(warm, make_request(tmp_path, "gated"))
+    thread.join()
+    assert outcome == {"gated": "succeeded"}
     assert any("Takes over the Slurm job 1 of an earlier run" in line for line in log)
     assert states(cluster) == ["RUNNING"]
 

@@ -185,7 +185,7 @@ def test_a_warm_job(client, make_request, materialize, tmp_path):
     """Two nodes serve one request after another; a cancelled step leaves them to the next."""
     outcome, _ = launch(client, make_request(output="cold", exact=tmp_path / "cold.npz"))
     assert outcome == {"dance": "succeeded"}
-    warm = client.model_copy(update={"keep_warm_seconds": 40.0})
+    warm = client.model_copy(update={"keep_warm_seconds": 60.0})
     launch(warm, make_request(steps=3))
     before = squeue(), {process.pid for process in workers(2)}
 

@@ -294,9 +294,11 @@ async def keep(folder: Path, first: socket.socket) -> None:
     serving = asyncio.create_task(keeper.serve_run(reader, writer))
     try:
         code = await keeper.run_until_end()
-        server.close()
+        keeper.end(0.0)
+        # It still answers: whoever is refused removes the folder, whose output the run may not have read yet.
         await keeper.finish(code)
     finally:
+        server.close()
         serving.cancel()
         shutil.rmtree(folder, ignore_errors=True)
 

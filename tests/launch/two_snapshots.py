@@ -4,6 +4,8 @@ a-*  WAN_CHECKPOINT_DIR
 b-*  SECOND_SNAPSHOT in its place, as if another service with its own environment had started the run: a launch that
      was started with the first snapshot cannot be taken over
 c-*  SECOND_SNAPSHOT too, but in the same environment: a launch changes its models
+
+With FAST_STEP_SECONDS, launches start `fast_worker`.
 """
 
 import os
@@ -11,11 +13,14 @@ from pathlib import Path
 
 from wan_orchestration.definitions import definitions  # noqa: F401
 from wan_orchestration.defs import resources
+from wan_orchestration.launch import torchrun
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.weights import hub
 from wan_orchestration.weights.snapshot import open_snapshot
 
 SECOND = Path(os.environ["SECOND_SNAPSHOT"])
+if os.environ["FAST_STEP_SECONDS"]:
+    torchrun.WORKER = "fast_worker"
 observe_jobs = resources.JobFolders.setup_for_execution
 
 

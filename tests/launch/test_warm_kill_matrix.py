@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import product
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ from test_kill_matrix import (
     RANK,
     ROOT,
     STEP,
+    Unbroken,
     is_free,
     nothing_left,
     project,
@@ -40,7 +40,12 @@ pytestmark = pytest.mark.heavy
 
 __all__ = ["project", "unbroken"]  # fixtures
 
-LAUNCH = [KEEPER, AGENT, RANK]
+KILL, TERM = signal.SIGKILL, signal.SIGTERM
+IDLE = [(KEEPER, KILL), (KEEPER, TERM), (AGENT, KILL), (RANK, KILL)]
+TAKING_OVER = [(STEP, KILL), (KEEPER, KILL), (RANK, KILL)]
+AT_WORK = [(STEP, KILL), (STEP, TERM), (KEEPER, KILL), (KEEPER, TERM), (AGENT, TERM), (RANK, KILL)]
+LEAVING = [(KEEPER, True), (AGENT, False), (RANK, True)]
+"""Whom, and whether the launch was asked to leave; otherwise somebody waits for its device."""
 NAMES = {STEP: "step", KEEPER: "keeper", AGENT: "agent", RANK: "rank"}
 TAKES_OVER = "Takes over the warm launch on cpu-0."
 
@@ -108,8 +113,8 @@ def make(project: Path) -> tuple[bytes, int]:
     return video(project)
 
 
-def test_idle(project, unbroken):
-    for whom, number in product(LAUNCH, (signal.SIGKILL, signal.SIGTERM)):
+def test_idle_and_leaving(project, unbroken):
+    for whom, number in IDLE:
         with case(f"idle, {NAMES[whom]}, {number.name}"):
             processes = idle_launch()
             processes[whom].send_signal(number)
@@ -117,25 +122,20 @@ def test_idle(project, unbroken):
             # Starts a launch for the next case.
             assert make(project) == (unbroken.video, 0)
     assert taken_over(project) == 0
+    kill_leaving(project, unbroken)
 
 
-WORK = [*product([STEP], (signal.SIGKILL, signal.SIGTERM)), *product(LAUNCH, (signal.SIGKILL, signal.SIGTERM))]
-
-
-def test_at_work_for_a_second_run(project, unbroken):
-    for whom, number in WORK:
+def test_taking_over_and_at_work(project, unbroken):
+    for whom, number in TAKING_OVER:
+        with case(f"taking over, {NAMES[whom]}, {number.name}"):
+            before = taken_over(project)
+            kill_second_run(project, unbroken, whom, number, lambda before=before: taken_over(project) > before)
+    for whom, number in AT_WORK:
         with case(f"at work, {NAMES[whom]}, {number.name}"):
             kill_second_run(project, unbroken, whom, number, lambda: segments_finished(project) >= 1)
 
 
-def test_taking_over(project, unbroken):
-    for whom, number in [(STEP, signal.SIGKILL), (STEP, signal.SIGTERM), *product(LAUNCH, [signal.SIGKILL])]:
-        with case(f"taking over, {NAMES[whom]}, {number.name}"):
-            before = taken_over(project)
-            kill_second_run(project, unbroken, whom, number, lambda before=before: taken_over(project) > before)
-
-
-def kill_second_run(project: Path, unbroken, whom: int, number: int, is_time: Callable[[], bool]) -> None:
+def kill_second_run(project: Path, unbroken: Unbroken, whom: int, number: int, is_time: Callable[[], bool]) -> None:
     """Starts a run that takes over the idle launch, kills a process when `is_time`, and lets the video be finished."""
     processes = idle_launch()
     (project / "videos" / "dance" / "video.mp4").unlink(missing_ok=True)
@@ -162,9 +162,9 @@ def kill_second_run(project: Path, unbroken, whom: int, number: int, is_time: Ca
     assert taken_over(project) - before == (2 if whom == STEP else 1)
 
 
-def test_leaving(project, unbroken):
+def kill_leaving(project: Path, unbroken: Unbroken) -> None:
     """It leaves because it was asked to, or because somebody waits; then one of its processes is killed."""
-    for whom, asked in [(KEEPER, True), (KEEPER, False), (AGENT, False), (RANK, True)]:
+    for whom, asked in LEAVING:
         with case(f"leaving {'on request' if asked else 'for a waiter'}, {NAMES[whom]}"):
             processes = idle_launch()
             (launch,) = launches.running()

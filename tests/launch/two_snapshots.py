@@ -1,4 +1,4 @@
-"""The code location as it is, but each job's name says which of two snapshots its run uses.
+"""The code location as it is, but the first job of a run says which of two snapshots it uses.
 
 a-*  WAN_CHECKPOINT_DIR
 b-*  SECOND_SNAPSHOT in its place, as if another service with its own environment had started the run: a launch that
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wan_orchestration.definitions import definitions  # noqa: F401
 from wan_orchestration.defs import resources
+from wan_orchestration.defs.jobs.run_requests import RANGE_START
 from wan_orchestration.launch import torchrun
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.weights import hub
@@ -25,7 +26,8 @@ observe_jobs = resources.JobFolders.setup_for_execution
 
 
 def setup_for_execution(self, context):
-    kind = context.run.tags["dagster/partition"][0] if context.run else "a"
+    tags = context.run.tags if context.run else {}
+    kind = tags.get("dagster/partition", tags.get(RANGE_START, "a"))[0]
     if kind == "b":
         os.environ["WAN_CHECKPOINT_DIR"] = str(SECOND)
         environment.cache_clear()

@@ -102,12 +102,13 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
+        # Creates its databases: API and daemon, which open it at once, could not both do it.
+        self.instance = dg.DagsterInstance.from_config(str(self.home))
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
         wait_until(self.is_ready, 180)
-        self.instance = dg.DagsterInstance.from_config(str(self.home))
 
     def is_ready(self) -> bool:
         with suppress(httpx.TransportError):

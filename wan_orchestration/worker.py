@@ -96,6 +96,9 @@ class Orders:
             while message := self._line.receive():
                 if message["do"] == "cancel":
                     self._cancelled = message["number"]
+                elif message["do"] == "ping":
+                    # Nothing else is being sent: the keeper asks only between two orders.
+                    self._line.send(do="pong")
                 else:
                     request = AnyRequest.validate_python(message["request"])
                     self._orders.put(Order(message["number"], request, message["variables"]))

@@ -9,8 +9,8 @@ run -> keeper    take    a later run takes an idle launch over: its `key` and `r
 keeper -> run    taken   whether the run has the launch
                  done    rank 0 has done what was asked
                  ended   the processes have ended, with this exit code
-keeper -> rank 0 work, cancel
-rank 0 -> keeper ready, done
+keeper -> rank 0 work, cancel; ping, before a run takes an idle launch over
+rank 0 -> keeper ready, done, pong
 anybody          tell (see `LaunchInfo`), stop
 
 A run whose connection closes without a word has died. What it asked for is cancelled: rank 0 stops at the next
@@ -47,6 +47,8 @@ LEAVE_SECONDS = 0.5
 """How long idle processes may take to end by themselves."""
 CANCEL_SECONDS = 60.0
 """How long a cancelled request may go on until the launch is ended. A denoising step must fit into it."""
+PING_SECONDS = 3.0
+"""How long an idle rank 0 may take to answer. If it does not, it is suspended or damaged."""
 READ_SECONDS = 5.0
 """How long a run may take to read the last output."""
 LINE_BYTES = 2**28
@@ -85,6 +87,8 @@ class Keeper:
         """Set once no run has this launch."""
         self.rank: StreamWriter | None = None
         """The connection of rank 0."""
+        self.answered = asyncio.Event()
+        """Set once rank 0 has answered the last ping."""
         self.request: dict[str, Any] | None = None
         """What rank 0 works on, or will once it is ready."""
         self.cancelled_at: float | None = None
@@ -130,9 +134,12 @@ class Keeper:
             case "take" if first:
                 if self.is_idle and self.ending is None and first["key"] == self.start.key:
                     self.take(first)
-                    _send(writer, taken=True)
-                    await self.serve_run(reader, writer)
-                    return
+                    if await self.rank_answers():
+                        _send(writer, taken=True)
+                        await self.serve_run(reader, writer)
+                        return
+                    self.run = None
+                    self.end(0.0)
                 _send(writer, taken=False)
         await _close(writer)
 
@@ -142,6 +149,16 @@ class Keeper:
         leases.name_holder(self.start.descriptors, message["holder"])
         # The output so far belongs to other runs.
         os.truncate(self.folder / "log", 0)
+
+    async def rank_answers(self) -> bool:
+        """Whether rank 0 of an idle launch answers. One that has not connected yet gets its request when it does."""
+        if self.rank is None:
+            return True
+        self.answered.clear()
+        _send(self.rank, do="ping")
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(self.answered.wait(), PING_SECONDS)
+        return False
 
     async def serve_run(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Serve the run that has this launch, until it gives it back or dies."""
@@ -178,7 +195,10 @@ class Keeper:
         self.rank = writer
         if self.request:
             _send(writer, **self.request)
-        while await _message(reader):
+        while message := await _message(reader):
+            if message["do"] == "pong":
+                self.answered.set()
+                continue
             if self.request and self.cancelled_at is None:
                 self.jobs += len(self.request["request"].get("tasks", [None]))
             self.request = self.cancelled_at = None
@@ -274,9 +294,11 @@ async def keep(folder: Path, first: socket.socket) -> None:
     serving = asyncio.create_task(keeper.serve_run(reader, writer))
     try:
         code = await keeper.run_until_end()
-        server.close()
+        keeper.end(0.0)
+        # It still answers: whoever is refused removes the folder, whose output the run may not have read yet.
         await keeper.finish(code)
     finally:
+        server.close()
         serving.cancel()
         shutil.rmtree(folder, ignore_errors=True)
 

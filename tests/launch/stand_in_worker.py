@@ -59,6 +59,13 @@ def crash(request: Request, reporter):
     os._exit(3)
 
 
+def linger(request: Request, reporter):
+    """Hangs after it has reported the result."""
+    (task,) = request.tasks
+    reporter.finished(Result(job_id=task.job_id, status="succeeded", created_at=task.created_at))
+    time.sleep(600)
+
+
 def mute(request: Request, reporter):
     """Ends without a result."""
 

@@ -131,6 +131,13 @@ def test_a_hung_worker_logs_its_stacks_and_is_killed(job, monkeypatch):
     assert all_end(appears(folder / "pids"))
 
 
+def test_a_worker_that_hangs_after_its_result(job, monkeypatch):
+    monkeypatch.setenv("STAND_IN_STALL", "12")
+    result, log = materialize(job("linger"))
+    assert result.success
+    assert any(line.startswith("The worker had all results, but hung for 12 s") for line in log)
+
+
 @pytest.mark.parametrize("jobs, lines", [("succeed-a succeed-b succeed-c", 2), ("succeed-a", 1)])
 def test_several_processes_divide_the_jobs(job, monkeypatch, jobs, lines):
     monkeypatch.setenv("STAND_IN_PROCESSES", "2")

@@ -80,7 +80,7 @@ class Launch:
             self._copy_output()
             silence = time.monotonic() - self.monitor.active_at
             if silence > stall_timeout:
-                raise self._kill_hung(silence) from None
+                self._kill_hung(silence)
             return
         self._close_session()
         yield from self.monitor.process(self._pipes.get_custom_messages())
@@ -109,7 +109,7 @@ class Launch:
         with suppress(OSError):
             self.line.send(do=word)
         self.line.finish()
-        with suppress(TimeoutError):  # the keeper itself hangs
+        with suppress(OSError):  # TimeoutError: the keeper itself hangs; others: this has left before
             while self.line.receive(self.grace + KEEPER_SECONDS) is not None:
                 continue
         self.line.close()
@@ -121,13 +121,16 @@ class Launch:
             self._session = None
             session.close()
 
-    def _kill_hung(self, silence: float) -> WorkerDied:
-        """Log the stacks of all processes, end them, and return the error to raise."""
+    def _kill_hung(self, silence: float) -> None:
+        """Log the stacks of all processes and end them. Raises WorkerDied: a job has no outcome."""
         self.context.log.error("\n".join(["The worker hangs here:", *self._stacks()]))
         self._copy_output()
         self._close_session()
         self._leave("end")
-        return WorkerDied(
+        if not self.monitor.pending:
+            self.context.log.warning(f"The worker had all results, but hung for {silence:.0f} s.")
+            return
+        raise WorkerDied(
             f"The worker hung: {self.monitor.current_job} made no progress for {silence:.0f} s "
             "(stall_timeout_seconds); the stacks of its processes are in this run's log.",
             self.monitor.current_job,

@@ -182,8 +182,11 @@ def kill_leaving(project: Path, unbroken: Unbroken) -> None:
         processes = idle_launch()
         (launch,) = launches.running()
         with step(project) as second:
-            wait_until(lambda: list((project / "leases" / "queue").iterdir()), unbroken.patience)
-            launches.stop(launch)
+            # The run waits behind a ticket that does not make the launch leave.
+            with leases.queued(project / "leases", ["cpu-0"], "a test", leases.Wish(launch.key, 1)):
+                queue = project / "leases" / "queue"
+                wait_until(lambda: len(list(queue.iterdir())) == 2, unbroken.patience)
+                assert launches.stop(launch)
             assert second.wait() == 0, (project / "log").read_text()
         assert video(project) == (unbroken.video, 0)
         wait_until(lambda: nothing_left(processes[KEEPER:]), GONE_SECONDS)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "data" / "models" / "wan-animate-mini"
 TESTS = ROOT / "tests"
-JOBS = {"fast": int(os.environ.get("WARM_LOAD_JOBS", 200)), "real": int(os.environ.get("WARM_LOAD_REAL_JOBS", 40))}
+JOBS = {"fast": int(os.environ.get("WARM_LOAD_JOBS", 200)), "real": int(os.environ.get("WARM_LOAD_REAL_JOBS", 60))}
 """Number of jobs by engine."""
 UNFINISHED = 5
 """The most unfinished jobs of a client that sends one at a time."""
@@ -465,6 +465,11 @@ def test_many_jobs(service, request, make_job, make_raw_job, capsys):
         "run states": Counter(run.status.value for run in runs),
         "kills": killer.kills,
         "launches started": len(watcher.keepers),
+        "launches taken over": sum(
+            entry.user_message.startswith("Takes over ")
+            for run in runs
+            for entry in service.instance.all_logs(run.run_id)
+        ),
         "videos of warm launches": warm[True],
         "videos of new launches": warm[False],
         "leases of a neighbour": len(neighbour.waits),

@@ -18,8 +18,8 @@ from wan_orchestration.worker import main
 STEP_SECONDS = float(os.environ.get("FAST_STEP_SECONDS") or 0)
 
 
-def run(requests, is_cancelled, networks) -> None:
-    for request, reporter in requests:
+def run(requests, is_cancelled=lambda: False, networks=None) -> None:
+    for request, reporter in requests or ():
         try:
             for task in request.tasks:
                 denoise(task, reporter, is_cancelled)

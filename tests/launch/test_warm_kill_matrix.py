@@ -77,10 +77,10 @@ def tree(keeper: int) -> list[psutil.Process]:
 
 
 def idle_launch() -> list[psutil.Process]:
-    """Waits until the only launch is idle. Returns None and its processes: indices as in `tree` of the kill matrix."""
+    """Waits until the only launch is idle. Returns this process as `STEP`, and the launch's three."""
     wait_until(lambda: [one.state for one in launches.running()] == ["idle"], GONE_SECONDS)
     (launch,) = launches.running()
-    return [None, *tree(launch.pid)]
+    return [psutil.Process(), *tree(launch.pid)]
 
 
 def is_gone(project: Path, processes: list[psutil.Process]) -> bool:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from itertools import cycle
@@ -124,7 +124,7 @@ class Service:
     def jobs_of(self, run: dg.DagsterRun) -> list[str]:
         return jobs_of(run, self.instance.get_dynamic_partitions("jobs"))
 
-    def runs_of(self, key: str) -> list[dg.DagsterRun]:
+    def runs_of(self, key: str) -> Sequence[dg.DagsterRun]:
         """Of the batch of jobs that this one belongs to."""
         return (
             self.instance.get_runs(dg.RunsFilter(tags={BATCH: key.rsplit("-", 1)[0]}))
@@ -510,7 +510,7 @@ def test_many_jobs(service, request, make_job, make_raw_job, capsys):
 def made_videos(instance: dg.DagsterInstance, keys) -> Counter[str]:
     """How many times each job's video was materialized."""
     records = instance.fetch_materializations(dg.AssetKey("generated_video"), limit=10_000).records
-    return Counter(dict.fromkeys(keys, 0)) + Counter(record.partition_key for record in records)
+    return Counter(dict.fromkeys(keys, 0)) + Counter(str(record.partition_key) for record in records)
 
 
 def reasons(service: Service, keys) -> str:

@@ -1,6 +1,6 @@
 """Seconds of each stretch from the moment a job is sent to its first denoising step, and to its video.
 
-    uv run python benchmarks/first_step.py [--jobs 3] [--drop] [--checkpoint-dir DIR] [--job FOLDER] [--json FILE]
+    uv run python benchmarks/first_step.py [--jobs 3] [--drop] [--at-once] [--checkpoint-dir DIR] [--job FOLDER]
 
 Starts `wan-animate serve --dagster` on an instance and a data folder of its own: API, daemon, code server. Posts the
 jobs one after another, each when the one before is done; with --drop it copies them into the drop folder instead. Jobs
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
@@ -69,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=3)
     parser.add_argument("--drop", action="store_true", help="copy jobs into the drop folder instead of posting them")
+    parser.add_argument("--at-once", action="store_true", help="do not wait for a job before the next one is posted")
     parser.add_argument("--job", type=Path, help="a job folder to copy; default: clips drawn here")
     parser.add_argument("--frames", type=int, default=5, help="of drawn clips, one segment")
     parser.add_argument("--size", default="192x128", help="WIDTHxHEIGHT of drawn clips, multiples of 16")
@@ -99,7 +101,8 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict:
     with Service(scratch, arguments) as service:
         idle = service.idle(arguments.idle) if arguments.idle else None
         began = time.time()
-        rows = [stretches(*service.make(job)) for job in jobs]
+        with ThreadPoolExecutor(len(jobs) if arguments.at_once else 1) as clients:
+            rows = [stretches(*made) for made in clients.map(service.make, jobs)]
         return {"jobs": rows, "total": time.time() - began, "idle": idle, "load": os.getloadavg()[0]}
 
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 import uvicorn
 
 from wan_orchestration.api.services import api_settings
+from wan_orchestration.cli.dagster_command import open_instance
 from wan_orchestration.cli.flags import Parser
 from wan_orchestration.cli.terminal import reports_errors
 from wan_orchestration.errors import BadInput
@@ -73,6 +74,8 @@ def dagster(port: int) -> Iterator[None]:
     """Runs Dagster's UI and daemon during the block. BadInput: this is not the project's root folder."""
     if not Path("workspace.yaml").is_file():
         raise BadInput("workspace.yaml: no such file; start this in the project's root folder")
+    # The API and Dagster must not both create the databases of a new instance.
+    open_instance().dispose()
     environment = {**os.environ, "DAGSTER_HOME": str(DagsterHome().home.absolute())}
     command = [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
     with managed_process(command, environment, STOP_SECONDS):

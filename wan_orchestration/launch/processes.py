@@ -11,16 +11,9 @@ import psutil
 
 
 @contextmanager
-def managed_process(
-    command: Sequence[str], environment: dict[str, str], grace: float, descriptors: Sequence[int] = ()
-) -> Iterator[subprocess.Popen]:
-    """A process in a session of its own. Ends it and all its descendants on exit.
-
-    `descriptors` stay open in the process, under their own numbers.
-    """
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True, pass_fds=tuple(descriptors)
-    )
+def managed_process(command: Sequence[str], environment: dict[str, str], grace: float) -> Iterator[subprocess.Popen]:
+    """A process in a session of its own. Ends it and all its descendants on exit."""
+    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield process
     finally:

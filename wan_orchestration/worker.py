@@ -62,7 +62,7 @@ class Order:
     variables: Mapping[str, str]
     """Of the step's Pipes session."""
 
-    def report(self) -> PipesContext:
+    def open_session(self) -> PipesContext:
         """The step's Pipes session. `open_dagster_pipes` would open only one in the life of a process."""
         params = PipesMappingParamsLoader(self.variables)
         return PipesContext(params, PipesDefaultContextLoader(), PipesDefaultMessageWriter())
@@ -83,7 +83,7 @@ class Orders:
         return self._cancelled >= self._present
 
     def __iter__(self) -> Iterator[Order]:
-        """Orders one after another, until there will be no more. Asking for the next means this is done."""
+        """Orders one after another, until there will be no more. Who asks for the next has done the present one."""
         self._line.send(do="ready")
         while order := self._orders.get():
             self._present = order.number
@@ -184,7 +184,8 @@ def make_clips_between(
 ) -> Iterator[tuple[Request, PipesReporter]]:
     """Does the orders to make clips, and yields the requests for videos, each while its Pipes session is open."""
     for order in orders:
-        with suppress(FileNotFoundError), order.report() as pipes:  # there is no file for the messages without the step
+        # If the step is gone, so is the file for its messages.
+        with suppress(FileNotFoundError), order.open_session() as pipes:
             if isinstance(order.request, PreprocessRequest):
                 outcome = preprocess(order.request, pipes, is_cancelled, networks)
                 pipes.report_custom_message(outcome.model_dump(mode="json"))
@@ -235,12 +236,22 @@ def preprocess(
     except Exception as error:
         pipes.log.error(traceback.format_exc())
         outcome.error = f"{type(error).__name__}: {error}"
-    # The models of earlier videos may take the memory. No longer in the `except` block, whose traceback holds networks.
+        full = _ran_out_of_memory(error)
+    # Outside of the `except` block, whose traceback holds networks.
     networks.free()
-    if networks.make_room():
+    if full and networks.make_room():
         pipes.log.info(f"{request.job_id}: frees the models of earlier videos and tries again")
         return preprocess(request, pipes, is_cancelled, networks)
     return outcome
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Whether an estimator ran out of memory. Without PyTorch, there are no models that could make room."""
+    if "torch" not in sys.modules:
+        return False
+    from wan_orchestration.animate.memory.capacity import ran_out_of_memory  # noqa: PLC0415 (torch)
+
+    return ran_out_of_memory(error)
 
 
 def write_stacks_on_demand(file: Path) -> None:

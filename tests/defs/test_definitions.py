@@ -51,7 +51,7 @@ def test_no_look_at_the_drop_folder_is_skipped(repository: dg.RepositoryDefiniti
 def test_every_asset_is_described(repository: dg.RepositoryDefinition):
     nodes = {node.key.to_user_string(): node for node in repository.asset_graph.asset_nodes}
     per_job = {"job_inputs", "job_settings", "preprocessed_clips", "generated_video"}
-    assert set(nodes) == per_job | {"weight_snapshot", "rejected_folders", "job_catalog"}
+    assert set(nodes) == per_job | {"weight_snapshot", "rejected_folders", "job_catalog", "warm_launches"}
     for name, node in nodes.items():
         assert node.description and node.kinds and node.owners and node.group_name != "default", name
         assert node.code_version or node.is_external, name

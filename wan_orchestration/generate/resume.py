@@ -18,9 +18,9 @@ from wan_orchestration.files import remove, replacing
 from wan_orchestration.protocol.messages import BY_ALIAS, SegmentFacts, Task
 from wan_orchestration.video.writer import write_segment
 
-LOCK_SECONDS, POLL_SECONDS = 60.0, 0.2
-"""How long to wait for another process that generates the same video, and how often to look. A cancelled launch needs
-up to a denoising step."""
+LOCK_SECONDS, POLL_SECONDS = 120.0, 0.2
+"""How long to wait for another process that generates the same video, and how often to look. A cancelled launch stops
+within a minute, or is ended."""
 
 
 class _State(BaseModel):

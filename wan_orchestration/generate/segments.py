@@ -165,8 +165,8 @@ class SegmentMaker:
         return animator, self.execution
 
     def free_models(self) -> bool:
-        """Free this rank's models. Returns whether that was possible: with FSDP, ranks must free them together."""
-        if self.models is None or self.fsdp:
+        """Free the models. Returns whether that was possible: several ranks would have to free them together."""
+        if self.models is None or self.ranks.size > 1:
             return False
         models, self.models = self.models, None
         models.free_all()

@@ -1,7 +1,7 @@
-"""Keeps a launch: starts torchrun, passes requests of Dagster runs on to rank 0, and ends all of it.
+"""Keeps a launch: starts torchrun, passes requests of Dagster runs on to rank 0, and ends the processes.
 
-`python -m wan_orchestration.launch.keeper FOLDER DESCRIPTOR` is started by a step, which speaks first, over the
-socket of that descriptor. Later runs connect to FOLDER/socket. One run at a time has the launch:
+`python -m wan_orchestration.launch.keeper FOLDER DESCRIPTOR`: a step starts it and is its first run, connected by
+DESCRIPTOR. Later runs connect to FOLDER/socket. One run at a time has the launch:
 
 run -> keeper    take    a later run takes an idle launch over: its `key` and `run`, the name of the `holder`
                  work    a request, with the environment variables of its Pipes session
@@ -13,9 +13,10 @@ keeper -> rank 0 work, cancel; ping, before a run takes an idle launch over
 rank 0 -> keeper ready, done, pong
 anybody          tell (see `LaunchInfo`), stop
 
-A run whose connection closes without a word has died. What it asked for is cancelled: rank 0 stops at the next
-denoising step, and the models stay for the next run. An idle launch ends after some time, when somebody waits for its
-devices, or when the process that it belongs to is gone. It has nothing to lose then, so its processes get no grace.
+A run whose connection closes without `give_back` or `cancel` has died. What it asked for is cancelled: rank 0 stops at
+the next denoising step, and the models stay for the next run. If the launch is not to stay, the word decides how long
+its processes may take to end. An idle launch ends after some time, when somebody waits for its devices, or when the
+process that it belongs to is gone.
 """
 
 import asyncio
@@ -41,12 +42,13 @@ from wan_orchestration.protocol.lines import is_same_user, listen
 
 TICK_SECONDS = 0.2
 YIELD_SECONDS = 0.4
-"""How long somebody must have been waiting for a device before an idle launch leaves it. Who finds a free one does not
-wait so long."""
+"""How long somebody must have been waiting for a device before an idle launch leaves it. A run that finds a free device
+leaves the queue sooner."""
 LEAVE_SECONDS = 0.5
 """How long idle processes may take to end by themselves."""
 CANCEL_SECONDS = 60.0
-"""How long a cancelled request may go on until the launch is ended. A denoising step must fit into it."""
+"""How long a cancelled request may go on until the launch is ended. A denoising step, loading the weights or joining
+the video must fit into it."""
 PING_SECONDS = 3.0
 """How long an idle rank 0 may take to answer. If it does not, it is suspended or damaged."""
 READ_SECONDS = 5.0
@@ -87,6 +89,8 @@ class Keeper:
         """Set once no run has this launch."""
         self.rank: StreamWriter | None = None
         """The connection of rank 0."""
+        self.was_ready = False
+        """Whether rank 0 has connected."""
         self.answered = asyncio.Event()
         """Set once rank 0 has answered the last ping."""
         self.request: dict[str, Any] | None = None
@@ -115,6 +119,16 @@ class Keeper:
         """Whether no run has this launch, and rank 0 does nothing."""
         return self.run is None and self.request is None
 
+    @property
+    def can_be_taken(self) -> bool:
+        """Whether a run may take it over."""
+        return self.is_idle and self.ending is None and not self.stop_when_idle and not self.rank_has_left
+
+    @property
+    def rank_has_left(self) -> bool:
+        """Whether rank 0 has closed its connection: its process has ended, or is about to."""
+        return self.rank is None and self.was_ready
+
     # ---- what others say
 
     async def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
@@ -123,7 +137,8 @@ class Keeper:
         first = await _message(reader) if is_same_user(peer) else None
         match (first or {}).get("do"):
             case "tell" if first:
-                _send(writer, **self.tell(first["memory"]))
+                memory = await asyncio.to_thread(_memory_of, self.process.pid) if first["memory"] else None
+                _send(writer, **self.tell(), memory_bytes=memory)
             case "stop" if first:
                 self.stop_when_idle = True
                 if first["at_once"]:
@@ -132,9 +147,9 @@ class Keeper:
             case "ready":
                 await self.serve_rank(reader, writer)
             case "take" if first:
-                if self.is_idle and self.ending is None and first["key"] == self.start.key:
+                if self.can_be_taken and first["key"] == self.start.key:
                     self.take(first)
-                    if await self.rank_answers():
+                    if await self.rank_answers() and self.ending is None:
                         _send(writer, taken=True)
                         await self.serve_run(reader, writer)
                         return
@@ -148,7 +163,8 @@ class Keeper:
         self.run = message["run"]
         leases.name_holder(self.start.descriptors, message["holder"])
         # The output so far belongs to other runs.
-        os.truncate(self.folder / "log", 0)
+        with suppress(OSError):
+            os.truncate(self.folder / "log", 0)
 
     async def rank_answers(self) -> bool:
         """Whether rank 0 of an idle launch answers. One that has not connected yet gets its request when it does."""
@@ -192,7 +208,7 @@ class Keeper:
 
     async def serve_rank(self, reader: StreamReader, writer: StreamWriter) -> None:
         """Serve rank 0, until its process ends."""
-        self.rank = writer
+        self.rank, self.was_ready = writer, True
         if self.request:
             _send(writer, **self.request)
         while message := await _message(reader):
@@ -207,8 +223,8 @@ class Keeper:
                 _send(self.runner, done=True)
         self.rank = None
 
-    def tell(self, memory: bool) -> dict[str, Any]:
-        """The fields of `LaunchInfo`. Measuring the `memory` takes time."""
+    def tell(self) -> dict[str, Any]:
+        """The fields of `LaunchInfo`, other than `memory_bytes`."""
         leaving = self.ending is not None
         return {
             "id": self.folder.name,
@@ -222,7 +238,6 @@ class Keeper:
             "jobs": self.jobs,
             "idle_seconds": round(time.monotonic() - self.idle_since, 1) if self.is_idle else 0.0,
             "keep_warm_seconds": self.start.keep_warm_seconds,
-            "memory_bytes": sum(map(_memory, descendants(self.process.pid))) if memory else None,
         }
 
     # ---- when it ends
@@ -251,17 +266,22 @@ class Keeper:
         if not self.is_idle:
             return
         unwanted = now - self.idle_since >= self.start.keep_warm_seconds or self.stop_when_idle
-        if unwanted or self.is_waited_for(now) or not self.is_owned():
+        if unwanted or self.rank_has_left or self.is_waited_for(now) or not self.is_owned():
             self.end(0.0)
 
     def is_waited_for(self, now: float) -> bool:
         """Whether somebody who cannot take this launch over has been waiting for one of its devices."""
         tickets = leases.waiting(Path(self.start.lease_folder), self.start.devices)
-        if all(one.wish and one.wish.allows(self.start.key, self.start.processes) for one in tickets):
+        if all(self.serves(ticket) for ticket in tickets):
             self.waited_since = None
         elif self.waited_since is None:
             self.waited_since = now
         return self.waited_since is not None and now - self.waited_since >= YIELD_SECONDS
+
+    def serves(self, ticket: leases.Ticket) -> bool:
+        """Whether the run that waits with this ticket can take this launch over."""
+        allowed = ticket.wish is not None and ticket.wish.allows(self.start.key, self.start.processes)
+        return allowed and set(self.start.devices) <= set(ticket.devices)
 
     def is_owned(self) -> bool:
         """Whether the process that this launch belongs to still runs."""
@@ -269,7 +289,8 @@ class Keeper:
             return True
         pid, started = self.start.owner
         try:
-            return psutil.Process(pid).create_time() == started
+            owner = psutil.Process(pid)
+            return owner.create_time() == started and owner.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
@@ -295,7 +316,7 @@ async def keep(folder: Path, first: socket.socket) -> None:
     try:
         code = await keeper.run_until_end()
         keeper.end(0.0)
-        # It still answers: whoever is refused removes the folder, whose output the run may not have read yet.
+        # The socket stays open, because `launches.ask` removes a folder whose socket refuses connections.
         await keeper.finish(code)
     finally:
         server.close()
@@ -321,6 +342,11 @@ async def _close(writer: StreamWriter) -> None:
         await writer.drain()
         writer.close()
         await writer.wait_closed()
+
+
+def _memory_of(pid: int) -> int:
+    """Bytes of memory of a process and its descendants."""
+    return sum(map(_memory, descendants(pid)))
 
 
 def _memory(process: psutil.Process) -> int:

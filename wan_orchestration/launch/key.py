@@ -11,8 +11,8 @@ import wan_orchestration
 from wan_orchestration.settings.environment import environment
 
 DECISIVE_VARIABLES = (
-    "CUDA_", "GLOO_", "HF_", "LD_", "MKL_", "MODELSCOPE_", "NCCL_", "NVIDIA_", "OMP_", "PATH", "PYTHON", "PYTORCH_",
-    "TORCH", "TRITON_", "WAN_",
+    "CUBLAS_", "CUDA_", "CUDNN_", "GLOO_", "GOMP_", "HF_", "KMP_", "LD_", "MKL_", "MODELSCOPE_", "NCCL_", "NVIDIA_",
+    "OMP_", "OPENBLAS_", "PATH", "PYTHON", "PYTORCH_", "TMPDIR", "TORCH", "TRITON_", "WAN_",
 )  # fmt: skip
 """Beginnings of the environment variables that a launch keeps from its start. If one differs, another is started."""
 

@@ -24,7 +24,7 @@ KEEPER_SECONDS = 15.0
 
 
 class Launch:
-    """A launch that a run has.
+    """A run's connection to a launch.
 
     Args:
         line: connection to its keeper.
@@ -101,7 +101,7 @@ class Launch:
         self._leave("give_back")
 
     def cancel(self) -> None:
-        """As `give_back`, but first stop what was asked for: at the next denoising step if the launch stays warm."""
+        """As `give_back`, but stop what was asked for. A warm launch does so later, at the next denoising step."""
         self._close_session()
         self._leave("cancel")
 

@@ -26,16 +26,17 @@ class WorkerDied(RuntimeError):
 
 
 class Launcher(dg.ConfigurableResource, ABC):
-    """Runs `wan_orchestration.worker` in processes of its own. They end with the step.
+    """Runs `wan_orchestration.worker` in launches: processes that end with the run, or stay warm for later runs.
 
-    If the step is killed, they end too on this machine; a Slurm job keeps running until a later step takes it over.
+    If the step is killed, what it asked for is cancelled on this machine; a Slurm job keeps working until a later step
+    takes it over.
     """
 
     @abstractmethod
     def generate(self, context: dg.AssetExecutionContext, request: Request) -> Generator[Result]:
-        """Run a request's tasks in one launch. Yields each result when it arrives, those of failed tasks included.
+        """Run a request's tasks. Yields each result when it arrives, those of failed tasks included.
 
-        Close the iterator (`contextlib.closing`) to end the launch early. Logs the progress to Dagster.
+        Close the iterator (`contextlib.closing`) to cancel the request. Logs the progress to Dagster.
 
         Raises:
             WorkerDied: the worker ended without a result for every task, or hung.
@@ -44,7 +45,7 @@ class Launcher(dg.ConfigurableResource, ABC):
 
     @abstractmethod
     def preprocess(self, context: dg.AssetExecutionContext, request: PreprocessRequest) -> PreprocessOutcome:
-        """Make a job's clips in a single process.
+        """Make a job's clips on one device.
 
         Raises:
             WorkerDied: the worker ended without an outcome, or hung.

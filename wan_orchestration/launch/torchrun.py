@@ -2,8 +2,8 @@
 
 Each launch has a keeper (`launch/keeper.py`), which is the parent of its torchrun and ends the whole process tree:
 
-- The step is cancelled, fails or dies: the keeper notices that its connection closes. A launch that stays warm stops
-  at the next denoising step. Any other launch ends; after a grace period its processes are killed.
+- The step is cancelled, fails or dies: the keeper notices that the step's connection closes. A launch that stays warm
+  stops at the next denoising step. Any other launch ends; after a grace period its processes are killed.
 - The keeper is killed: torchrun dies with it (`setpriv --pdeathsig`), and the ranks die with torchrun (`worker.py`).
 - The worker hangs: its processes write their stacks to the log, then they are killed.
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, cast
@@ -164,9 +164,9 @@ class TorchrunClient(Launcher):
         self._give_back_kept()
         count = max(1, processes)
         devices = self.gpus.find(len(requests) * count)
-        run = f"run {context.run.run_id[:8]} ({_job_names(requests)})"
-        search = _Search(self, devices, context.run.run_id, run, requests[0].snapshot, processes)
-        with queued(devices.lease_folder, devices.names, run, search.wish) as place:
+        holder = f"run {context.run.run_id[:8]} ({_job_names(requests)})"
+        search = _Search(self, devices, context.run.run_id, holder, requests[0].snapshot, processes)
+        with queued(devices.lease_folder, devices.names, holder, search.wish) as place:
             while search.fill(place, len(requests), found) < len(requests):
                 place.explain(count * len(requests), context.log.info)
                 time.sleep(POLL_SECONDS)
@@ -181,7 +181,7 @@ class TorchrunClient(Launcher):
         self._kept = []
 
     def start(self, devices: Devices, lease: Lease, run: str, holder: str) -> Launch:
-        """Start a launch on leased devices. Its keeper takes the lease."""
+        """Start a launch on leased devices. Its keeper holds them too, so the caller can close the lease."""
         folder = launches.root() / secrets.token_hex(4)
         folder.mkdir()
         count = len(lease.devices)
@@ -210,7 +210,6 @@ class TorchrunClient(Launcher):
                 start_new_session=True,
                 pass_fds=[theirs.fileno(), *lease.descriptors],
             )
-        lease.close()
         return Launch(Line(ours), folder, lease.devices, count, self.grace_seconds)
 
     def key(self, devices: Devices) -> str:
@@ -263,7 +262,8 @@ class _Search:
         alike = [launch for launch in idle if self.snapshot is None or launch.snapshot in (self.snapshot, None)]
         self._take_over(alike, wanted, found)
         while len(found) < wanted and (lease := place.lock(max(1, self.processes))):
-            found.append(self.client.start(self.devices, lease, self.run, self.holder))
+            with closing(lease):
+                found.append(self.client.start(self.devices, lease, self.run, self.holder))
         self._take_over([launch for launch in idle if launch not in alike], wanted, found)
         return len(found)
 

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -159,8 +159,9 @@ def hold(files: Sequence[Path]) -> None:
 def name_holder(descriptors: Sequence[int], holder: str) -> None:
     """Write the name of the job that holds these open locks into their files."""
     for descriptor in descriptors:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{holder}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
+        with suppress(OSError):  # the disk is full; the lock holds without a name
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{holder}, since {time.strftime('%Y-%m-%d %H:%M:%S')}".encode(), 0)
 
 
 def _tickets(folder: Path) -> Iterator[Ticket]:

@@ -25,8 +25,8 @@ warm_launches = dg.AssetSpec(
 )
 def launches_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     found = launches.running(memory=True)
-    # Idle times alone are no news.
-    news = repr([(one.id, one.state, one.jobs, one.snapshot) for one in found])
+    # A changed idle time, or another job, makes no event.
+    news = repr([(one.id, one.state, one.snapshot) for one in found])
     return dg.SensorResult(
         asset_events=[_table(found)] if news != (context.cursor or "[]") else [],
         cursor=news,

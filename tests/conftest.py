@@ -112,3 +112,19 @@ def tiny_snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     random_snapshot.write(folder, random_snapshot.Widths(layers=5))
     return folder
+
+
+@pytest.fixture
+def style(tmp_path):
+    """A LoRA file, see `lora_files`."""
+    from lora_files import STYLE, write_lora
+
+    return write_lora(tmp_path / "style.safetensors", STYLE)
+
+
+@pytest.fixture
+def motion(tmp_path):
+    """Another one. It changes one of the same weights."""
+    from lora_files import MOTION, write_lora
+
+    return write_lora(tmp_path / "motion.safetensors", MOTION, seed=1)

@@ -18,16 +18,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def style(tmp_path):
-    return write_lora(tmp_path / "style.safetensors", STYLE)
-
-
-@pytest.fixture
-def motion(tmp_path):
-    return write_lora(tmp_path / "motion.safetensors", MOTION, seed=1)
-
-
-@pytest.fixture
 def reads(monkeypatch):
     """Names of the tensors that are read from safetensors files."""
     names = []

@@ -7,7 +7,6 @@ from itertools import combinations
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan_animate import WanAnimateMotionEncoder
-from lora_files import MOTION, STYLE, write_lora
 
 from benchmarks import random_snapshot
 from wan_orchestration.animate.lora import Lora
@@ -17,16 +16,6 @@ from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Task
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights.snapshot import open_snapshot
-
-
-@pytest.fixture
-def style(tmp_path):
-    return write_lora(tmp_path / "style.safetensors", STYLE)
-
-
-@pytest.fixture
-def motion(tmp_path):
-    return write_lora(tmp_path / "motion.safetensors", MOTION, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,16 @@ def materialize(tmp_path: Path) -> tuple[dg.ExecuteInProcessResult, list[str]]:
         return result, [entry.user_message for entry in instance.all_logs(result.run_id)]
 
 
+def start_step(tmp_path: Path) -> subprocess.Popen:
+    """Materializes the asset in a process of its own."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-f", str(DEFINITIONS), "--select", "launched"]
+    with (tmp_path / "log").open("w") as log:
+        return subprocess.Popen(command, env={**os.environ, "DAGSTER_HOME": str(home)}, stdout=log, stderr=log)
+
+
 def failure(result: dg.ExecuteInProcessResult) -> str:
     (event,) = [event for event in result.all_events if event.is_step_failure]
     cause = event.step_failure_data.error.cause
@@ -157,12 +167,7 @@ def test_several_processes_divide_the_jobs(job, monkeypatch, jobs, lines):
 )
 def test_nothing_survives_the_step(job, tmp_path, name, number):
     folder = job(name)
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
-    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-f", str(DEFINITIONS), "--select", "launched"]
-    with (tmp_path / "log").open("w") as log:
-        step = subprocess.Popen(command, env={**os.environ, "DAGSTER_HOME": str(home)}, stdout=log, stderr=log)
+    step = start_step(tmp_path)
     pids = appears(folder / "pids")
     assert is_leased(tmp_path)
     step.send_signal(number)

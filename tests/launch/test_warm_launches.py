@@ -3,14 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from test_torchrun import DEFINITIONS, all_end, appears, job, materialize
+from test_torchrun import all_end, appears, job, materialize, start_step
 
 from wan_orchestration.launch import torchrun
 from wan_orchestration.protocol import launches, leases, lines
@@ -84,12 +83,7 @@ def test_a_launch_started_otherwise_is_replaced(warm, monkeypatch):
 def test_a_run_dies_then_the_keeper(warm, tmp_path):
     """The launch stops what the dead run asked for, and stays. Nothing survives the keeper."""
     folder = warm("patient")
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}")
-    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-f", str(DEFINITIONS), "--select", "launched"]
-    with (tmp_path / "log").open("w") as log:
-        step = subprocess.Popen(command, env={**os.environ, "DAGSTER_HOME": str(home)}, stdout=log, stderr=log)
+    step = start_step(tmp_path)
     appears(folder / "pids")
     assert only_launch().state == "working"
     step.kill()

@@ -199,15 +199,15 @@ class Runner:
         except Cancelled:
             raise
         except Exception as error:
-            if ran_out_of_memory(error):
-                text = f"out of memory: {error}"
-            elif isinstance(error, RankFailed):
-                self.maker.healthy = False
+            known_reason = False
+            if isinstance(error, RankFailed):
                 text = str(error)
+            elif known_reason := ran_out_of_memory(error):
+                text = f"out of memory: {error}"
             else:
-                self.maker.healthy = False
                 self.reporter.log(traceback.format_exc())
                 text = f"{type(error).__name__}: {error}"
+            self.maker.healthy &= known_reason
             # An earlier run may have damaged the process, so a task may succeed in a new one.
             damaged = self.warm and not self.maker.healthy
             return {"status": "failed", **known, "error": text, "may_pass": damaged or not self.ranks.usable}

@@ -36,7 +36,7 @@ from typing import Any
 
 import psutil
 
-from wan_orchestration.launch.processes import descendants, stop
+from wan_orchestration.launch.processes import descendants, is_running, stop
 from wan_orchestration.protocol import leases
 from wan_orchestration.protocol.lines import is_same_user, listen
 
@@ -285,14 +285,7 @@ class Keeper:
 
     def is_owned(self) -> bool:
         """Whether the process that this launch belongs to still runs."""
-        if self.start.owner is None:
-            return True
-        pid, started = self.start.owner
-        try:
-            owner = psutil.Process(pid)
-            return owner.create_time() == started and owner.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return self.start.owner is None or is_running(*self.start.owner)
 
     async def finish(self, code: int) -> None:
         """Tell the run that has this launch, if there is one, and wait until it has read the output."""

@@ -44,6 +44,15 @@ def descendants(pid: int) -> set[psutil.Process]:
     return set()
 
 
+def is_running(pid: int, timestamp: float) -> bool:
+    """Whether the process that had this id at that Unix time still runs."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= timestamp + 1
+    except psutil.NoSuchProcess:
+        return False
+
+
 def dagster_service() -> tuple[int, float] | None:
     """Process id and start time of the `dagster dev`, daemon or webserver that this process comes from; None for a
     process that a shell started."""

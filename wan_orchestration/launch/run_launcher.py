@@ -2,10 +2,10 @@
 
 import socket
 
-import psutil
 from dagster import DagsterEventType, DagsterRun, DefaultRunLauncher
 
 from wan_orchestration.launch.dagster_internals import GRPC_INFO_TAG, CheckRunHealthResult, WorkerStatus
+from wan_orchestration.launch.processes import is_running
 
 HOST_TAG = "host"
 """Run tag: the machine that executes the run."""
@@ -33,16 +33,7 @@ class LocalRunLauncher(DefaultRunLauncher):
             pid = entry.dagster_event.engine_event_data.metadata.get("pid")
             if pid is None:
                 continue
-            if _is_alive(int(str(pid.value)), entry.timestamp):
+            if is_running(int(str(pid.value)), entry.timestamp):
                 break
             return CheckRunHealthResult(WorkerStatus.FAILED, f"its process, {pid.value}, is gone")
         return CheckRunHealthResult(WorkerStatus.RUNNING)
-
-
-def _is_alive(pid: int, timestamp: float) -> bool:
-    """Whether the process that had this id at that Unix time still runs."""
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= timestamp + 1
-    except psutil.NoSuchProcess:
-        return False

@@ -180,7 +180,7 @@ class TorchrunClient(Launcher):
             launch.give_back()
         self._kept = []
 
-    def start(self, devices: Devices, lease: Lease, run: str, holder: str) -> Launch:
+    def start(self, devices: Devices, lease: Lease, key: str, run: str, holder: str) -> Launch:
         """Start a launch on leased devices. Its keeper holds them too, so the caller can close the lease."""
         folder = launches.root() / secrets.token_hex(4)
         folder.mkdir()
@@ -188,7 +188,7 @@ class TorchrunClient(Launcher):
         ours, theirs = socket.socketpair()
         start = Start(
             command=self._command(folder, count),
-            key=self.key(devices),
+            key=key,
             run=run,
             holder=holder,
             devices=lease.devices,
@@ -263,7 +263,7 @@ class _Search:
         self._take_over(alike, wanted, found)
         while len(found) < wanted and (lease := place.lock(max(1, self.processes))):
             with closing(lease):
-                found.append(self.client.start(self.devices, lease, self.run, self.holder))
+                found.append(self.client.start(self.devices, lease, self.wish.key, self.run, self.holder))
         self._take_over([launch for launch in idle if launch not in alike], wanted, found)
         return len(found)
 

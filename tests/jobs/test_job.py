@@ -158,7 +158,10 @@ def test_links(make_job: Make, tmp_path: Path) -> None:
     [
         ("generate: {sampling_step: 3}", r"generate\.sampling_step: unknown key; did you mean sampling_steps\?"),
         ("generate: {colour: red}", r"generate\.colour: unknown key; known keys: .*clip_len, .*seed"),
-        ("prioritty: 3", r"prioritty: unknown key; did you mean priority\? known keys: mode, priority, preprocess"),
+        (
+            "prioritty: 3",
+            r"prioritty: unknown key; did you mean priority\? known keys: mode, priority, review, preprocess",
+        ),
         ("generate: {mode: replace}", r"generate\.mode \(mode belongs at the top of the file\): unknown key"),
         ("preprocess: {mode: replace}", r"preprocess\.mode \(mode belongs at the top"),
         ("generate: {_env_file: /etc/passwd}", r"generate\._env_file: unknown key"),
@@ -171,7 +174,7 @@ def test_links(make_job: Make, tmp_path: Path) -> None:
         ("generate: {seed: -1, shift: 0}", r"generate\.shift: found 0, .*\n.*generate\.seed: found -1"),
         ("generate: [1]", r"generate: found \[1\], expected a valid dictionary"),
         ("preprocess: {fps: -1}", r"preprocess\.fps: found -1, expected greater than 0"),
-        ("- a\n- b", r"found a list, expected a mapping with mode, priority, preprocess, generate"),
+        ("- a\n- b", r"found a list, expected a mapping with mode, priority, review, preprocess, generate, checks"),
         ("just words", r"found a str, expected a mapping"),
         ("mode: [animate", r"not valid YAML: .*line 1"),
         ("!!python/object/apply:os.getcwd []", r"not valid YAML"),

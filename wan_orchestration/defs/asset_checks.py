@@ -7,7 +7,7 @@ import dagster as dg
 
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.errors import validate
-from wan_orchestration.settings.service import CheckSettings
+from wan_orchestration.settings.checks import CheckSettings
 
 Results = dict[str, dg.AssetCheckResult]
 """By the name of the check."""

@@ -22,6 +22,7 @@ from wan_orchestration.errors import BadInput, unknown_key, validate
 from wan_orchestration.files import check_file, sha256
 from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.inputs import EXPECTED, RAW, find_inputs
+from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.settings.generate import GenerateSettings, Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.settings.variables import Settings, with_variables
@@ -68,8 +69,10 @@ class JobFile(BaseModel):
 
     mode: Mode | None = Field(default=None, description="animate or replace, for preprocessing and generation.")
     priority: int = Field(default=0, description="Jobs of higher priority run first.")
+    review: bool = Field(default=False, description="Make the clips, and wait for somebody to look at them.")
     preprocess: dict[str, Any] = Field(default={}, description="Fields of PreprocessSettings, without mode.")
     generate: dict[str, Any] = Field(default={}, description="Fields of GenerateSettings, without mode.")
+    checks: dict[str, Any] = Field(default={}, description="Fields of CheckSettings.")
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ class Job:
         generate = _settings(GenerateSettings, folder / JOB_FILE, "generate", file.mode, file.generate, {})
         preprocess = _settings(PreprocessSettings, folder / JOB_FILE, "preprocess", file.mode, file.preprocess, {})
         kind, inputs = find_inputs(folder, generate.mode, preprocess)
-        return cls(key, folder, file, kind, inputs)
+        job = cls(key, folder, file, kind, inputs)
+        job.check_settings()
+        return job
 
     def generate_settings(self, **overrides: Any) -> GenerateSettings:
         """The job's settings, by precedence: overrides that are not None, `job.yaml`, `WAN_*` variables, defaults.
@@ -115,6 +120,10 @@ class Job:
         return _settings(
             PreprocessSettings, self.folder / JOB_FILE, "preprocess", self.file.mode, self.file.preprocess, overrides
         )
+
+    def check_settings(self) -> CheckSettings:
+        """Thresholds of the checks, by precedence: `job.yaml`, `WAN_CHECK_*` variables, defaults. BadInput."""
+        return validate(CheckSettings, self.file.checks, lambda field: f"{self.folder / JOB_FILE}: checks.{field}")
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of the inputs, without the settings."""

@@ -9,7 +9,7 @@ from wan_orchestration.defs.asset_checks import Results, at_least, at_most, qual
 from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.errors import validate
 from wan_orchestration.jobs.clips import Clips
-from wan_orchestration.settings.service import CheckSettings
+from wan_orchestration.settings.checks import CheckSettings
 
 CHECKS = {
     "skeleton": "Nearly every frame has a skeleton.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from wan_orchestration.jobs.folder import Job
+from wan_orchestration.jobs.folder import Job, JobFile
 from wan_orchestration.settings.generate import Mode
 
 
@@ -34,7 +34,7 @@ class JobVersion:
             key=job.key,
             mode=generate.mode,
             priority=job.file.priority,
-            content=_hash([fingerprint, job.file.model_dump(mode="json", exclude={"priority"})])[:16],
+            content=_hash([fingerprint, _file_content(job.file)])[:16],
             inputs=_hash([fingerprint, dumped(job.preprocess_settings())]),
             settings=_hash(generate.decisive()),
         )
@@ -43,6 +43,12 @@ class JobVersion:
     def urgency(self) -> tuple[int, str]:
         """The sort key of jobs: the highest priority first, then by name."""
         return -self.priority, self.key
+
+
+def _file_content(file: JobFile) -> dict[str, Any]:
+    """Fields of version 0.1, and later ones that are given: so a new version of this program runs no job again."""
+    later = file.model_dump(mode="json", exclude={"mode", "priority", "preprocess", "generate"}, exclude_defaults=True)
+    return file.model_dump(mode="json", include={"mode", "preprocess", "generate"}) | later
 
 
 def dumped(settings: BaseModel) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from wan_orchestration.defs.asset_checks import Results, at_least, at_most, inte
 from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.protocol.messages import Result
+from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.settings.environment import environment
-from wan_orchestration.settings.service import CheckSettings
 from wan_orchestration.video.info import VideoInfo
 
 BLANK_DEVIATION = 1.0

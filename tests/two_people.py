@@ -32,7 +32,7 @@ def write_two_people(folder: Path, frames: int = 90, seed: int = 5) -> Path:
     for place, zoom in PEOPLE:
         act = perform(rng, frames)
         build = replace(Build.draw(rng), zoom=zoom)
-        people.append((Figure(build, replace(act, hips=act.hips + (place, 0))), Look.draw(rng)))
+        people.append((Figure(build, replace(act, hips=act.hips + np.array([place, 0]))), Look.draw(rng)))
 
     def drawn(t: int) -> np.ndarray:
         picture = None

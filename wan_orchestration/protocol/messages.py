@@ -52,6 +52,8 @@ class PreprocessRequest(BaseModel):
     reference: Path
     output: Path
     """Folder that receives the clips and `preprocess.json`, the `PreprocessResult`."""
+    preview: Path | None = None
+    """Folder that first receives the same of the first two seconds, for somebody who waits to look at them."""
     settings: PreprocessSettings
     snapshot: Path | None
     """Folder of weights, for its `process_checkpoint/`."""
@@ -78,8 +80,16 @@ class PreprocessProgress(BaseModel):
     def words(self) -> str:
         """What is being done."""
         if self.done >= self.total:
-            return {"keypoints": "fitting the motion", "clips": "finishing the clips"}.get(self.phase, self.phase)
-        doing = {"keypoints": "finding the keypoints", "clips": "drawing the clips"}.get(self.phase, self.phase)
+            return {
+                "preview": "the preview is made",
+                "keypoints": "fitting the motion",
+                "clips": "finishing the clips",
+            }.get(self.phase, self.phase)
+        doing = {
+            "preview": "making a preview",
+            "keypoints": "finding the keypoints",
+            "clips": "drawing the clips",
+        }.get(self.phase, self.phase)
         return f"{doing}, frame {self.done} of {self.total}"
 
     def __str__(self) -> str:

@@ -5,10 +5,11 @@ fails when one of them changes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableRepository
+from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
@@ -18,15 +19,33 @@ from dagster._core.remote_origin import (
 from dagster._core.storage.tags import GRPC_INFO_TAG, WILL_RETRY_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-__all__ = ["GRPC_INFO_TAG", "WILL_RETRY_TAG", "AssetRuns", "CheckRunHealthResult", "WorkerStatus"]
+__all__ = [
+    "GRPC_INFO_TAG",
+    "WILL_RETRY_TAG",
+    "AssetRuns",
+    "Check",
+    "CheckRunHealthResult",
+    "WorkerStatus",
+    "latest_checks",
+]
 
 # CheckRunHealthResult, WorkerStatus: what a run launcher's health check returns; Dagster exports only the launcher.
 # GRPC_INFO_TAG: the code server of this machine puts this tag on the runs that it starts.
 # WILL_RETRY_TAG: "false" stops the daemon from retrying a failed run. There is no public call for that.
 
 
+class Check(NamedTuple):
+    """An evaluation of an asset check."""
+
+    name: str
+    passed: bool
+    text: str
+    at: float
+    """Unix time."""
+
+
 class AssetRuns:
-    """Creates runs of some assets as Dagster's webserver does, but in this process and without a code server.
+    """Creates runs of assets or of jobs as Dagster's webserver does, but in this process and without a code server.
 
     Dagster has no public call for that: `dagster job launch` starts a code server, and GraphQL needs a webserver.
     """
@@ -36,29 +55,48 @@ class AssetRuns:
     ) -> None:
         """`attribute` of `module` holds the definitions; `location` is the code location's name in workspace.yaml."""
         self.instance, self.assets = instance, set(assets)
-        repository = ReconstructableRepository.for_module(module, attribute)
-        definition = repository.get_definition()
-        job = definition.get_implicit_job_def_for_assets(assets)
-        assert job is not None
-        self._job = job
-        # The daemon and the run's process load the code by these two origins.
+        # The run's process loads the code by the origin of this repository, the daemon by the remote one.
+        self._repository = ReconstructableRepository.for_module(module, attribute)
+        self._definition = self._repository.get_definition()
         origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name=module), location)
-        self._remote_origin = RemoteJobOrigin(RemoteRepositoryOrigin(origin, definition.name), job.name)
-        self._code_origin = repository.get_reconstructable_job(job.name).get_python_origin()
+        self._remote_origin = RemoteRepositoryOrigin(origin, self._definition.name)
+        implicit = self._definition.get_implicit_job_def_for_assets(assets)
+        assert implicit is not None
+        self._implicit_job = implicit
 
-    def create(self, run_id: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> dg.DagsterRun:
-        """Create a run that is not in the queue yet."""
+    def create(
+        self, run_id: str, config: Mapping[str, Any], tags: Mapping[str, str], job: str | None = None
+    ) -> dg.DagsterRun:
+        """Create a run that is not in the queue yet, of the assets, or of the job with this name."""
+        name = job or self._implicit_job.name
         return self.instance.create_run_for_job(
-            self._job,
+            self._definition.get_job(job) if job else self._implicit_job,
             run_id=run_id,
             run_config=config,
             tags=tags,
-            asset_selection=self.assets,
-            remote_job_origin=self._remote_origin,
-            job_code_origin=self._code_origin,
+            asset_selection=None if job else self.assets,
+            remote_job_origin=RemoteJobOrigin(self._remote_origin, name),
+            job_code_origin=self._repository.get_reconstructable_job(name).get_python_origin(),
         )
 
     def enqueue(self, run_id: str) -> None:
         """Put a created run into the queue; does nothing if it was queued before."""
         # No workspace is needed: the queue's coordinator reads only the run.
         self.instance.submit_run(run_id, workspace=None)  # pyright: ignore[reportArgumentType]
+
+
+def latest_checks(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, names: Sequence[str], partition: str
+) -> list[Check]:
+    """The latest evaluations of a partition's checks, in the order of `names`; leaves out those that there are not."""
+    keys = [dg.AssetCheckKey(asset, name) for name in names]
+    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys, PartitionKeyFilter(key=partition))
+    found = []
+    for key in keys:
+        entry = records[key].event if key in records else None
+        event = entry and entry.dagster_event
+        # The event of a check that is only planned has another type.
+        if entry and event and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            evaluation = event.asset_check_evaluation_data
+            found.append(Check(key.name, evaluation.passed, evaluation.description or "", entry.timestamp))
+    return found

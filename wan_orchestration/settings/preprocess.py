@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from wan_orchestration.settings.generate import Mode
 
+PREVIEW_SECONDS = 2.0
+"""How much of a driving video the preview of its clips shows."""
+
 
 class PreprocessSettings(BaseModel):
     """How pose and face clips are made from a driving video and a picture.

@@ -1,0 +1,148 @@
+"""A job's clips as clients see them: what was found in the driving video, checks, files that browsers can play."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import dagster as dg
+from pydantic import BaseModel, ValidationError
+
+from wan_orchestration.api.estimate import estimate
+from wan_orchestration.api.models import ClipsCheck, ClipsInfo, ClipsLinks, Estimate, Look, Status
+from wan_orchestration.api.paths import without_paths
+from wan_orchestration.api.playable import playable
+from wan_orchestration.api.problems import Problem
+from wan_orchestration.defs.clips.checks import CHECKS
+from wan_orchestration.defs.jobs.run_requests import CLIPS
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.launch.dagster_internals import latest_checks
+from wan_orchestration.protocol.messages import PreprocessResult
+from wan_orchestration.settings.environment import Environment
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.video.reader import probe
+
+M = TypeVar("M", bound=BaseModel)
+
+ClipsFile = Literal["overlay", "pose", "face", "mask", "background", "people", "timeline", "contact_sheet"]
+
+CLOCK_SECONDS = 1.0
+"""How much the clocks of machines and file systems may differ, when results of checks are matched to clips."""
+
+FILES: dict[ClipsFile, str] = {
+    "overlay": "overlay.mp4",
+    "pose": "src_pose.mp4",
+    "face": "src_face.mp4",
+    "mask": "src_mask.mp4",
+    "background": "src_bg.mp4",
+    "people": "people.jpg",
+    "timeline": "timeline.jpg",
+    "contact_sheet": "contact_sheet.jpg",
+}
+
+
+@dataclass(frozen=True)
+class ClipsFolder:
+    """The folder of a job's clips, or of the preview of clips that are being made."""
+
+    path: Path
+    preview: bool
+    copies: Path
+    """Folder for copies of clips that browsers cannot play."""
+
+    @classmethod
+    def find(cls, env: Environment, key: str, status: Status) -> "ClipsFolder | None":
+        """The newest; None if there are no clips. A preview counts only while its run has not ended."""
+        copies, previews = converted_folders(env, key)
+        found = [cls(env.clips_root / key, False, copies)]
+        if status in ("queued", "running"):
+            found.insert(0, cls(env.previews_root / key, True, previews))
+        return next((folder for folder in found if folder.file("pose")), None)
+
+    def file(self, name: ClipsFile) -> Path | None:
+        """A file by its name for clients; None if there is none. Follows no symbolic link."""
+        path = self.path / FILES[name]
+        return path if path.is_file() and not path.is_symlink() and not self.path.is_symlink() else None
+
+    def for_browsers(self, name: ClipsFile) -> Path | None:
+        """The same, in a format that browsers show. BadInput: it cannot be decoded."""
+        path = self.file(name)
+        return playable(path, self.copies / path.name) if path and path.suffix == ".mp4" else path
+
+    def version(self) -> int:
+        """Changes when other clips are there."""
+        return (self.path / FILES["pose"]).stat().st_mtime_ns // 1000
+
+
+def converted_folders(env: Environment, key: str) -> tuple[Path, Path]:
+    """Folders for copies of a job's clips, and of its preview, that browsers can play."""
+    folder = env.data_root / "playable"
+    return folder / f"{key}.clips", folder / f"{key}.clips-preview"
+
+
+def clips_link(env: Environment, key: str, status: Status, path: str) -> str | None:
+    """The path of a job's clips with their version; None if there are none."""
+    folder = ClipsFolder.find(env, key, status)
+    return f"{path}?v={folder.version()}" if folder else None
+
+
+def find_clips(env: Environment, key: str, status: Status) -> ClipsFolder:
+    """Problem 404: there are no clips."""
+    folder = ClipsFolder.find(env, key, status)
+    if folder is None:
+        raise Problem(404, f"job {key} has no clips")
+    return folder
+
+
+def clips_info(
+    instance: dg.DagsterInstance, env: Environment, job: Job, folder: ClipsFolder, settings: GenerateSettings, path: str
+) -> ClipsInfo:
+    """Describes the clips in a folder. `settings` are those of the video, `path` is that of the clips in the API."""
+    made = _read(PreprocessResult, folder.path / "preprocess.json")
+    clip = made or probe(folder.path / FILES["pose"])
+    checks = [] if folder.preview else clips_checks(instance, job, folder)
+    if folder.preview:
+        expected = Estimate(seconds=None, price=None, basis="known when all clips are made")
+    else:
+        expected = estimate(env, settings, clip.frames, clip.width * clip.height)
+    version = folder.version()
+    return ClipsInfo(
+        preview=folder.preview,
+        mode=made.mode if made else settings.mode,
+        frames=clip.frames,
+        fps=float(clip.fps),
+        width=clip.width,
+        height=clip.height,
+        look=_read(Look, folder.path / "look.json"),
+        estimator=made and made.estimator,
+        retarget=made and made.retarget,
+        masks=made and made.masks,
+        settings=made and made.settings.model_dump(mode="json"),
+        checks=checks,
+        blocked=blocked(checks),
+        estimate=expected,
+        links=ClipsLinks(**{name: f"{path}/{name}?v={version}" for name in FILES if folder.file(name)}),
+    )
+
+
+def clips_checks(instance: dg.DagsterInstance, job: Job, folder: ClipsFolder) -> list[ClipsCheck]:
+    """The latest results of the checks of these clips, in Dagster. BadInput: an error in `job.yaml`."""
+    made, blocking = folder.version() / 1e6, job.check_settings().block
+    return [
+        ClipsCheck(name=name, passed=passed, text=without_paths(text), blocks=name in blocking)
+        for name, passed, text, at in latest_checks(instance, CLIPS, list(CHECKS), job.key)
+        if at >= made - CLOCK_SECONDS
+    ]
+
+
+def blocked(checks: list[ClipsCheck]) -> str | None:
+    """Why no video is made of the clips; None if nothing prevents it."""
+    failed = [f"{check.name}: {check.text}" for check in checks if check.blocks and not check.passed]
+    return f"the clips fail {'; '.join(failed)}" if failed else None
+
+
+def _read(model: type[M], file: Path) -> M | None:
+    """The content of a JSON file; None if it is missing, a link or cannot be read."""
+    try:
+        return None if file.is_symlink() else model.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None

@@ -169,7 +169,7 @@ def test_looking_first_at_two_people(project, page, two_people):
             page.set_viewport_size({"width": width, "height": 900})
             shot(page, name)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
-        page.get_by_role("button", name="Make the video").click()
+        page.locator("#job").get_by_role("button", name="Make the video").click()
         badge.get_by_text("succeeded").wait_for(timeout=5 * MINUTES)
         assert page.locator(".look").is_hidden()
         assert page.get_by_label("Result", exact=True).evaluate("video => video.readyState >= 0")

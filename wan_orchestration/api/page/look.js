@@ -78,14 +78,15 @@ export class Look {
   }
 
   showClips() {
-    const { links, mode, preview, frames, fps } = this.info;
+    const { links, look, mode, preview, frames, fps, width, height } = this.info;
     const { reference } = this.job.links;
-    const main = links.overlay ?? links.pose;
     const figures = [
-      figure("video", main, links.overlay ? "Motion" : "Pose", SILENT),
-      figure("video", links.face, "Face", SILENT),
+      links.overlay
+        ? clip(links.overlay, "Motion", look.source_width / look.source_height)
+        : clip(links.pose, "Pose", width / height),
+      clip(links.face, "Face", 1),
     ];
-    if (mode === "replace" && links.mask) figures.push(figure("video", links.mask, "Mask", SILENT));
+    if (mode === "replace" && links.mask) figures.push(clip(links.mask, "Mask", width / height));
     if (reference) figures.push(figure("img", reference, "Character", { alt: "The picture of the character" }));
     this.find(".views").replaceChildren(...figures);
     this.find(".preview").hidden = !preview;
@@ -97,11 +98,11 @@ export class Look {
     const warnings = (look?.warnings ?? []).map(({ text, frames }) => {
       const moments = frames.slice(0, MOST_MOMENTS).map(([first, last]) => this.momentButton(first, last, fps));
       const more = frames.length > MOST_MOMENTS ? ` and ${frames.length - MOST_MOMENTS} more` : "";
-      return make("li", {}, text, ...moments.flatMap((moment) => [" ", moment]), more);
+      return make("li", {}, sentence(text), ...moments.flatMap((moment) => [" ", moment]), more);
     });
     const failed = checks.filter(({ passed }) => !passed);
     const words = failed.map(({ name, text, blocks }) => {
-      const label = make("strong", { textContent: sentence(name) });
+      const label = make("strong", { textContent: sentence(name.replaceAll("_", " ")) });
       return make("li", { className: blocks ? "blocks" : "" }, label, `: ${text}`);
     });
     this.find(".findings").replaceChildren(...words, ...warnings);
@@ -124,7 +125,7 @@ export class Look {
     const { look, links, mode } = this.info;
     const settings = this.info.settings ?? {};
     this.find(".who").hidden = !links.people;
-    if (links.people) this.people.load(links.people, look.people);
+    if (links.people) this.people.load(links.people, look);
     this.mask.load(settings.mask_hints ?? [], mode === "replace");
     this.find(".part").hidden = !look;
     if (look) {
@@ -170,7 +171,7 @@ export class Look {
     this.find(".go").hidden = !canStart || changed;
     this.find(".go").disabled = Boolean(blocked);
     this.find(".go").textContent = ["Make the video", costs(estimate)].filter(Boolean).join(": ");
-    showText(this.find(".basis"), canStart && !changed && !blocked && costs(estimate) ? estimate.basis : "");
+    showText(this.find(".basis"), canStart && !changed && !blocked ? estimate.basis : "");
     this.find(".again").hidden = busy || !this.first || (canStart && !changed && !blocked);
     this.find(".reset").hidden = busy || !changed;
     showText(this.find(".advice"), changed && !busy ? "Make the clips again to see what you changed." : "");
@@ -208,18 +209,18 @@ export class Look {
   }
 }
 
-const SILENT = { controls: false, muted: true, loop: true, preload: "auto" };
+function clip(source, caption, proportions) {
+  const element = figure("video", source, caption, { controls: false, muted: true, loop: true, preload: "auto" });
+  element.firstChild.style.aspectRatio = proportions;
+  return element;
+}
 
 function isWanted({ status, review, links }) {
   if (!links.clips || status === "succeeded") return false;
   return status === "ready" || status === "failed" || Boolean(links.start || review);
 }
 
-// The name of a check, as the beginning of a sentence.
-function sentence(name) {
-  const words = name.replaceAll("_", " ");
-  return words[0].toUpperCase() + words.slice(1);
-}
+const sentence = (words) => words[0].toUpperCase() + words.slice(1);
 
 // What the video will take, in words.
 function costs({ seconds, price }) {

@@ -11,8 +11,11 @@ export class People {
   }
 
   // `people`: number, box in fractions of the frame, and whether the clips follow the person.
-  load(picture, people) {
+  load(picture, { people, source_width, source_height }) {
+    const proportions = source_width / source_height;
     this.picture.src = picture;
+    this.picture.style.aspectRatio = proportions;
+    this.frame.style.width = `min(100%, ${60 * proportions}vh)`;
     this.chosen = people.find(({ followed }) => followed)?.number ?? null;
     this.frame.querySelectorAll(".person").forEach((button) => button.remove());
     // Smaller people come later, because a click where boxes overlap reaches the last one.

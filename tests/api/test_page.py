@@ -146,6 +146,7 @@ def test_looking_first_at_two_people(project, page, two_people):
             )
 
         page.get_by_role("button", name="Person 2").click()
+        page.locator(".part").scroll_into_view_if_needed()
         end = page.get_by_role("slider", name="End").bounding_box()
         strip = page.locator(".strip").bounding_box()
         assert end and strip
@@ -154,6 +155,7 @@ def test_looking_first_at_two_people(project, page, two_people):
         page.mouse.down()
         page.mouse.move(grip[0] - strip["width"] / 2, grip[1], steps=5)
         page.mouse.up()
+        page.get_by_text("0:00.0 to 0:01.7").wait_for()
         shot(page, "look-changed")
         page.get_by_role("button", name="Make the clips again").click()
         badge.get_by_text("running").wait_for(timeout=MINUTES)
@@ -167,6 +169,9 @@ def test_looking_first_at_two_people(project, page, two_people):
         for name, scheme, width in (("look", "light", 1200), ("look-dark", "dark", 1200), ("look-phone", "light", 390)):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})
+            page.locator(".look video").evaluate_all(
+                "videos => Promise.all(videos.map(video => video.readyState > 2 || new Promise(end => video.oncanplay = end)))"
+            )
             shot(page, name)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
         page.locator("#job").get_by_role("button", name="Make the video").click()

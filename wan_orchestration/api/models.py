@@ -249,6 +249,7 @@ class JobInfo(BaseModel):
     finished_at: datetime | None
     queue_position: int | None = Field(description="1 is next; only while the job is queued.")
     priority: int
+    review: bool = Field(description="The newest run makes only the clips, for somebody to look at.")
     progress: JobProgress | None = Field(description="Only while the job is running.")
     error: str | None = Field(description="Why it failed.")
     settings: dict[str, JsonValue] = Field(description="Settings in its job.yaml and in the request; not the defaults.")

@@ -205,9 +205,7 @@ def parse_submission(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", help="name of the job that the files become (default: made from the files' names)")
     add("--priority", type=int, help="jobs of higher priority run first (default: 0)")
     add("--webhook-url", help="the server posts the job to this URL when it ends")
-    add(
-        "--review", action="store_const", const=True, help="make the clips and stop, so that you can look at them first"
-    )
+    add("--review", action="store_const", const=True, help="make the clips and stop, so that you can look at them")
     _add_idempotency(parser)
     _add_wait(parser)
     add_settings(parser, GenerateSettings)

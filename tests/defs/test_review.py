@@ -3,7 +3,9 @@
 import dagster as dg
 import pytest
 
+from wan_orchestration.cli.run import _was_looked_at
 from wan_orchestration.defs.batch.stale import stale_jobs
+from wan_orchestration.jobs.folder import Job
 from wan_orchestration.settings.environment import environment
 
 
@@ -30,6 +32,10 @@ def test_a_video_waits_until_a_person_starts_it(make_job, run, instance, reposit
     assert first.success and instance.get_run_by_id(first.run_id).tags["wan/state"] == "ready"
     assert run("make_clips", "asked", **{"wan/review": "wanted"}).success
     assert run("make_clips", "other").success
+    looked_at = [
+        _was_looked_at(instance, Job.open(environment().jobs_root / key)) for key in ("look", "asked", "other")
+    ]
+    assert looked_at == [True, True, False], "wan-animate run takes such clips as they are"
     found = stale_jobs(instance)
     assert (found.waiting, [job.key for job in found.jobs]) == (["look", "asked"], ["other"])
     checks = instance.event_log_storage.get_asset_check_execution_history(

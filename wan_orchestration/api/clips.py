@@ -8,15 +8,17 @@ import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from wan_orchestration.api.estimate import estimate
-from wan_orchestration.api.models import ClipsCheck, ClipsInfo, ClipsLinks, Estimate, Look, Status
+from wan_orchestration.api.models import ClipsCheck, ClipsInfo, ClipsLinks, Estimate, Status
 from wan_orchestration.api.paths import without_paths
 from wan_orchestration.api.playable import playable
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.defs.clips.checks import CHECKS
 from wan_orchestration.defs.jobs.run_requests import CLIPS
+from wan_orchestration.jobs.clips import CLIPS as CLIP_FILES
+from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, REPLACEMENT_CLIPS, TIMELINE
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.dagster_internals import latest_checks
-from wan_orchestration.protocol.messages import PreprocessResult
+from wan_orchestration.protocol.messages import Look, PreprocessResult
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video.reader import probe
@@ -29,13 +31,13 @@ CLOCK_SECONDS = 1.0
 """How much the clocks of machines and file systems may differ, when results of checks are matched to clips."""
 
 FILES: dict[ClipsFile, str] = {
-    "overlay": "overlay.mp4",
-    "pose": "src_pose.mp4",
-    "face": "src_face.mp4",
-    "mask": "src_mask.mp4",
-    "background": "src_bg.mp4",
-    "people": "people.jpg",
-    "timeline": "timeline.jpg",
+    "overlay": OVERLAY,
+    "pose": CLIP_FILES["src_pose"],
+    "face": CLIP_FILES["src_face"],
+    "mask": REPLACEMENT_CLIPS["src_mask"],
+    "background": REPLACEMENT_CLIPS["src_bg"],
+    "people": PEOPLE,
+    "timeline": TIMELINE,
     "contact_sheet": "contact_sheet.jpg",
 }
 
@@ -112,7 +114,7 @@ def clips_info(
         fps=float(clip.fps),
         width=clip.width,
         height=clip.height,
-        look=_read(Look, folder.path / "look.json"),
+        look=_read(Look, folder.path / LOOK),
         estimator=made and made.estimator,
         retarget=made and made.retarget,
         masks=made and made.masks,

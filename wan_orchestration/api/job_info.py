@@ -89,6 +89,7 @@ def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: d
         finished_at=_time(record.end_time) if status in FINISHED else None,
         queue_position=_queue_position(instance, record) if status == "queued" else None,
         priority=priority(run),
+        review=makes_only_clips(run),
         progress=_progress(env, key, record) if status == "running" else None,
         error=run_log.failure_reason(instance, key, run.run_id) if status == "failed" else None,
         settings=_settings(folder, run),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, JsonValue, create_model
 
 from wan_orchestration.jobs.folder import KEY
+from wan_orchestration.protocol.messages import Look
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -161,33 +162,6 @@ class Links(BaseModel):
     start: str | None = Field(default=None, description="Starts the video of the clips; null if that is not possible.")
 
 
-class LookNotice(BaseModel):
-    text: str
-    frames: list[tuple[int, int]] = Field(description="Ranges (first, last) of the clips; empty: all frames.")
-
-
-class LookPerson(BaseModel):
-    number: int = Field(description="N of `person: index:N`.")
-    box: tuple[float, float, float, float] = Field(description="x0, y0, x1, y1, in fractions of the frame.")
-    followed: bool
-
-
-class Look(BaseModel):
-    """What was found in the driving video, for people who look at it."""
-
-    frames: int
-    fps: float
-    start: float = Field(description="Second of the driving video at which the clips begin.")
-    end: float
-    source_seconds: float = Field(description="Length of the whole driving video.")
-    source_width: int
-    source_height: int
-    people: list[LookPerson]
-    people_frame: int = Field(description="Frame of the clips that `people` shows.")
-    people_seconds: float
-    warnings: list[LookNotice]
-
-
 class ClipsCheck(BaseModel):
     """A check of the clips."""
 
@@ -227,7 +201,10 @@ class ClipsInfo(BaseModel):
     fps: float
     width: int
     height: int
-    look: Look | None = Field(description="Null for clips that the job came with.")
+    look: Look | None = Field(
+        description="What was found in the driving video. Null for ready clips, which have no overlay, people and "
+        "timeline either."
+    )
     estimator: str | None
     retarget: str | None
     masks: str | None
@@ -249,6 +226,7 @@ class JobInfo(BaseModel):
     finished_at: datetime | None
     queue_position: int | None = Field(description="1 is next; only while the job is queued.")
     priority: int
+    review: bool = Field(description="The newest run makes only the clips, for somebody to look at.")
     progress: JobProgress | None = Field(description="Only while the job is running.")
     error: str | None = Field(description="Why it failed.")
     settings: dict[str, JsonValue] = Field(description="Settings in its job.yaml and in the request; not the defaults.")

@@ -90,7 +90,8 @@ def latest_checks(
 ) -> list[Check]:
     """The latest evaluations of a partition's checks, in the order of `names`; leaves out those that there are not."""
     keys = [dg.AssetCheckKey(asset, name) for name in names]
-    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys, PartitionKeyFilter(key=partition))
+    storage, one = instance.event_log_storage, PartitionKeyFilter(key=partition)
+    records = storage.get_latest_asset_check_execution_by_key(keys, one)
     found = []
     for key in keys:
         entry = records[key].event if key in records else None

@@ -40,23 +40,25 @@ export class Look {
     if (!isWanted(job)) return this.hide();
     this.showButtons();
     const facts = ({ status, run_id, links }) => `${status} ${run_id} ${links.clips}`;
-    if (this.info && facts(before) === facts(job)) return;
+    if (this.asked && facts(before) === facts(job)) return;
+    const asked = (this.asked = Symbol());
     let info;
     try {
       info = await request(job.links.clips);
     } catch (problem) {
-      // While clips are made, the next change of the job asks again.
-      if (finished(job) && this.job === job) this.showProblem(problem);
+      if (this.asked === asked) this.asked = null;
+      if (this.job === job && finished(job)) this.showProblem(problem);
       return;
     }
-    if (this.job?.links.clips !== job.links.clips) return;
+    // Only the answer to the newest request counts.
+    if (this.asked !== asked) return;
     if (job.status === "failed" && !job.review && !job.links.start && !info.blocked) return;
     this.showInfo(info);
   }
 
   hide() {
-    this.playback.pause();
-    this.info = null;
+    this.playback.unload();
+    this.info = this.asked = null;
     this.section.hidden = true;
     this.find(".views").replaceChildren();
   }
@@ -171,7 +173,7 @@ export class Look {
     this.find(".go").hidden = !canStart || changed;
     this.find(".go").disabled = Boolean(blocked);
     this.find(".go").textContent = ["Make the video", costs(estimate)].filter(Boolean).join(": ");
-    showText(this.find(".basis"), canStart && !changed && !blocked ? estimate.basis : "");
+    showText(this.find(".basis"), canStart && !changed && !blocked ? `Estimate: ${estimate.basis}` : "");
     this.find(".again").hidden = busy || !this.first || (canStart && !changed && !blocked);
     this.find(".reset").hidden = busy || !changed;
     showText(this.find(".advice"), changed && !busy ? "Make the clips again to see what you changed." : "");

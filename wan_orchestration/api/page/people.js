@@ -15,7 +15,7 @@ export class People {
     const proportions = source_width / source_height;
     this.picture.src = picture;
     this.picture.style.aspectRatio = proportions;
-    this.frame.style.width = `min(100%, ${60 * proportions}vh)`;
+    this.frame.style.width = `min(100%, ${45 * proportions}vh)`;
     this.chosen = people.find(({ followed }) => followed)?.number ?? null;
     this.frame.querySelectorAll(".person").forEach((button) => button.remove());
     // Smaller people come later, because a click where boxes overlap reaches the last one.

@@ -31,6 +31,11 @@ export class Playback {
     if (!matchMedia("(prefers-reduced-motion: reduce)").matches) this.play();
   }
 
+  unload() {
+    this.pause();
+    this.videos = [];
+  }
+
   get leader() {
     return this.videos[0];
   }

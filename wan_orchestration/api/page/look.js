@@ -127,8 +127,9 @@ export class Look {
     const { look, links, mode } = this.info;
     const settings = this.info.settings ?? {};
     this.find(".who").hidden = !links.people;
+    this.find(".who legend").textContent = mode === "replace" ? "Person and mask" : "Person";
     if (links.people) this.people.load(links.people, look);
-    this.mask.load(settings.mask_hints ?? [], mode === "replace");
+    this.mask.load(settings.mask_hints ?? [], mode === "replace" ? look : null);
     this.find(".part").hidden = !look;
     if (look) {
       const { start, end } = settings;

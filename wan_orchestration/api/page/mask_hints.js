@@ -1,12 +1,14 @@
-// Hints for the mask, drawn on the frame: boxes and points in fractions of its sides, as in `preprocess.mask_hints`.
+// Marks for the mask, drawn on a frame: boxes and points, as in `preprocess.mask_hints`: box:0.1,0.2,0.5,0.9@1.2
+// Numbers are fractions of the frame's sides, or px if one is above 1. The second after @ says when it was drawn.
 
-import { make } from "./dom.js";
+import { make, showText } from "./dom.js";
 
 const STEP = 0.02;
 const SMALLEST_BOX = 0.01;
+const SAME_MOMENT = 0.05;
 const HELP = {
   person: "",
-  box: "Drag a box around everything that the mask should hold. By keyboard: arrow keys move the cross, Enter sets a corner.",
+  box: "Drag a box: the mask stays inside. By keyboard: arrow keys move the cross, Enter sets a corner.",
   point: "Click on parts that the mask should hold. By keyboard: arrow keys move the cross, Enter sets a point.",
   not: "Click on parts that the mask should leave out. By keyboard: arrow keys move the cross, Enter sets a point.",
 };
@@ -25,13 +27,15 @@ export class MaskHints {
     this.layer.addEventListener("blur", () => this.dropCorner());
   }
 
-  load(hints, shown) {
-    this.find(".tools").hidden = !shown;
+  // `look` says what the frame shows. It is null if no marks can be drawn.
+  load(hints, look) {
+    this.look = look;
+    this.find(".tools").hidden = !look;
+    for (const name of [".undo-hint", ".others"]) this.find(name).hidden = true;
     this.find("[name=tool][value=person]").checked = true;
     this.hints = hints;
     this.place = [0.5, 0.5];
     this.chooseTool();
-    this.draw();
   }
 
   set(hints) {
@@ -90,7 +94,8 @@ export class MaskHints {
   // Sets a point or a corner at the cross; the second corner makes a box.
   mark() {
     const [x, y] = this.place;
-    if (this.tool !== "box") return this.set([...this.hints, `${this.tool}:${written([x, y])}`]);
+    const moment = `@${Number(this.look.people_seconds.toFixed(3))}`;
+    if (this.tool !== "box") return this.set([...this.hints, `${this.tool}:${written([x, y])}${moment}`]);
     if (!this.corner) {
       this.corner = this.place;
       return this.draw();
@@ -98,7 +103,7 @@ export class MaskHints {
     const box = boxBetween(this.corner, this.place);
     this.corner = null;
     if (box[2] - box[0] < SMALLEST_BOX || box[3] - box[1] < SMALLEST_BOX) return this.draw();
-    this.set([...this.hints, `box:${written(box)}`]);
+    this.set([...this.hints, `box:${written(box)}${moment}`]);
   }
 
   dropCorner() {
@@ -112,16 +117,28 @@ export class MaskHints {
   }
 
   draw() {
-    const marks = (this.hints ?? []).map((hint) => {
-      const [kind, numbers] = hint.split(":");
-      return drawn(kind, numbers.split(",").map(Number));
+    if (!this.look) return this.find(".marks").replaceChildren();
+    const { people_seconds: moment, source_width, source_height } = this.look;
+    const sides = [source_width, source_height];
+    const hints = this.hints.map(read);
+    const shown = hints.filter(({ second }) => Math.abs((second ?? moment) - moment) < SAME_MOMENT);
+    const marks = shown.map(({ kind, numbers }) => {
+      const inPixels = numbers.some((number) => number > 1);
+      return drawn(kind, inPixels ? numbers.map((number, axis) => number / sides[axis % 2]) : numbers);
     });
     if (this.corner) marks.push(drawn("box", boxBetween(this.corner, this.place)));
     this.find(".marks").replaceChildren(...marks);
-    const [x, y] = this.place ?? [0.5, 0.5];
+    const [x, y] = this.place;
     Object.assign(this.cross.style, { left: percent(x), top: percent(y) });
-    this.find(".undo-hint").hidden = !this.hints?.length;
+    const others = hints.length - shown.length;
+    showText(this.find(".others"), others ? `Marks at other moments: ${others}` : "");
+    this.find(".undo-hint").hidden = !hints.length;
   }
+}
+
+function read(hint) {
+  const [kind, numbers, second] = hint.split(/[:@]/);
+  return { kind, numbers: numbers.split(",").map(Number), second: second === undefined ? null : Number(second) };
 }
 
 function drawn(kind, [x0, y0, x1, y1]) {

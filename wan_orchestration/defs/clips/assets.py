@@ -9,7 +9,7 @@ from wan_orchestration.defs.clips import checks
 from wan_orchestration.defs.clips.metadata import placed_metadata, preprocessed_metadata
 from wan_orchestration.defs.config import PreprocessConfig
 from wan_orchestration.defs.failures import failures_in_words
-from wan_orchestration.defs.freshness import CODE_VERSIONS, inputs_tag
+from wan_orchestration.defs.freshness import CODE_VERSIONS, inputs_tag, latest
 from wan_orchestration.defs.jobs.assets import job_inputs
 from wan_orchestration.defs.jobs.review import REVIEW, mark_ready
 from wan_orchestration.defs.jobs.run_requests import make_clips as make_clips_job
@@ -55,13 +55,16 @@ def preprocessed_clips(
         quality_of(clips)
         if context.run.job_name == make_clips_job.name:
             report_checks(context, job, clips)
+    review = context.run.tags.get(REVIEW)
     if only_clips:
         mark_ready(context.instance, context.run)
-    review = {REVIEW: context.run.tags[REVIEW]} if REVIEW in context.run.tags else {}
+        # Clips that are made again in the UI are to be looked at as those before.
+        last = latest(context.instance, "preprocessed_clips", job.key)
+        review = review or (last and last.tags.get(REVIEW))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(clips.version),
         metadata=metadata,
-        tags=inputs_tag(job_folders.version(job.key)) | review,
+        tags=inputs_tag(job_folders.version(job.key)) | ({REVIEW: review} if review else {}),
     )
 
 

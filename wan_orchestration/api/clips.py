@@ -1,24 +1,22 @@
 """A job's clips as clients see them: what was found in the driving video, checks, files that browsers can play."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import dagster as dg
 from pydantic import BaseModel, ValidationError
 
 from wan_orchestration.api.estimate import estimate
 from wan_orchestration.api.models import ClipsCheck, ClipsInfo, ClipsLinks, Estimate, Status
-from wan_orchestration.api.paths import without_paths
 from wan_orchestration.api.playable import playable
 from wan_orchestration.api.problems import Problem
-from wan_orchestration.defs.clips.checks import CHECKS
-from wan_orchestration.defs.jobs.run_requests import CLIPS
+from wan_orchestration.defs.clips.checks import judge
 from wan_orchestration.jobs.clips import CLIPS as CLIP_FILES
 from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, REPLACEMENT_CLIPS, TIMELINE
 from wan_orchestration.jobs.folder import Job
-from wan_orchestration.launch.dagster_internals import latest_checks
 from wan_orchestration.protocol.messages import Look, PreprocessResult
+from wan_orchestration.quality.clips_quality import ClipsQuality, why_blocked
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video.reader import probe
@@ -26,9 +24,6 @@ from wan_orchestration.video.reader import probe
 M = TypeVar("M", bound=BaseModel)
 
 ClipsFile = Literal["overlay", "pose", "face", "mask", "background", "people", "timeline", "contact_sheet"]
-
-CLOCK_SECONDS = 1.0
-"""How much the clocks of machines and file systems may differ, when results of checks are matched to clips."""
 
 FILES: dict[ClipsFile, str] = {
     "overlay": OVERLAY,
@@ -50,15 +45,21 @@ class ClipsFolder:
     preview: bool
     copies: Path
     """Folder for copies of clips that browsers cannot play."""
+    version: int
+    """Changes when other clips are there."""
 
     @classmethod
     def find(cls, env: Environment, key: str, status: Status) -> "ClipsFolder | None":
         """The newest; None if there are no clips. A preview counts only while its run has not ended."""
         copies, previews = converted_folders(env, key)
-        found = [cls(env.clips_root / key, False, copies)]
+        places = [(env.clips_root / key, False, copies)]
         if status in ("queued", "running"):
-            found.insert(0, cls(env.previews_root / key, True, previews))
-        return next((folder for folder in found if folder.file("pose")), None)
+            places.insert(0, (env.previews_root / key, True, previews))
+        for path, preview, copies in places:
+            # The folder may be replaced at any time.
+            with suppress(OSError):
+                return cls(path, preview, copies, version=(path / FILES["pose"]).lstat().st_mtime_ns // 1000)
+        return None
 
     def file(self, name: ClipsFile) -> Path | None:
         """A file by its name for clients; None if there is none. Follows no symbolic link."""
@@ -70,10 +71,6 @@ class ClipsFolder:
         path = self.file(name)
         return playable(path, self.copies / path.name) if path and path.suffix == ".mp4" else path
 
-    def version(self) -> int:
-        """Changes when other clips are there."""
-        return (self.path / FILES["pose"]).stat().st_mtime_ns // 1000
-
 
 def converted_folders(env: Environment, key: str) -> tuple[Path, Path]:
     """Folders for copies of a job's clips, and of its preview, that browsers can play."""
@@ -84,7 +81,7 @@ def converted_folders(env: Environment, key: str) -> tuple[Path, Path]:
 def clips_link(env: Environment, key: str, status: Status, path: str) -> str | None:
     """The path of a job's clips with their version; None if there are none."""
     folder = ClipsFolder.find(env, key, status)
-    return f"{path}?v={folder.version()}" if folder else None
+    return f"{path}?v={folder.version}" if folder else None
 
 
 def find_clips(env: Environment, key: str, status: Status) -> ClipsFolder:
@@ -95,18 +92,14 @@ def find_clips(env: Environment, key: str, status: Status) -> ClipsFolder:
     return folder
 
 
-def clips_info(
-    instance: dg.DagsterInstance, env: Environment, job: Job, folder: ClipsFolder, settings: GenerateSettings, path: str
-) -> ClipsInfo:
+def clips_info(env: Environment, job: Job, folder: ClipsFolder, settings: GenerateSettings, path: str) -> ClipsInfo:
     """Describes the clips in a folder. `settings` are those of the video, `path` is that of the clips in the API."""
     made = _read(PreprocessResult, folder.path / "preprocess.json")
     clip = made or probe(folder.path / FILES["pose"])
-    checks = [] if folder.preview else clips_checks(instance, job, folder)
     if folder.preview:
         expected = Estimate(seconds=None, price=None, basis="known when all clips are made")
     else:
         expected = estimate(env, settings, clip.frames, clip.width * clip.height)
-    version = folder.version()
     return ClipsInfo(
         preview=folder.preview,
         mode=made.mode if made else settings.mode,
@@ -119,27 +112,26 @@ def clips_info(
         retarget=made and made.retarget,
         masks=made and made.masks,
         settings=made and made.settings.model_dump(mode="json"),
-        checks=checks,
-        blocked=blocked(checks),
+        checks=_checks(job, folder),
+        blocked=blocked(job, folder),
         estimate=expected,
-        links=ClipsLinks(**{name: f"{path}/{name}?v={version}" for name in FILES if folder.file(name)}),
+        links=ClipsLinks(**{name: f"{path}/{name}?v={folder.version}" for name in FILES if folder.file(name)}),
     )
 
 
-def clips_checks(instance: dg.DagsterInstance, job: Job, folder: ClipsFolder) -> list[ClipsCheck]:
-    """The latest results of the checks of these clips, in Dagster. BadInput: an error in `job.yaml`."""
-    made, blocking = folder.version() / 1e6, job.check_settings().block
+def blocked(job: Job, folder: ClipsFolder) -> str | None:
+    """Why no video is made of the clips, and what to change; None if nothing prevents it. BadInput."""
+    measured = ClipsQuality.read(folder.path)
+    return measured and why_blocked(measured, job.check_settings(), ready_clips=job.kind == "clips")
+
+
+def _checks(job: Job, folder: ClipsFolder) -> list[ClipsCheck]:
+    """The results of the checks; none if the clips were not measured, as those of a preview."""
+    measured, limits = ClipsQuality.read(folder.path), job.check_settings()
     return [
-        ClipsCheck(name=name, passed=passed, text=without_paths(text), blocks=name in blocking)
-        for name, passed, text, at in latest_checks(instance, CLIPS, list(CHECKS), job.key)
-        if at >= made - CLOCK_SECONDS
+        ClipsCheck(name=name, passed=result.passed, text=result.description or "", blocks=name in limits.block)
+        for name, result in (judge(measured, limits).items() if measured else ())
     ]
-
-
-def blocked(checks: list[ClipsCheck]) -> str | None:
-    """Why no video is made of the clips; None if nothing prevents it."""
-    failed = [f"{check.name}: {check.text}" for check in checks if check.blocks and not check.passed]
-    return f"the clips fail {'; '.join(failed)}" if failed else None
 
 
 def _read(model: type[M], file: Path) -> M | None:

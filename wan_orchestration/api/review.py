@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from wan_orchestration.api.clips import ClipsFile, blocked, clips_checks, clips_info, find_clips
+from wan_orchestration.api.clips import ClipsFile, blocked, clips_info, find_clips
 from wan_orchestration.api.job_info import PATH, can_start, given_settings, job_status, open_folder, priority
 from wan_orchestration.api.jobs import Jobs
 from wan_orchestration.api.models import ClipsInfo, JobInfo, NewClips, Start, Status
@@ -34,7 +34,7 @@ class Reviews:
         if job is None:
             raise Problem(404, f"the folder of job {key} cannot be used any more")
         settings = job.generate_settings(**given_settings(record.dagster_run)["generate"])
-        return clips_info(self.instance, self.env, job, folder, settings, f"{PATH}/{key}/clips")
+        return clips_info(self.env, job, folder, settings, f"{PATH}/{key}/clips")
 
     def file(self, key: str, name: ClipsFile) -> Path:
         """A file of the clips, in a format that browsers show. Problem 404; BadInput: it is damaged."""
@@ -106,7 +106,7 @@ class Reviews:
         last = latest(self.instance, CLIPS.to_user_string(), job.key)
         if last is None or not clips_are_fresh(last.tags, version):
             raise Problem(409, f"the folder of job {job.key} has changed since its clips were made; make them again")
-        if reason := blocked(clips_checks(self.instance, job, folder)):
+        if reason := blocked(job, folder):
             raise Problem(409, reason)
         with DECODING:
             check_clips(folder.path, settings.mode, settings.refert_num)

@@ -5,11 +5,10 @@ fails when one of them changes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.launcher.base import CheckRunHealthResult, WorkerStatus
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
@@ -19,29 +18,11 @@ from dagster._core.remote_origin import (
 from dagster._core.storage.tags import GRPC_INFO_TAG, WILL_RETRY_TAG
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-__all__ = [
-    "GRPC_INFO_TAG",
-    "WILL_RETRY_TAG",
-    "AssetRuns",
-    "Check",
-    "CheckRunHealthResult",
-    "WorkerStatus",
-    "latest_checks",
-]
+__all__ = ["GRPC_INFO_TAG", "WILL_RETRY_TAG", "AssetRuns", "CheckRunHealthResult", "WorkerStatus"]
 
 # CheckRunHealthResult, WorkerStatus: what a run launcher's health check returns; Dagster exports only the launcher.
 # GRPC_INFO_TAG: the code server of this machine puts this tag on the runs that it starts.
 # WILL_RETRY_TAG: "false" stops the daemon from retrying a failed run. There is no public call for that.
-
-
-class Check(NamedTuple):
-    """An evaluation of an asset check."""
-
-    name: str
-    passed: bool
-    text: str
-    at: float
-    """Unix time."""
 
 
 class AssetRuns:
@@ -83,21 +64,3 @@ class AssetRuns:
         """Put a created run into the queue; does nothing if it was queued before."""
         # No workspace is needed: the queue's coordinator reads only the run.
         self.instance.submit_run(run_id, workspace=None)  # pyright: ignore[reportArgumentType]
-
-
-def latest_checks(
-    instance: dg.DagsterInstance, asset: dg.AssetKey, names: Sequence[str], partition: str
-) -> list[Check]:
-    """The latest evaluations of a partition's checks, in the order of `names`; leaves out those that there are not."""
-    keys = [dg.AssetCheckKey(asset, name) for name in names]
-    storage, one = instance.event_log_storage, PartitionKeyFilter(key=partition)
-    records = storage.get_latest_asset_check_execution_by_key(keys, one)
-    found = []
-    for key in keys:
-        entry = records[key].event if key in records else None
-        event = entry and entry.dagster_event
-        # The event of a check that is only planned has another type.
-        if entry and event and event.event_type is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
-            evaluation = event.asset_check_evaluation_data
-            found.append(Check(key.name, evaluation.passed, evaluation.description or "", entry.timestamp))
-    return found

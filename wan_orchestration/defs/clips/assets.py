@@ -9,7 +9,7 @@ from wan_orchestration.defs.clips import checks
 from wan_orchestration.defs.clips.metadata import placed_metadata, preprocessed_metadata
 from wan_orchestration.defs.config import PreprocessConfig
 from wan_orchestration.defs.failures import failures_in_words
-from wan_orchestration.defs.freshness import CODE_VERSIONS, inputs_tag
+from wan_orchestration.defs.freshness import CODE_VERSIONS, inputs_tag, latest
 from wan_orchestration.defs.jobs.assets import job_inputs
 from wan_orchestration.defs.jobs.review import REVIEW, mark_ready
 from wan_orchestration.defs.jobs.run_requests import make_clips as make_clips_job
@@ -45,26 +45,33 @@ def preprocessed_clips(
 
     A run that makes only clips makes a preview of the first two seconds before, in `data/clips-preview/<job>`.
     """
+    from wan_orchestration.quality.clips_quality import quality_of  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+
     only_clips = makes_only_clips(context.run)
     with failures_in_words(context):
         job = job_folders.open(context.partition_key)
         clips, metadata = make_clips(context, launcher, job_folders, job, config.given(), preview=only_clips)
+        # Kept beside the clips for their checks, and for the page.
+        quality_of(clips)
         if context.run.job_name == make_clips_job.name:
-            report_checks(context, job.key, clips)
+            report_checks(context, job, clips)
+    review = context.run.tags.get(REVIEW)
     if only_clips:
         mark_ready(context.instance, context.run)
-    review = {REVIEW: context.run.tags[REVIEW]} if REVIEW in context.run.tags else {}
+        # Clips that are made again in the UI are to be looked at as those before.
+        last = latest(context.instance, "preprocessed_clips", job.key)
+        review = review or (last and last.tags.get(REVIEW))
     return dg.MaterializeResult(
         data_version=dg.DataVersion(clips.version),
         metadata=metadata,
-        tags=inputs_tag(job_folders.version(job.key)) | review,
+        tags=inputs_tag(job_folders.version(job.key)) | ({REVIEW: review} if review else {}),
     )
 
 
-def report_checks(context: dg.AssetExecutionContext, key: str, clips: Clips) -> None:
+def report_checks(context: dg.AssetExecutionContext, job: Job, clips: Clips) -> None:
     """Checks clips in a run that has not selected their checks. BadInput: a clip cannot be decoded."""
-    for evaluation in checks.evaluations(key, clips):
-        # Not yielded, because the step may only yield what its run has selected. Reported under the run's id, because
+    for evaluation in checks.evaluations(job, clips):
+        # Not yielded, because a step may only yield what its run has selected. Reported under the run's id, because
         # Dagster keeps one evaluation of a check for each run.
         event = dg.DagsterEvent(
             dg.DagsterEventType.ASSET_CHECK_EVALUATION.value, context.run.job_name, event_specific_data=evaluation

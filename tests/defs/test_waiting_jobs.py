@@ -31,6 +31,7 @@ def test_a_video_waits_until_a_person_starts_it(make_job, run, instance, reposit
     first = run("make_clips", "look")
     assert first.success and instance.get_run_by_id(first.run_id).tags["wan/state"] == "ready"
     assert run("make_clips", "asked", **{"wan/review": "wanted"}).success
+    assert run("make_clips", "asked").success, "again, in the UI"
     assert run("make_clips", "other").success
     looked_at = [
         _was_looked_at(instance, Job.open(environment().jobs_root / key)) for key in ("look", "asked", "other")
@@ -41,7 +42,7 @@ def test_a_video_waits_until_a_person_starts_it(make_job, run, instance, reposit
     checks = instance.event_log_storage.get_asset_check_execution_history(
         dg.AssetCheckKey(dg.AssetKey("preprocessed_clips"), "skeleton"), limit=9
     )
-    assert len(checks) == 3, "the clips are checked although make_clips has no checks"
+    assert len(checks) == 4, "the clips are checked although make_clips has no checks"
 
     # A person has started it, and it was stopped.
     video = repository.get_job("make_videos")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mini.drawing import draw_frame
+from mini.drawing import draw_frame, silhouette
 from mini.figures import FPS, Build, Figure, Look, perform, stand
 from wan_orchestration.preprocess.keypoints import PARTS, Pose
-from wan_orchestration.video.writer import write_segment
+from wan_orchestration.video.writer import write_lossless, write_segment
 
 SIZE = (384, 256)
 """Width and height of the driving video, px."""
@@ -25,7 +25,7 @@ OPENPOSE = {
 
 
 def write_two_people(folder: Path, frames: int = 90, seed: int = 5) -> Path:
-    """`driving.mp4` and `keypoints.json`, a picture of a third character, and its keypoints."""
+    """`driving.mp4`, its `keypoints.json`, a mask of both people, a picture of a third character, and its keypoints."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     people = []
@@ -42,6 +42,8 @@ def write_two_people(folder: Path, frames: int = 90, seed: int = 5) -> Path:
         return picture
 
     write_segment(folder / "driving.mp4", map(drawn, range(frames)), FPS)
+    masks = (np.maximum(*(silhouette(*person, t, SIZE) for person in people)) * 255 for t in range(frames))
+    write_lossless(folder / "mask.mp4", masks, FPS, "gray")
     poses = [[figure.pose(t, SIZE) for figure, _ in people] for t in range(frames)]
     content = {"fps": FPS, "frames": [{"people": [_openpose(pose) for pose in frame]} for frame in poses]}
     (folder / "keypoints.json").write_text(json.dumps(content))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from api_server import JOBS, free_port, serving
@@ -33,7 +34,10 @@ def page(browser) -> Iterator:  # noqa: F811
     page.set_default_timeout(30_000)
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: errors.append(f"{message.text} {message.location['url']}") if message.type == "error" else None,
+    )
     yield page
     page.close()
     assert not [error for error in errors if "net::ERR" not in error and "status of 4" not in error], errors
@@ -56,9 +60,14 @@ def files(shared, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "reference.jpg", driving
 
 
-def shot(page, name: str) -> None:
+def shot(page, name: str, part: str | None = None) -> None:
+    """A screenshot of the page, or of a part of it."""
     if folder := os.environ.get("PAGE_SCREENSHOTS"):
-        page.screenshot(path=str(Path(folder) / f"page-{name}.png"), full_page=True)
+        path = str(Path(folder) / f"page-{name}.png")
+        if part:
+            page.locator(part).screenshot(path=path)
+        else:
+            page.screenshot(path=path, full_page=True)
 
 
 def choose(page, files: tuple[Path, Path], name: str) -> None:
@@ -108,15 +117,75 @@ def test_from_uploading_files_to_playing_the_video(project, page, files, monkeyp
         assert not (project / "data" / "jobs" / "dance").exists()
 
 
+def test_a_job_is_cancelled_by_keyboard(project, page, files):
+    with serving(project, free_port()) as url:
+        page.goto(url)
+        choose(page, files, "waits")
+        page.get_by_role("button", name="Make the video").press("Enter")
+        page.locator("#job .badge.queued").wait_for()
+        page.get_by_role("button", name="Cancel").focus()
+        page.keyboard.press("Enter")
+        page.locator("#job .badge.cancelled").wait_for()
+        page.locator("#jobs .badge.cancelled").wait_for()
+        page.locator("#filter").select_option("succeeded")
+        page.get_by_text("No jobs yet.").wait_for()
+
+
+def test_a_refusal_names_the_field(project, page, files):
+    with serving(project, free_port()) as url:
+        page.goto(url)
+        choose(page, files, "refused")
+        page.set_input_files("#driving", str(files[0]))
+        page.get_by_role("button", name="Make the video").click()
+        error = page.locator("#new-video .error")
+        error.get_by_text("driving").wait_for()
+        assert "expected a video" in error.inner_text()
+
+
+def test_signing_in_and_out(project, page):
+    with serving(project, free_port(), WAN_API_TOKEN="a-token-of-some-length") as url:
+        page.goto(url)
+        page.get_by_label("The server’s token").fill("wrong")
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_text("not the server's token").wait_for()
+        page.get_by_label("The server’s token").fill("a-token-of-some-length")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="New video").wait_for()
+        assert page.evaluate("document.cookie") == "", "no script can read it"
+        page.reload()
+        page.get_by_role("heading", name="New video").wait_for()
+        page.get_by_role("button", name="Sign out").click()
+        page.get_by_role("heading", name="Sign in").wait_for()
+        assert page.evaluate(f"fetch('{JOBS}').then(answer => answer.status)") == 401
+
+
+def test_the_demo_on_screens_light_and_dark_large_and_small(project, page, monkeypatch):
+    for name, value in {"CHECKPOINT_DIR": MINI, "DEFAULT_SAMPLING_STEPS": 6, "DEFAULT_CLIP_LEN": 17}.items():
+        monkeypatch.setenv(f"WAN_{name}", str(value))
+    shutil.copytree(ROOT / "data" / "jobs" / "demo", project / "data" / "jobs" / "demo")
+    with daemon(project), serving(project, free_port()) as url:
+        httpx.post(url + JOBS, json={"src_root_path": "data/jobs/demo"}, timeout=60).raise_for_status()
+        page.goto(f"{url}/#demo")
+        page.locator("#job .badge.succeeded").wait_for(timeout=5 * MINUTES)
+        page.get_by_label("Result", exact=True).evaluate("video => { video.currentTime = 1 }")
+        page.get_by_label("Driving video", exact=True).evaluate("video => { video.currentTime = 1 }")
+        page.wait_for_timeout(1000)
+        for name, scheme, width in (("light", "light", 1200), ("dark", "dark", 1200), ("phone", "light", 390)):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            shot(page, name)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
+
+
 @pytest.fixture
-def two_people(project, monkeypatch) -> Callable[[str], None]:
+def two_people(project, monkeypatch) -> Callable[..., None]:
     """Writes a job of two people, in the size of the mini weights, and asks a server for its clips."""
     for name, value in {"CHECKPOINT_DIR": MINI, "DEFAULT_SAMPLING_STEPS": 6, "DEFAULT_CLIP_LEN": 17}.items():
         monkeypatch.setenv(f"WAN_{name}", str(value))
 
-    def submit(url: str, key: str) -> None:
+    def submit(url: str, key: str, mode: str = "animate") -> None:
         folder = write_two_people(project / "data" / "jobs" / key, frames=100)
-        (folder / "job.yaml").write_text("preprocess: {resolution_area: 16384}")
+        (folder / "job.yaml").write_text(f"mode: {mode}\npreprocess: {{resolution_area: 16384}}")
         body = {"src_root_path": f"data/jobs/{key}", "review": True}
         httpx.post(url + JOBS, json=body, timeout=60).raise_for_status()
 
@@ -129,7 +198,7 @@ def used_settings(project: Path, key: str) -> PreprocessSettings:
 
 
 def test_looking_first_at_two_people(project, page, two_people):
-    with daemon(project), serving(project, free_port()) as url:
+    with daemon(project), serving(project, free_port(), WAN_PRICE_PER_HOUR="3") as url:
         two_people(url, "duo")
         page.goto(f"{url}/#duo")
         badge = page.locator("#job .badge")
@@ -169,10 +238,10 @@ def test_looking_first_at_two_people(project, page, two_people):
         for name, scheme, width in (("look", "light", 1200), ("look-dark", "dark", 1200), ("look-phone", "light", 390)):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})
-            page.locator(".look video").evaluate_all(
-                "videos => Promise.all(videos.map(video => video.readyState > 2 || new Promise(end => video.oncanplay = end)))"
+            page.wait_for_function(
+                "() => [...document.querySelectorAll('.look video')].every(video => video.readyState > 2)"
             )
-            shot(page, name)
+            shot(page, name, "#job")
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
         page.locator("#job").get_by_role("button", name="Make the video").click()
         badge.get_by_text("succeeded").wait_for(timeout=5 * MINUTES)
@@ -180,6 +249,41 @@ def test_looking_first_at_two_people(project, page, two_people):
         assert page.get_by_label("Result", exact=True).evaluate("video => video.readyState >= 0")
         with FrameReader(project / "data/videos/duo/video.mp4") as reader:
             assert reader.info.frames == pytest.approx(50, abs=2)
+
+
+def test_marking_the_mask(project, page, two_people):
+    """The job's mask holds both people. A mark takes the person away who is not replaced."""
+    with daemon(project), serving(project, free_port()) as url:
+        two_people(url, "mask", "replace")
+        page.goto(f"{url}/#mask")
+        badge = page.locator("#job .badge")
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        second = page.get_by_role("button", name="Person 2").bounding_box()
+        frame = page.locator(".frame").bounding_box()
+        assert second and frame
+        assert mask_at(project, "mask").any()
+        page.get_by_label("Mask: leave out").check()
+        centre = second["x"] + second["width"] / 2 - frame["x"], second["y"] + second["height"] / 2 - frame["y"]
+        page.locator(".layer").click(position={"x": centre[0], "y": centre[1]})
+        page.get_by_label("Mask: box").check()
+        page.locator(".layer").focus()
+        for key in ("Enter", "ArrowRight", "ArrowDown", "Enter"):
+            page.keyboard.press(key)
+        assert page.locator(".mark").count() == 2
+        page.get_by_role("button", name="Undo the last mark").click()
+        assert page.locator(".mark").count() == 1
+        shot(page, "look-mask", "#job")
+        page.get_by_role("button", name="Make the clips again").click()
+        badge.get_by_text("running").wait_for(timeout=MINUTES)
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        assert not mask_at(project, "mask").any(), "the second person belongs to the mask no longer"
+
+
+def mask_at(project: Path, key: str) -> np.ndarray:
+    """The right third of the mask clip's first frame, where the second person stands."""
+    with FrameReader(project / "data/clips" / key / "src_mask.mp4") as reader:
+        mask = next(iter(reader.read(range(1))))
+    return mask[:, mask.shape[1] * 2 // 3 :] > 127
 
 
 def test_looking_first_by_keyboard_on_a_phone(project, browser, two_people):  # noqa: F811
@@ -261,63 +365,3 @@ def test_the_form_asks_for_a_look_and_for_retakes(project, page, files):
         content = yaml.safe_load((project / "data/jobs/careful/job.yaml").read_text())
         assert content["review"] is True
         assert (content["generate"]["retakes"], content["generate"]["pose_strength"]) == (2, 1.2)
-
-
-def test_a_job_is_cancelled_by_keyboard(project, page, files):
-    with serving(project, free_port()) as url:
-        page.goto(url)
-        choose(page, files, "waits")
-        page.get_by_role("button", name="Make the video").press("Enter")
-        page.locator("#job .badge.queued").wait_for()
-        page.get_by_role("button", name="Cancel").focus()
-        page.keyboard.press("Enter")
-        page.locator("#job .badge.cancelled").wait_for()
-        page.locator("#jobs .badge.cancelled").wait_for()
-        page.locator("#filter").select_option("succeeded")
-        page.get_by_text("No jobs yet.").wait_for()
-
-
-def test_a_refusal_names_the_field(project, page, files):
-    with serving(project, free_port()) as url:
-        page.goto(url)
-        choose(page, files, "refused")
-        page.set_input_files("#driving", str(files[0]))
-        page.get_by_role("button", name="Make the video").click()
-        error = page.locator("#new-video .error")
-        error.get_by_text("driving").wait_for()
-        assert "expected a video" in error.inner_text()
-
-
-def test_signing_in_and_out(project, page):
-    with serving(project, free_port(), WAN_API_TOKEN="a-token-of-some-length") as url:
-        page.goto(url)
-        page.get_by_label("The server’s token").fill("wrong")
-        page.get_by_role("button", name="Sign in").click()
-        page.get_by_text("not the server's token").wait_for()
-        page.get_by_label("The server’s token").fill("a-token-of-some-length")
-        page.keyboard.press("Enter")
-        page.get_by_role("heading", name="New video").wait_for()
-        assert page.evaluate("document.cookie") == "", "no script can read it"
-        page.reload()
-        page.get_by_role("heading", name="New video").wait_for()
-        page.get_by_role("button", name="Sign out").click()
-        page.get_by_role("heading", name="Sign in").wait_for()
-        assert page.evaluate(f"fetch('{JOBS}').then(answer => answer.status)") == 401
-
-
-def test_the_demo_on_screens_light_and_dark_large_and_small(project, page, monkeypatch):
-    for name, value in {"CHECKPOINT_DIR": MINI, "DEFAULT_SAMPLING_STEPS": 6, "DEFAULT_CLIP_LEN": 17}.items():
-        monkeypatch.setenv(f"WAN_{name}", str(value))
-    shutil.copytree(ROOT / "data" / "jobs" / "demo", project / "data" / "jobs" / "demo")
-    with daemon(project), serving(project, free_port()) as url:
-        httpx.post(url + JOBS, json={"src_root_path": "data/jobs/demo"}, timeout=60).raise_for_status()
-        page.goto(f"{url}/#demo")
-        page.locator("#job .badge.succeeded").wait_for(timeout=5 * MINUTES)
-        page.get_by_label("Result", exact=True).evaluate("video => { video.currentTime = 1 }")
-        page.get_by_label("Driving video", exact=True).evaluate("video => { video.currentTime = 1 }")
-        page.wait_for_timeout(1000)
-        for name, scheme, width in (("light", "light", 1200), ("dark", "dark", 1200), ("phone", "light", 390)):
-            page.emulate_media(color_scheme=scheme)
-            page.set_viewport_size({"width": width, "height": 900})
-            shot(page, name)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"

@@ -23,7 +23,7 @@ from wan_orchestration.preprocess.estimators.base import Estimator, Frame
 from wan_orchestration.preprocess.estimators.choose import open_estimator, open_picture_estimator
 from wan_orchestration.preprocess.estimators.keypoint_file import keypoint_files_of
 from wan_orchestration.preprocess.faces import face_boxes
-from wan_orchestration.preprocess.follow import FollowedPerson, follow_person
+from wan_orchestration.preprocess.follow import FollowedPerson, follow_people
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import Letterbox, PixelBox, canvas_size, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
@@ -83,8 +83,8 @@ def preprocess(
     notices = Notices(log)
     inputs = _open_inputs(driving, reference, settings, snapshot, models_root, notices, log, networks or Networks())
     video = inputs.video
-    person = follow_person(
-        video, inputs.estimator, Choice.parse(settings.person), lambda done: progress("keypoints", done, len(video))
+    [person] = follow_people(
+        video, inputs.estimator, [Choice.parse(settings.person)], lambda done: progress("keypoints", done, len(video))
     )
     found_at = time.monotonic()
     boxes, faceless = _clean_motion(person, inputs, settings, notices)

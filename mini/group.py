@@ -56,7 +56,7 @@ class Group:
 
 
 def two_figures(seed: int, frames: int, crossing: bool = False, size: tuple[int, int] = (256, 128)) -> Group:
-    """Two random figures side by side: the first on the left, the second on the right.
+    """Two random figures side by side: the first on the left, the second, who is smaller, on the right.
 
     With `crossing`, they change sides, and the second passes in front of the first.
     """
@@ -66,7 +66,7 @@ def two_figures(seed: int, frames: int, crossing: bool = False, size: tuple[int,
         aside = aside * np.linspace(1, -1, frames)
     scenes = []
     for side in (-1, 1):
-        build, act = Build.draw(rng), perform(rng, frames)
+        build, act = replace(Build.draw(rng), zoom=0.94 - 0.06 * side), perform(rng, frames)
         act = replace(act, hips=act.hips + np.stack([side * aside, np.zeros(frames)], 1))
         standing = Figure(replace(build, zoom=1.0), stand(rng))
         scenes.append(Scene(Figure(build, act), Look.draw(rng), standing, Look.draw(rng), size))

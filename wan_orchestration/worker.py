@@ -221,6 +221,7 @@ def preprocess(
             request.settings,
             snapshot=request.snapshot,
             models_root=request.models_root,
+            others=request.others,
             log=pipes.log.info,
             progress=report,
             networks=networks,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.clips import FACE_SIZE, JOINTS
+from wan_orchestration.preprocess.apart import OutlineBesideOthers
 from wan_orchestration.preprocess.clip_writer import ClipWriter
 from wan_orchestration.preprocess.drawing import draw_skeleton
 from wan_orchestration.preprocess.estimators.base import Frame
@@ -105,6 +106,8 @@ class _ReplacementClips:
             mask = self._box(index, frame, pose)
         grid = self.settings.mask_columns, self.settings.mask_rows
         mask = grow_mask(mask, self.settings.mask_iterations, self.settings.mask_kernel, grid)
+        if isinstance(self.outline, OutlineBesideOthers):
+            mask = mask & (1 - self.outline.others(index))
         self.backgrounds.write(picture * (1 - mask)[..., None])
         self.masks.write(mask * 255)
 

@@ -11,13 +11,14 @@ from wan_orchestration.protocol.messages import Notice
 
 
 class Notices:
-    """Collects notices, and logs each when it is added."""
+    """Collects notices, and logs each when it is added. `about` begins each of them."""
 
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self._log = log
+    def __init__(self, log: Callable[[str], None], about: str = "") -> None:
+        self._log, self._about = log, about
         self.all: list[Notice] = []
 
     def add(self, text: str, frames: Sequence[int] | np.ndarray | None = None) -> None:
+        text = self._about + text
         if frames is None:
             self.all.append(Notice(text=text))
             self._log(text)

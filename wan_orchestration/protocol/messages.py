@@ -43,6 +43,13 @@ class Request(BaseModel):
     """Whether an earlier run had started the launch."""
 
 
+class CharacterRequest(BaseModel):
+    """A further character of a job: its picture, and the settings for the person whom it replaces."""
+
+    reference: Path
+    settings: PreprocessSettings
+
+
 class PreprocessRequest(BaseModel):
     """What one launch preprocesses: a job's driving video and picture, into its clips."""
 
@@ -53,6 +60,8 @@ class PreprocessRequest(BaseModel):
     output: Path
     """Folder that receives the clips and `preprocess.json`, the `PreprocessResult`."""
     settings: PreprocessSettings
+    others: list[CharacterRequest] = []
+    """Characters after the first."""
     snapshot: Path | None
     """Folder of weights, for its `process_checkpoint/`."""
     models_root: Path
@@ -123,6 +132,8 @@ class PreprocessResult(BaseModel):
     settings: PreprocessSettings
     warm: bool = False
     """Whether an earlier run had started the launch."""
+    characters: list["PreprocessResult"] = []
+    """The clips of further characters. `warnings` includes theirs."""
 
 
 class PreprocessOutcome(BaseModel):

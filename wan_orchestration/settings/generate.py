@@ -60,8 +60,7 @@ class GenerateSettings(BaseModel):
         default=1.0,
         ge=0,
         le=2,
-        description="Scale of what the face adapters add. 1: as the model was trained; 0: the face has no effect; above "
-        "1: stronger expressions.",
+        description="Scale of what the face adapters add. 1: as the model was trained; 0: the face has no effect.",
     )
     prompt: str = Field(default=PROMPT, description="What the video shows.")
     negative_prompt: str = Field(

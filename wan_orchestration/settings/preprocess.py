@@ -9,6 +9,22 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from wan_orchestration.settings.generate import Mode
 
 
+def check_person(value: str) -> str:
+    """Returns a choice of a person if its syntax is right. ValueError: it is not."""
+    number = r"\s*\d+(\.\d+)?\s*"
+    forms = rf"largest|index:\s*[1-9]\d*\s*|box:{number}(,{number}){{3}}|point:{number},{number}"
+    if not re.fullmatch(forms, value):
+        raise ValueError("expected largest, index:N (1 is the largest), box:x0,y0,x1,y1 or point:x,y")
+    return value
+
+
+def beside_the_video(value: str | None) -> str | None:
+    """Returns the name of a file beside the driving video. ValueError: it is no file's name."""
+    if value is not None and (value in ("", ".", "..") or "/" in value or "\\" in value):
+        raise ValueError("expected a file's name, without folders: the file lies beside the driving video")
+    return value
+
+
 class PreprocessSettings(BaseModel):
     """How pose and face clips are made from a driving video and a picture.
 
@@ -101,27 +117,14 @@ class PreprocessSettings(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA if there is a CUDA device.")
 
-    @field_validator("person")
-    @classmethod
-    def _a_person(cls, value: str) -> str:
-        number = r"\s*\d+(\.\d+)?\s*"
-        forms = rf"largest|index:\s*[1-9]\d*\s*|box:{number}(,{number}){{3}}|point:{number},{number}"
-        if not re.fullmatch(forms, value):
-            raise ValueError("expected largest, index:N (1 is the largest), box:x0,y0,x1,y1 or point:x,y")
-        return value
+    _person = field_validator("person")(check_person)
+    _files = field_validator("keypoints", "mask_file")(beside_the_video)
 
     @field_validator("retarget", mode="before")
     @classmethod
     def _yaml_switch(cls, value: object) -> object:
         """YAML reads an unquoted `off` as false."""
         return {False: "off", True: "robust"}.get(value, value) if isinstance(value, bool) else value
-
-    @field_validator("keypoints", "mask_file")
-    @classmethod
-    def _beside_the_video(cls, value: str | None) -> str | None:
-        if value is not None and (value in ("", ".", "..") or "/" in value or "\\" in value):
-            raise ValueError("expected a file's name, without folders: the file lies beside the driving video")
-        return value
 
     @model_validator(mode="after")
     def _some_time(self) -> "PreprocessSettings":

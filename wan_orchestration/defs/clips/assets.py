@@ -16,7 +16,7 @@ from wan_orchestration.defs.weights.assets import weight_snapshot
 from wan_orchestration.jobs.clips import Clips, check_clips, place_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.protocol.messages import PreprocessRequest
+from wan_orchestration.protocol.messages import CharacterRequest, PreprocessRequest
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.weights import hub
 
@@ -71,6 +71,7 @@ def make_clips(
         reference=job.inputs["reference"],
         output=folder,
         settings=job.preprocess_settings(**given),
+        others=[CharacterRequest(reference=picture, settings=one) for picture, one in job.other_characters(**given)],
         snapshot=hub.local_snapshot(env),
         models_root=env.models_root,
     )

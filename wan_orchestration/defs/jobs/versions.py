@@ -35,7 +35,7 @@ class JobVersion:
             mode=generate.mode,
             priority=job.file.priority,
             content=_hash([fingerprint, _file_content(job.file)])[:16],
-            inputs=_hash([fingerprint, dumped(job.preprocess_settings())]),
+            inputs=_hash([fingerprint, *map(dumped, job.all_preprocess_settings())]),
             settings=_hash(generate.decisive()),
         )
 

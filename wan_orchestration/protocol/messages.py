@@ -267,6 +267,8 @@ class SegmentFacts(BaseModel):
     """Per denoising step."""
     placement: str | None = None
     """Where the models lay; None for segments of a version that did not record it."""
+    character: int | None = None
+    """The character whom the segment puts in, from 1; None if the job has no `characters`."""
 
 
 class FinishedSegment(SegmentFacts):

@@ -16,9 +16,8 @@ from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video.reader import FrameReader, probe
 from wan_orchestration.video.writer import write_lossless
 
-FRAMES = 9
 SETTINGS = GenerateSettings(mode="replace", clip_len=5, sampling_steps=1)
-"""Two segments, each after the first with four new frames."""
+"""A segment after the first has four new frames."""
 
 
 class Recorder:
@@ -31,19 +30,22 @@ class Recorder:
 
 
 @pytest.fixture
-def task(make_job, tmp_path):
+def make_task(make_job, tmp_path):
+    return lambda frames: task_of(make_job(frames=frames, mode="replace"), frames, tmp_path / "video")
+
+
+def task_of(folder, frames, output):
     """Two characters, whose masks lie apart."""
-    folder = make_job(frames=FRAMES, mode="replace")
     second = folder / "character_2"
     shutil.copytree(folder, second)
     Image.fromarray(moving_frames(1, 80, 60, 9)[0]).save(second / "src_ref.png")
     mask = np.zeros((64, 96), np.uint8)
     mask[:, 60:] = 255
-    write_lossless(second / "src_mask.mp4", [mask] * FRAMES, 30, "gray")
+    write_lossless(second / "src_mask.mp4", [mask] * frames, 30, "gray")
     return Task(
         job_id="job",
         clips=check_clips(folder, "replace"),
-        output=tmp_path / "video",
+        output=output,
         settings=SETTINGS,
         created_at=datetime.now(UTC),
     )
@@ -81,9 +83,10 @@ def frames_of(path):
         return reader.read(range(reader.info.frames))
 
 
-def test_the_second_character_is_put_into_the_first_ones_video(tiny_snapshot, task, segments):
+def test_the_second_character_is_put_into_the_first_ones_video(tiny_snapshot, make_task, segments):
+    task = make_task(9)
     result, recorder = run(tiny_snapshot, task)
-    assert (result.error, result.segments, result.frames) == (None, 4, FRAMES)
+    assert (result.error, result.segments, result.frames) == (None, 4, 9)
     assert [one.character for one in result.made_segments] == [1, 1, 2, 2]
     assert [(one.segment, one.segments) for one in recorder.segments] == [(n, 4) for n in (1, 2, 3, 4)]
     assert {(one.segment, one.segments) for one in recorder.steps} >= {(n, 4) for n in (1, 2, 3, 4)}
@@ -92,7 +95,7 @@ def test_the_second_character_is_put_into_the_first_ones_video(tiny_snapshot, ta
     assert sorted(path.name for path in task.output.iterdir()) == [
         "poster.jpg", "preview.webp", "result.json", "video.mp4",
     ]  # fmt: skip
-    assert probe(task.output / "video.mp4").frames == FRAMES
+    assert probe(task.output / "video.mp4").frames == 9
 
     (first, video), *_ = segments.made
     (second, _) = segments.made[2]
@@ -102,25 +105,37 @@ def test_the_second_character_is_put_into_the_first_ones_video(tiny_snapshot, ta
     assert np.array_equal(first.background, frames_of(task.clips.background.path)[:5])
 
 
-def test_a_job_stopped_in_the_second_pass_keeps_the_first(tiny_snapshot, task, segments):
+def test_a_job_stopped_in_the_second_pass_keeps_the_first(tiny_snapshot, make_task, segments):
+    task = make_task(5)
     whole, _ = run(tiny_snapshot, task.model_copy(update={"output": task.output.with_name("whole")}))
-    segments.made.clear()
-    segments.fails = 4
-    result, _ = run(tiny_snapshot, task)
-    assert result.error == "RuntimeError: stopped"
-    segments.made.clear()
-    segments.fails = 0
-    result, _ = run(tiny_snapshot, task)
-    assert (result.error, result.resumed_segments, len(segments.made)) == (None, 3, 1)
-    assert (task.output / "video.mp4").read_bytes() == whole.video_path.read_bytes()
 
-    # Another picture of the first character makes both passes again, another of the second only the second.
-    for folder, again in ((task.clips.folder, 4), (task.clips.characters[0].folder, 2)):
-        segments.made.clear()
-        segments.fails = 4
-        run(tiny_snapshot, task)
+    def stop_and_resume(change=lambda: None):
+        """The result, and how many segments the second run made."""
+        for fails in (2, 0):
+            segments.made.clear()
+            segments.fails = fails
+            result, _ = run(tiny_snapshot, task)
+            if fails:
+                assert result.error == "RuntimeError: stopped"
+                change()
+        return result, len(segments.made)
+
+    def paint(folder):
         Image.fromarray(moving_frames(1, 80, 60, 17)[0]).save(folder / "src_ref.png")
-        segments.made.clear()
-        segments.fails = 0
-        result, _ = run(tiny_snapshot, task)
-        assert (result.error, len(segments.made)) == (None, again)
+
+    result, made = stop_and_resume()
+    assert (result.error, result.resumed_segments, made) == (None, 1, 1)
+    assert (task.output / "video.mp4").read_bytes() == whole.video_path.read_bytes()
+    result, made = stop_and_resume(lambda: paint(task.clips.characters[0].folder))
+    assert (result.error, result.resumed_segments, made) == (None, 1, 1), "the first pass does not depend on it"
+
+
+def test_another_first_pass_makes_the_second_stale(tiny_snapshot, make_task, segments, monkeypatch):
+    """Stopped once everything is generated."""
+    task = make_task(5)
+    monkeypatch.setattr(runner, "join", lambda *arguments: 1 / 0)
+    assert "ZeroDivisionError" in run(tiny_snapshot, task)[0].error
+    monkeypatch.undo()
+    Image.fromarray(moving_frames(1, 80, 60, 17)[0]).save(task.clips.reference)
+    result, _ = run(tiny_snapshot, task)
+    assert (result.error, result.resumed_segments) == (None, 0)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -227,20 +227,21 @@ class Runner:
 
         for one in passes:
             one.unfinished.open(*allow(one).values())
-        count = segment_count(task.clips.pose.frames, task.settings)
-        whole = Plan(self.snapshot, task, loras, first=len(passes.segments), count=count * len(passes))
-        if whole.first:
-            self.reporter.log(f"{task.job_id}: resumes after segment {whole.first} of {whole.count}")
+        count, done = segment_count(task.clips.pose.frames, task.settings), len(passes.segments)
+        plan = Plan(self.snapshot, task, loras, done, count, passes=len(passes))
+        if done:
+            self.reporter.log(f"{task.job_id}: resumes after segment {done} of {plan.total}")
         execution = None
-        with ticking(whole, self.maker, self._counted, self.reporter) as ticker:
+        with ticking(plan, self.maker, self._counted, self.reporter) as ticker:
             for one in passes:
                 if (first := len(one.unfinished.segments)) == count:
                     continue
-                ticker.before, allowed = one.number * count, allow(one)
+                allowed = allow(one)
                 if one.number:
                     with self.stopwatch.during("encoding"):
                         one.put_on(passes[one.number - 1])
-                plan = Plan(self.snapshot, one.task, loras, first, count)
+                plan = replace(plan, task=one.task, first=first, pass_number=one.number)
+                ticker.before = plan.before
                 execution = self._make_segments(plan, one.unfinished, allowed, ticker)
             last = passes[-1]
             with self.stopwatch.during("finishing"):
@@ -252,7 +253,7 @@ class Runner:
         return {
             **video,
             **(asdict(execution) if execution else {}),
-            "segments": whole.count,
+            "segments": plan.total,
             "made_segments": segments,
             "placement": segments[-1].placement,
             "finite": passes.finite,
@@ -291,7 +292,7 @@ class Runner:
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             segments = self.maker.segments(plan, unfinished.guide(), ticker.step)
-            for number, segment in enumerate(segments, ticker.before + plan.first + 1):
+            for number, segment in enumerate(segments, plan.before + plan.first + 1):
                 with self.stopwatch.during("finishing"):
                     finite = bool(torch.isfinite(segment.video).all())
                     exact = segment.video.cpu().numpy() if task.save_frames else None
@@ -308,10 +309,7 @@ class Runner:
                     )
                     self.reporter.segment(
                         FinishedSegment(
-                            job_id=task.job_id,
-                            segment=number,
-                            segments=ticker.estimate.segments,
-                            **segment.facts.model_dump(),
+                            job_id=task.job_id, segment=number, segments=plan.total, **segment.facts.model_dump()
                         )
                     )
                     del segment, exact  # frees memory while the next segment is generated

@@ -90,7 +90,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
     """Report a task's progress. The rates come from earlier tasks on the same device, and are updated after the task.
 
     Args:
-        plan: the task, with the segments of all passes.
+        plan: the task. `plan.first` counts the finished segments of all passes.
         maker: of rank 0.
         seconds: the stopwatch's reading at the start of the task.
         reporter: receives the progress.
@@ -104,7 +104,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
     estimate = Estimate(
         rates,
         size=pose.height * pose.width * settings.clip_len / 1e6,
-        segments=plan.count,
+        segments=plan.total,
         first=plan.first,
         steps=settings.sampling_steps,
         forwards=forwards_per_step(settings, ranks.size),

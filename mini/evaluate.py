@@ -30,7 +30,7 @@ from wan_orchestration.weights.snapshot import open_snapshot
 
 LONG = 4 * CLIP_LEN - 3
 """Frames of four segments."""
-STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
+STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 
 
 class Case:

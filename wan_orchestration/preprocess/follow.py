@@ -10,6 +10,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Detection, Estimator, Frame
 from wan_orchestration.preprocess.frames import DrivingVideo, batched, prefetched
 from wan_orchestration.preprocess.motion import Motion, describe_frames
+from wan_orchestration.preprocess.people import NumberedPeople
 from wan_orchestration.preprocess.tracking import Choice, Trackers, numbered
 
 SAMPLES = 12
@@ -37,10 +38,13 @@ class FollowedPerson:
     """As found, with gaps."""
     found: np.ndarray
     """(T,) bool: whether the person was found in each frame."""
+    boxes: np.ndarray
+    """(T, 4) float32: x0, y0, x1, y1 px of the person in each frame; NaN where the person was not found."""
     crowded: list[int]
     """Frames with more than one person."""
     found_elsewhere: list[int]
     """Frames in which the lost person was found again in another place."""
+    people: NumberedPeople
     samples: list[SampledFrame] = field(default_factory=list)
 
 
@@ -54,10 +58,18 @@ def follow_people(
     """
     trackers = Trackers(choices, float(video.fps), video.size)
     sampled = set(np.linspace(0, len(video) - 1, min(SAMPLES, len(video))).round().astype(int).tolist())
+    numbers = NumberedPeople(float(video.fps), video.size)
     done = 0
     crowded: list[int] = []
     persons = [
-        FollowedPerson(Motion(video.size, len(video)), np.zeros(len(video), bool), crowded, tracker.found_elsewhere)
+        FollowedPerson(
+            Motion(video.size, len(video)),
+            np.zeros(len(video), bool),
+            np.full((len(video), 4), np.nan, np.float32),
+            crowded,
+            tracker.found_elsewhere,
+            numbers,
+        )
         for tracker in trackers.all
     ]
     crowd_seen = False
@@ -73,6 +85,7 @@ def follow_people(
         }
         poses = dict(zip(seen, estimator.estimate(*zip(*seen.values())))) if seen else {}
         for i, frame in enumerate(batch):
+            numbers.add(done + i, frame, people[frame.source], [one for one in followed[i] if one is not None])
             people_here = numbered(people[frame.source])
             if len(people_here) > 1:
                 crowded.append(done + i)
@@ -82,6 +95,7 @@ def follow_people(
             for number, (one, person) in enumerate(zip(persons, followed[i])):
                 if person is not None:
                     one.motion[done + i], one.found[done + i] = poses[frame.source, number], True
+                    one.boxes[done + i] = person.box
                 if samples:
                     one.samples.append(_sample(done + i, frame, people_here, person))
         done += len(batch)

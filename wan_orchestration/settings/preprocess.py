@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from wan_orchestration.settings.generate import Mode
 
+PREVIEW_SECONDS = 2.0
+"""How much of a driving video the preview of its clips shows."""
+
 
 def check_person(value: str) -> str:
     """Returns a choice of a person if its syntax is right. ValueError: it is not."""

@@ -24,6 +24,8 @@ class JobVersion:
     """Data version of `job_inputs`: the files, and how they are preprocessed."""
     settings: str
     """Data version of `job_settings`: the settings that decide how the video looks."""
+    review: bool = False
+    """Whether somebody wants to look at the clips before the video is made."""
 
     @classmethod
     def of(cls, job: Job, fingerprint: str | None = None) -> "JobVersion":
@@ -37,6 +39,7 @@ class JobVersion:
             content=_hash([fingerprint, _file_content(job.file)])[:16],
             inputs=_hash([fingerprint, *map(dumped, job.all_preprocess_settings())]),
             settings=_hash(generate.decisive()),
+            review=job.file.review,
         )
 
     @property

@@ -38,6 +38,11 @@ def preprocessed_metadata(clips: Clips, result: PreprocessResult) -> dict[str, A
     """Properties of clips that were made, and how they were made."""
     return clips_metadata(clips) | {
         "contact_sheet": picture(result.contact_sheet, "contact sheet"),
+        **{
+            f"contact_sheet_{number}": picture(one.contact_sheet, "contact sheet")
+            for number, one in enumerate(result.characters, 2)
+        },
+        **({"characters": 1 + len(result.characters)} if result.characters else {}),
         "estimator": result.estimator,
         "retarget": result.retarget,
         **({"masks": result.masks} if result.masks else {}),

@@ -19,6 +19,18 @@ REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
 JOINTS = "src_pose.npz"
 """The joints drawn in `src_pose.mp4`, written by preprocessing: `body` (T, 20, 3) float32: x, y in px, confidence."""
 
+LOOK = "look.json"
+"""What a person should see before generation. Preprocessing writes it with the three files that follow."""
+
+OVERLAY = "overlay.mp4"
+"""The driving video, frame for frame with the clips, with the skeleton and in replace mode the mask over it."""
+
+PEOPLE = "people.jpg"
+"""The first frame with the most people."""
+
+TIMELINE = "timeline.jpg"
+"""Small pictures of the whole driving video, side by side."""
+
 FACE_SIZE = 512
 """Side of the square frames of `src_face.mp4`, px."""
 

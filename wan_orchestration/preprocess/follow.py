@@ -10,6 +10,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Detection, Estimator, Frame
 from wan_orchestration.preprocess.frames import DrivingVideo, batched, prefetched
 from wan_orchestration.preprocess.motion import Motion, describe_frames
+from wan_orchestration.preprocess.people import NumberedPeople
 from wan_orchestration.preprocess.tracking import Choice, Tracker, numbered
 
 SAMPLES = 12
@@ -37,10 +38,13 @@ class FollowedPerson:
     """As found, with gaps."""
     found: np.ndarray
     """(T,) bool: whether the person was found in each frame."""
+    boxes: np.ndarray
+    """(T, 4) float32: x0, y0, x1, y1 px of the person in each frame; NaN where the person was not found."""
     crowded: list[int]
     """Frames with more than one person."""
     found_elsewhere: list[int]
     """Frames in which the lost person was found again in another place."""
+    people: NumberedPeople
     samples: list[SampledFrame] = field(default_factory=list)
 
 
@@ -55,6 +59,8 @@ def follow_person(
     sampled = set(np.linspace(0, len(video) - 1, min(SAMPLES, len(video))).round().astype(int).tolist())
     motion = Motion(video.size, len(video))
     found_in = np.zeros(len(video), bool)
+    boxes = np.full((len(video), 4), np.nan, np.float32)
+    numbers = NumberedPeople(float(video.fps), video.size)
     done = 0
     crowded: list[int] = []
     samples: list[SampledFrame] = []
@@ -66,8 +72,9 @@ def follow_person(
         seen = {frame.source: (frame, person) for frame, person in zip(batch, followed) if person is not None}
         found = dict(zip(seen, estimator.estimate(*zip(*seen.values())))) if seen else {}
         for i, frame in enumerate(batch):
-            if followed[i] is not None:
-                motion[done + i], found_in[done + i] = found[frame.source], True
+            if (person := followed[i]) is not None:
+                motion[done + i], found_in[done + i], boxes[done + i] = found[frame.source], True, person.box
+            numbers.add(done + i, frame, people[frame.source], person)
             people_here = numbered(people[frame.source])
             if len(people_here) > 1:
                 crowded.append(done + i)
@@ -79,7 +86,7 @@ def follow_person(
         progress(done)
     tracker.check_choice()
     _check_found(video, found_in, crowded)
-    return FollowedPerson(motion, found_in, crowded, tracker.found_elsewhere, samples)
+    return FollowedPerson(motion, found_in, boxes, crowded, tracker.found_elsewhere, numbers, samples)
 
 
 def _without_repeats(batch: list[Frame]) -> list[Frame]:

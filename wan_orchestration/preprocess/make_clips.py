@@ -11,15 +11,16 @@ import numpy as np
 from PIL import Image
 
 from wan_orchestration.errors import BadInput
-from wan_orchestration.jobs.clips import FACE_SIZE, JOINTS
+from wan_orchestration.jobs.clips import FACE_SIZE, JOINTS, OVERLAY, TIMELINE
 from wan_orchestration.preprocess.clip_writer import ClipWriter
 from wan_orchestration.preprocess.drawing import draw_skeleton
 from wan_orchestration.preprocess.estimators.base import Frame
+from wan_orchestration.preprocess.follow import FollowedPerson
 from wan_orchestration.preprocess.frames import DrivingVideo, prefetched
 from wan_orchestration.preprocess.geometry import PixelBox, crop_face, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.look import Overlay, TimelinePictures
 from wan_orchestration.preprocess.masks import box_mask, grow_mask
-from wan_orchestration.preprocess.motion import Motion
 from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import Outline
 from wan_orchestration.settings.preprocess import PreprocessSettings
@@ -45,7 +46,7 @@ def write_reference(path: Path, picture: np.ndarray) -> None:
 def write_clips(
     folder: Path,
     video: DrivingVideo,
-    motion: Motion,
+    person: FollowedPerson,
     size: tuple[int, int],
     to_canvas: ToCanvas,
     boxes: list[PixelBox] | None,
@@ -55,7 +56,7 @@ def write_clips(
     progress: Callable[[int], None],
 ) -> None:
     """Writes `src_pose.mp4`, `src_face.mp4`, `src_pose.npz` (the drawn joints), and with an outline also `src_bg.mp4`
-    and `src_mask.mp4`.
+    and `src_mask.mp4`. For looking at them, also `overlay.mp4` and `timeline.jpg`.
 
     `size` is the canvas's (width, height), `to_canvas` moves poses onto it, `boxes` are the face boxes in the driving
     video (None: no frame has a face). BadInput: an outline is empty and `empty_mask` is error.
@@ -63,9 +64,11 @@ def write_clips(
     canvas = np.zeros((size[1], size[0], 3), np.uint8)
     joints = np.zeros((len(video), 20, 3), np.float32)
     no_face = np.zeros((FACE_SIZE, FACE_SIZE, 3), np.uint8)
+    motion, timeline = person.motion, TimelinePictures(video)
     with ExitStack() as clips:
         poses = clips.enter_context(ClipWriter(folder / "src_pose.mp4", video.fps, "rgb"))
         faces = clips.enter_context(ClipWriter(folder / "src_face.mp4", video.fps, "yuv444"))
+        overlay = Overlay(clips.enter_context(ClipWriter(folder / OVERLAY, video.fps, "small")), person, size)
         replacement = None
         if outline is not None:
             replacement = _ReplacementClips(
@@ -79,9 +82,11 @@ def write_clips(
             joints[index] = pose.body
             poses.write(draw_skeleton(canvas.copy(), pose))
             faces.write(crop_face(frame.pixels, boxes[index]) if boxes else no_face)
-            if replacement is not None:
-                replacement.write(index, frame, pose)
+            mask = replacement.write(index, frame, pose) if replacement is not None else None
+            overlay.write(index, frame, mask)
+            timeline.add(frame)
             progress(index + 1)
+    timeline.write(folder / TIMELINE)
     np.savez_compressed(folder / JOINTS, body=joints)
     if replacement is not None and replacement.boxed:
         notices.add("the outline was empty; the person's box was used", replacement.boxed)
@@ -98,7 +103,8 @@ class _ReplacementClips:
     boxed: list[int] = field(default_factory=list)
     """Frames whose mask is the person's box, because the outline was empty."""
 
-    def write(self, index: int, frame: Frame, pose: Pose) -> None:
+    def write(self, index: int, frame: Frame, pose: Pose) -> np.ndarray:
+        """Returns the mask: (H, W) uint8 of 0 and 1, on the canvas."""
         picture = letterbox(frame.pixels, pose.size)
         mask = self.outline(index, frame, picture, pose)
         if not mask.any() and pose.has("body"):
@@ -107,6 +113,7 @@ class _ReplacementClips:
         mask = grow_mask(mask, self.settings.mask_iterations, self.settings.mask_kernel, grid)
         self.backgrounds.write(picture * (1 - mask)[..., None])
         self.masks.write(mask * 255)
+        return mask
 
     def _box(self, index: int, frame: Frame, pose: Pose) -> np.ndarray:
         if self.settings.empty_mask == "error":

@@ -37,6 +37,11 @@ class Notices:
             self.add("the person was not found for longer than max_gap; no skeleton is drawn", empty)
         if person.crowded:
             self.add("several people are visible; the contact sheet numbers them", person.crowded)
+        if person.people.unnumbered:
+            self.add(
+                "index:N means none of some people here; let start be a moment at which all are visible",
+                [person.people.index],
+            )
         if person.found_elsewhere:
             self.add(
                 "the person was lost and found again elsewhere, perhaps another person",

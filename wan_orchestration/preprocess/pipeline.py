@@ -27,6 +27,7 @@ from wan_orchestration.preprocess.follow import FollowedPerson, follow_person
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import Letterbox, PixelBox, canvas_size, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.look import write_look
 from wan_orchestration.preprocess.make_clips import ToCanvas, add_sound, write_clips, write_reference
 from wan_orchestration.preprocess.motion import Motion
 from wan_orchestration.preprocess.networks import Networks
@@ -216,13 +217,13 @@ def _write_outputs(
     notices: Notices,
     progress: ReportProgress,
 ) -> bool:
-    """Writes the reference, the clips with their sound, and the contact sheet. Returns whether there is sound."""
+    """Writes the clips with their sound, and what shows them to people. Returns whether there is sound."""
     video = inputs.video
     write_reference(folder / "src_ref.png", inputs.picture)
     write_clips(
         folder,
         video,
-        person.motion,
+        person,
         inputs.size,
         to_canvas,
         boxes,
@@ -234,6 +235,7 @@ def _write_outputs(
     sound_start = video.info.start + Fraction(settings.start).limit_denominator(48000)
     has_audio = add_sound(folder / "src_pose.mp4", inputs.sound, sound_start, notices)
     write_contact_sheet(folder / CONTACT_SHEET, person.samples, person.motion, float(video.fps))
+    write_look(folder, video, person.people, settings, notices.all)
     return has_audio
 
 

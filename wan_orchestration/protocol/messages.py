@@ -93,6 +93,43 @@ class Notice(BaseModel):
     frames: list[tuple[int, int]] = []
 
 
+class LookPerson(BaseModel):
+    """A person in `people.jpg`."""
+
+    number: int
+    """The N of `person: index:N` that means this person."""
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in fractions of the frame's sides."""
+    followed: bool
+    """Whether the clips show this person's motion."""
+
+
+class Look(BaseModel):
+    """What a person should see before a video is generated: `look.json` beside the clips.
+
+    `overlay.mp4` lies beside it (the driving video with the skeleton, frame for frame with the clips), as do
+    `people.jpg` (one frame, without drawings) and `timeline.jpg` (pictures of the whole driving video, side by side).
+    """
+
+    frames: int
+    fps: float
+    start: float
+    """Second of the driving video at which the clips begin."""
+    end: float
+    """Second of the driving video at which the clips end."""
+    source_seconds: float
+    """Duration of the whole driving video."""
+    source_width: int
+    source_height: int
+    people: list[LookPerson]
+    """The people whom a number means, in the order of their numbers."""
+    people_frame: int
+    """Number of the clips' frame that `people.jpg` shows: the first with the most people."""
+    people_seconds: float
+    """Its second in the driving video."""
+    warnings: list[Notice]
+
+
 class PreprocessResult(BaseModel):
     """The clips that were made, and how. Also written as `preprocess.json` beside them."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from wan_orchestration.cli.flags import Parser, add_settings, given_settings
 from wan_orchestration.cli.terminal import ProgressLine, print_error
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.jobs.clips import check_clips
+from wan_orchestration.jobs.clips import Clips, check_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.devices import cuda_devices, lease_folder
 from wan_orchestration.protocol.leases import lease
@@ -134,6 +134,16 @@ def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
     ).output
 
 
+def check_quality(job: Job, clips: Clips) -> None:
+    """BadInput: the clips fail a check that keeps the job from generation."""
+    limits = job.check_settings()
+    if limits.block:
+        from wan_orchestration.quality.clips_quality import measure_clips, why_blocked  # noqa: PLC0415 (OpenCV)
+
+        if reason := why_blocked(measure_clips(clips), limits, job.kind == "clips"):
+            raise BadInput(reason)
+
+
 def follow() -> int:
     """Take part in rank 0's job, on every other rank. Returns 0."""
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch)
@@ -153,9 +163,11 @@ def infer(
     settings = job.generate_settings(**given_settings(arguments, GenerateSettings))
     snapshot = hub.resolve(env, reporter.log)
     folder = job.folder if job.kind == "clips" else make_clips(job, env, reporter)
+    clips = check_clips(folder, settings.mode, settings.refert_num)
+    check_quality(job, clips)
     task = Task(
         job_id=job.key,
-        clips=check_clips(folder, settings.mode, settings.refert_num),
+        clips=clips,
         output=(arguments.output or env.videos_root / job.key).absolute(),
         settings=settings,
         created_at=created_at,

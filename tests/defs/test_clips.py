@@ -13,6 +13,7 @@ def test_ready_clips_are_placed(make_job, materialize, data_root):
     result = materialize("preprocessed_clips", key="ready")
     assert result.success
     placed = {path.name: path.read_bytes() for path in (data_root / "clips" / "ready").iterdir()}
+    assert placed.pop("measures.json")
     assert placed == {path.name: path.read_bytes() for path in folder.iterdir()}
     (event,) = result.asset_materializations_for_node("preprocessed_clips")
     assert event.metadata["frames"].value == 5 and event.metadata["size"].value == "96x64"

@@ -31,6 +31,9 @@ PEOPLE = "people.jpg"
 TIMELINE = "timeline.jpg"
 """Small pictures of the whole driving video, side by side."""
 
+MEASURES = "measures.json"
+"""What the checks of the clips measured; see `quality/clips_quality.py`."""
+
 FACE_SIZE = 512
 """Side of the square frames of `src_face.mp4`, px."""
 

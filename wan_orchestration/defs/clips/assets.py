@@ -37,9 +37,13 @@ def preprocessed_clips(
     Copies a job's ready clips after decoding every frame, or makes clips from its driving video and picture. Settings
     come from the launchpad, else from `job.yaml`, else from `WAN_PREPROCESS_*`, else from the defaults.
     """
+    from wan_orchestration.quality.clips_quality import quality_of  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+
     with failures_in_words(context):
         job = job_folders.open(context.partition_key)
         clips, metadata = make_clips(context, launcher, job_folders, job, config.given())
+        # Kept beside the clips for their checks, and for the page.
+        quality_of(clips)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(clips.version), metadata=metadata, tags=inputs_tag(job_folders.version(job.key))
     )

@@ -54,7 +54,7 @@ def generated_video(
 
     Settings come from the launchpad, else from `job.yaml`, else from `WAN_DEFAULT_*`, else from the defaults.
 
-    Makes clips that are missing or out of date first.
+    Makes clips that are missing or out of date first. A job whose clips fail a check that blocks it is not generated.
 
     A run over several jobs loads the model once and makes the videos in the order of their priority. It records each
     video as soon as it is finished; a job that fails does not stop the others.
@@ -67,9 +67,11 @@ def generated_video(
         with _recorded(context, failures, job.key):
             settings = job.generate_settings(**config.given())  # fails before clips are made
             yield from _up_to_date_clips(context, launcher, job_folders, job, snapshot)
+            clips = job_folders.clips(job.key, settings.mode, settings.refert_num)
+            clips_checks.require(job, clips, job.check_settings())
             task = Task(
                 job_id=job.key,
-                clips=job_folders.clips(job.key, settings.mode, settings.refert_num),
+                clips=clips,
                 output=environment().videos_root / job.key,
                 settings=settings,
                 created_at=datetime.now(UTC),
@@ -146,7 +148,7 @@ def _up_to_date_clips(
         metadata=metadata,
         tags=clips_tags(context.instance, version, clips.version, snapshot.fingerprint),
     )
-    for evaluation in clips_checks.evaluations(job.key, clips):
+    for evaluation in clips_checks.evaluations(job, clips):
         # Not yielded, because the run has not selected these checks. Reported under the run's id, because Dagster keeps
         # one evaluation of a check for each run.
         event = dg.DagsterEvent(
@@ -170,7 +172,7 @@ def _finished(
         metadata=video_metadata(result),
         tags=video_tags(context.instance, job_folders.version(task.job_id), version, clips, snapshot.fingerprint),
     )
-    yield from checks.evaluations(task.job_id, task.clips.pose, result)
+    yield from checks.evaluations(job_folders.open(task.job_id), task.clips.pose, result)
 
 
 def video_version(task: Task, snapshot: Snapshot) -> str:

@@ -20,6 +20,7 @@ from wan_orchestration.preprocess.frames import DrivingVideo, prefetched
 from wan_orchestration.preprocess.geometry import PixelBox, crop_face, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.look import Overlay, TimelinePictures
+from wan_orchestration.preprocess.mask_hints import MaskHint, MovingHints
 from wan_orchestration.preprocess.masks import box_mask, grow_mask
 from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import Outline
@@ -73,6 +74,7 @@ def write_clips(
         if outline is not None:
             replacement = _ReplacementClips(
                 outline,
+                _moving_hints(video, person, size, settings, notices),
                 settings,
                 clips.enter_context(ClipWriter(folder / "src_bg.mp4", video.fps, "yuv444")),
                 clips.enter_context(ClipWriter(folder / "src_mask.mp4", video.fps, "gray")),
@@ -97,6 +99,7 @@ class _ReplacementClips:
     """The background clip and the mask clip."""
 
     outline: Outline
+    hints: MovingHints | None
     settings: PreprocessSettings
     backgrounds: ClipWriter
     masks: ClipWriter
@@ -106,7 +109,8 @@ class _ReplacementClips:
     def write(self, index: int, frame: Frame, pose: Pose) -> np.ndarray:
         """Returns the mask: (H, W) uint8 of 0 and 1, on the canvas."""
         picture = letterbox(frame.pixels, pose.size)
-        mask = self.outline(index, frame, picture, pose)
+        hints = self.hints.at(index, pose) if self.hints else None
+        mask = self.outline(index, frame, picture, pose, hints)
         if not mask.any() and pose.has("body"):
             mask = self._box(index, frame, pose)
         grid = self.settings.mask_columns, self.settings.mask_rows
@@ -119,10 +123,33 @@ class _ReplacementClips:
         if self.settings.empty_mask == "error":
             raise BadInput(
                 f"the {self.outline.name} mask of frame {index} ({frame.time:.2f} s of the driving video) is empty; "
-                "choose the person, other masks (sam2, light, file), or empty_mask: box to use the person's box"
+                "choose the person, other masks (sam2, light, file), add mask_hints, or use the person's box with "
+                "empty_mask: box"
             )
         self.boxed.append(index)
         return box_mask(pose)
+
+
+def _moving_hints(
+    video: DrivingVideo, person: FollowedPerson, size: tuple[int, int], settings: PreprocessSettings, notices: Notices
+) -> MovingHints | None:
+    """The mask hints whose moments are in the clips; None if there are none."""
+    first, last = (video.times[index] for index in (video.indices[0], video.indices[-1]))
+    half = float(1 / video.fps / 2)
+    hints = []
+    for text in settings.mask_hints:
+        hint = MaskHint.parse(text)
+        if hint.seconds is None or first - half <= hint.seconds <= last + half:
+            hints.append(hint)
+        else:
+            notices.add(f"mask_hints: {text} is not used, because the clips show {first:.2f} to {last:.2f} s")
+
+    def frame_at(seconds: float | None) -> int:
+        if seconds is None:
+            return person.people.index
+        return int(np.abs(np.asarray(video.times)[video.indices] - seconds).argmin())
+
+    return MovingHints(hints, person.motion, size, frame_at) if hints else None
 
 
 def add_sound(clip: Path, sound: Sound, start: Fraction, notices: Notices) -> bool:

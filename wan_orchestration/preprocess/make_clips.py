@@ -92,6 +92,8 @@ def write_clips(
     np.savez_compressed(folder / JOINTS, body=joints)
     if replacement is not None and replacement.boxed:
         notices.add("the outline was empty; the person's box was used", replacement.boxed)
+    if replacement is not None and replacement.empty:
+        notices.add("the mask is empty, so nothing is replaced", replacement.empty)
 
 
 @dataclass
@@ -105,6 +107,8 @@ class _ReplacementClips:
     masks: ClipWriter
     boxed: list[int] = field(default_factory=list)
     """Frames whose mask is the person's box, because the outline was empty."""
+    empty: list[int] = field(default_factory=list)
+    """Frames with neither an outline nor a person."""
 
     def write(self, index: int, frame: Frame, pose: Pose) -> np.ndarray:
         """Returns the mask: (H, W) uint8 of 0 and 1, on the canvas."""
@@ -113,6 +117,8 @@ class _ReplacementClips:
         mask = self.outline(index, frame, picture, pose, hints)
         if not mask.any() and pose.has("body"):
             mask = self._box(index, frame, pose)
+        if not mask.any():
+            self.empty.append(index)
         grid = self.settings.mask_columns, self.settings.mask_rows
         mask = grow_mask(mask, self.settings.mask_iterations, self.settings.mask_kernel, grid)
         self.backgrounds.write(picture * (1 - mask)[..., None])

@@ -15,7 +15,7 @@ from wan_orchestration.jobs.clips import Clips, check_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.devices import cuda_devices, lease_folder
 from wan_orchestration.protocol.leases import lease
-from wan_orchestration.protocol.messages import FinishedSegment, Progress, Request, Result, Task
+from wan_orchestration.protocol.messages import CharacterRequest, FinishedSegment, Progress, Request, Result, Task
 from wan_orchestration.settings.environment import Environment, GpuEnvironment, World
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights import hub
@@ -130,6 +130,7 @@ def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
         job.preprocess_settings(),
         snapshot=hub.local_snapshot(env),
         models_root=env.models_root,
+        others=[CharacterRequest(reference=picture, settings=one) for picture, one in job.other_characters()],
         log=reporter.log,
     ).output
 

@@ -227,6 +227,7 @@ def preprocess(
             settings,
             snapshot=request.snapshot,
             models_root=request.models_root,
+            others=request.others,
             log=log,
             progress=progress,
             networks=networks,

@@ -96,7 +96,7 @@ def test_a_number_stays_with_its_person_until_the_frame_with_most_people():
         here = [person(60, 60)]
         here += [person(160, 40 + 2 * max(t - 10, 0))] if t >= 5 else []
         here += [person(300, 20)] if t >= 30 else []
-        people.add(t, Frame(t, t / 30, picture), here[::-1], here[0])
+        people.add(t, Frame(t, t / 30, picture), here[::-1], here[:1])
     assert (people.index, people.seconds, people.unnumbered) == (30, 1.0, 0)
     centres = {each.number: (each.box[0] + each.box[2]) / 2 * 320 for each in people.people}
     assert centres == pytest.approx({1: 60, 2: 160, 3: 300}, abs=1)
@@ -106,6 +106,6 @@ def test_a_number_stays_with_its_person_until_the_frame_with_most_people():
 def test_a_person_without_a_number_is_counted():
     """index:2 is the second largest where two are visible first, and that is the first person again."""
     people, picture = NumberedPeople(30, SIZE), np.zeros((240, 320, 3), np.uint8)
-    people.add(0, Frame(0, 0.0, picture), [person(60, 60)], None)
-    people.add(1, Frame(1, 1 / 30, picture), [person(60, 60), person(200, 90)], None)
+    people.add(0, Frame(0, 0.0, picture), [person(60, 60)], [])
+    people.add(1, Frame(1, 1 / 30, picture), [person(60, 60), person(200, 90)], [])
     assert [each.number for each in people.people] == [1] and people.unnumbered == 1

@@ -99,7 +99,8 @@ def clips_info(env: Environment, job: Job, folder: ClipsFolder, settings: Genera
     if folder.preview:
         expected = Estimate(seconds=None, price=None, basis="known when all clips are made")
     else:
-        expected = estimate(env, settings, clip.frames, clip.width * clip.height)
+        characters = 1 + len(made.characters) if made else 1
+        expected = estimate(env, settings, clip.frames, clip.width * clip.height, characters)
     return ClipsInfo(
         preview=folder.preview,
         mode=made.mode if made else settings.mode,

@@ -51,19 +51,19 @@ class Rates(NamedTuple):
         denoising = spent.denoise / size / _forwards(settings)
         return cls(spent.load, spent.compile, spent.encode / size, denoising, spent.decode / size, spent.finish / size)
 
-    def seconds(self, settings: GenerateSettings, frames: int, pixels: int) -> float:
-        segments = max(1, math.ceil((frames - settings.refert_num) / settings.stride))
+    def seconds(self, settings: GenerateSettings, frames: int, pixels: int, characters: int) -> float:
+        segments = characters * max(1, math.ceil((frames - settings.refert_num) / settings.stride))
         size = pixels * settings.clip_len * segments / 1e6
         each = self.encoding + self.denoising * _forwards(settings) + self.decoding + self.finishing
         return self.loading + self.compiling + size * each
 
 
-def estimate(env: Environment, settings: GenerateSettings, frames: int, pixels: int) -> Estimate:
+def estimate(env: Environment, settings: GenerateSettings, frames: int, pixels: int, characters: int = 1) -> Estimate:
     """What a video will take. `frames` are those of the clips, `pixels` those of a frame."""
     rates, basis = _rates(env, settings)
     if rates is None:
         return Estimate(seconds=None, price=None, basis=basis)
-    seconds, hourly = rates.seconds(settings, frames, pixels), validate(PriceSettings, {}).per_hour
+    seconds, hourly = rates.seconds(settings, frames, pixels, characters), validate(PriceSettings, {}).per_hour
     price = None if hourly is None else hourly * seconds / 3600 * devices_of_a_run()
     return Estimate(seconds=round(seconds, 1), price=price and round(price, 4), basis=basis)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove, replacing
 from wan_orchestration.protocol.messages import BY_ALIAS, SegmentFacts, Task
-from wan_orchestration.video.writer import write_segment
+from wan_orchestration.video.writer import write_lossless, write_segment
 
 LOCK_SECONDS, POLL_SECONDS = 120.0, 0.2
 """How long to wait for another process that generates the same video, and how often to look. A cancelled launch stops
@@ -46,6 +46,8 @@ class UnfinishedVideo:
 
     def __init__(self, task: Task) -> None:
         self.folder = task.output / ".work"
+        self.lossless = False
+        """Whether the segments are written lossless, because another video is made from them."""
         self.resumed = 0
         """Segments that an earlier run finished and this run keeps."""
         self._fps, self._steps = task.clips.pose.fps, task.settings.sampling_steps
@@ -135,7 +137,8 @@ class UnfinishedVideo:
             exact: (3, n, H, W) float32, the same frames unquantised, if the task asks for them.
         """
         index = len(self.segments)
-        write_segment(self._file("clip", index, "mp4"), frames, self._fps)
+        write = write_lossless if self.lossless else write_segment
+        write(self._file("clip", index, "mp4"), frames, self._fps)
         np.save(self._file("guide", index, "npy"), guide)
         if exact is not None:
             np.save(self._file("exact", index, "npy"), exact)

@@ -35,8 +35,8 @@ class NumberedPeople:
         self._trackers: list[Tracker] = []
         self._most = 0
 
-    def add(self, index: int, frame: Frame, people: Sequence[Detection], followed: Detection | None) -> None:
-        """Adds the next frame, its people, and the one whom the clips follow."""
+    def add(self, index: int, frame: Frame, people: Sequence[Detection], followed: Sequence[Detection]) -> None:
+        """Adds the next frame, its people, and those whom the clips follow."""
         people = [person for person in people if person.area > 0]
         while len(self._trackers) < min(len(people), _MOST_NUMBERS):
             choice = Choice("index", (len(self._trackers) + 1.0,))
@@ -51,7 +51,7 @@ class NumberedPeople:
         self._most, self.index, self.seconds = len(people), index, frame.time
         self.unnumbered = len({person.box for person in people}) - len(numbers)
         self.people = [
-            LookPerson(number=number, box=self._fractions(box), followed=followed is not None and followed.box == box)
+            LookPerson(number=number, box=self._fractions(box), followed=any(one.box == box for one in followed))
             for box, number in numbers.items()
         ]
         shrink = min(LONGEST_SIDE / max(frame.size), 1.0)

@@ -43,6 +43,13 @@ class Request(BaseModel):
     """Whether an earlier run had started the launch."""
 
 
+class CharacterRequest(BaseModel):
+    """A further character of a job: its picture, and the settings for the person whom it replaces."""
+
+    reference: Path
+    settings: PreprocessSettings
+
+
 class PreprocessRequest(BaseModel):
     """What one launch preprocesses: a job's driving video and picture, into its clips."""
 
@@ -55,6 +62,8 @@ class PreprocessRequest(BaseModel):
     preview: Path | None = None
     """Folder that first receives the same of the first two seconds, for somebody who waits to look at them."""
     settings: PreprocessSettings
+    others: list[CharacterRequest] = []
+    """Characters after the first."""
     snapshot: Path | None
     """Folder of weights, for its `process_checkpoint/`."""
     models_root: Path
@@ -170,6 +179,8 @@ class PreprocessResult(BaseModel):
     settings: PreprocessSettings
     warm: bool = False
     """Whether an earlier run had started the launch."""
+    characters: list["PreprocessResult"] = []
+    """The clips of further characters. `warnings` includes theirs."""
 
 
 class PreprocessOutcome(BaseModel):
@@ -303,6 +314,8 @@ class SegmentFacts(BaseModel):
     """Per denoising step."""
     placement: str | None = None
     """Where the models lay; None for segments of a version that did not record it."""
+    character: int | None = None
+    """The character whom the segment puts in, from 1; None if the job has no `characters`."""
 
 
 class FinishedSegment(SegmentFacts):

@@ -67,11 +67,29 @@ def quality_of(clips: Clips) -> ClipsQuality:
 
 
 def measure_clips(clips: Clips) -> ClipsQuality:
-    """Measure clips in one pass over each.
+    """Measure clips in one pass over each. With several characters, each measure is that of the worst.
 
     Raises:
         BadInput: a clip cannot be decoded.
     """
+    first, *others = (_measure(one) for one in (clips, *clips.characters))
+    for one, measured in zip(clips.characters, others):
+        jumpy = max(first, measured, key=lambda each: each.largest_jump)
+        first = first.model_copy(
+            update={
+                "stamps": first.stamps | {f"{one.folder.name}/{name}": it for name, it in measured.stamps.items()},
+                "skeleton": min(first.skeleton, measured.skeleton),
+                "face": min(first.face, measured.face),
+                "largest_jump": jumpy.largest_jump,
+                "jump_frame": jumpy.jump_frame,
+                "empty_masks": max(first.empty_masks or 0.0, measured.empty_masks or 0.0),
+                "confidence": min(first.confidence or 0.0, measured.confidence or 0.0),
+            }
+        )
+    return first
+
+
+def _measure(clips: Clips) -> ClipsQuality:
     files = [info.path.name for info in clips.videos()]
     stamps = _stamps(clips.folder, [*files, JOINTS] if (clips.folder / JOINTS).is_file() else files)
     centres = [_centre(frame) for frame in iter_frames(clips.pose.path)]

@@ -21,7 +21,7 @@ from wan_orchestration.files import remove
 from wan_orchestration.jobs.clips import Clips, check_clips, place_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.launcher import Launcher
-from wan_orchestration.protocol.messages import PreprocessRequest
+from wan_orchestration.protocol.messages import CharacterRequest, PreprocessRequest
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.preprocess import PREVIEW_SECONDS, PreprocessSettings
 from wan_orchestration.weights import hub
@@ -114,6 +114,7 @@ def make_clips(
         output=folder,
         preview=preview_folder if preview and _is_long(job, settings) else None,
         settings=settings,
+        others=[CharacterRequest(reference=picture, settings=one) for picture, one in job.other_characters(**given)],
         snapshot=hub.local_snapshot(env),
         models_root=env.models_root,
     )

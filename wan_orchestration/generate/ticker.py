@@ -46,10 +46,10 @@ class Ticker:
             self.estimate.finish(self.stopwatch.read())
             self._send("finishing")
 
-    def step(self, segment: int, done: int) -> None:
-        """Report that a denoising step is done, or that the segment begins if `done` is 0. Segments count from 0."""
+    def step(self, segment: int, take: int, done: int) -> None:
+        """Report that a denoising step is done, or if `done` is 0, that a take begins. Both count from 0."""
         with self._lock:
-            self.estimate.stepped(segment, done, self.stopwatch.read())
+            self.estimate.stepped(segment, done, self.stopwatch.read(), take)
             self._update()
 
     def _tick(self) -> None:
@@ -74,6 +74,7 @@ class Ticker:
                 segments=now.segments,
                 step=now.step,
                 steps=now.steps,
+                take=now.take + 1,
                 seconds_per_step=now.seconds_per_step,
                 eta_seconds=now.left,
             )

@@ -71,7 +71,7 @@ def measure(
     """
     reference = read_image(clips.reference)
     measures, samples, strips = FrameMeasures(lengths), [], []
-    sampled, shown = _evenly_spaced(sum(lengths), SAMPLES), _evenly_spaced(sum(lengths), FRAMES)
+    sampled, shown = evenly_spaced(sum(lengths), SAMPLES), evenly_spaced(sum(lengths), FRAMES)
     with FrameReader(clips.pose.path) as poses:
         for index, frame in enumerate(iter_frames(video)):
             pose = poses.read([min(index, poses.info.frames - 1)])[0]
@@ -109,6 +109,6 @@ def measure(
     return quality
 
 
-def _evenly_spaced(total: int, count: int) -> set[int]:
+def evenly_spaced(total: int, count: int) -> set[int]:
     """Indices of up to `count` frames, evenly spaced."""
     return set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())

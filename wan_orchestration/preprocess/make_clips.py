@@ -21,6 +21,7 @@ from wan_orchestration.preprocess.frames import DrivingVideo, prefetched
 from wan_orchestration.preprocess.geometry import PixelBox, crop_face, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.look import Overlay, TimelinePictures
+from wan_orchestration.preprocess.mask_hints import MaskHint, MovingHints
 from wan_orchestration.preprocess.masks import box_mask, grow_mask
 from wan_orchestration.preprocess.notices import Notices
 from wan_orchestration.preprocess.outlines import Outline
@@ -74,6 +75,7 @@ def write_clips(
         if outline is not None:
             replacement = _ReplacementClips(
                 outline,
+                _moving_hints(video, person, size, settings, notices),
                 settings,
                 clips.enter_context(ClipWriter(folder / "src_bg.mp4", video.fps, "yuv444")),
                 clips.enter_context(ClipWriter(folder / "src_mask.mp4", video.fps, "gray")),
@@ -91,6 +93,8 @@ def write_clips(
     np.savez_compressed(folder / JOINTS, body=joints)
     if replacement is not None and replacement.boxed:
         notices.add("the outline was empty; the person's box was used", replacement.boxed)
+    if replacement is not None and replacement.empty:
+        notices.add("the mask is empty, so nothing is replaced", replacement.empty)
 
 
 @dataclass
@@ -98,18 +102,24 @@ class _ReplacementClips:
     """The background clip and the mask clip."""
 
     outline: Outline
+    hints: MovingHints | None
     settings: PreprocessSettings
     backgrounds: ClipWriter
     masks: ClipWriter
     boxed: list[int] = field(default_factory=list)
     """Frames whose mask is the person's box, because the outline was empty."""
+    empty: list[int] = field(default_factory=list)
+    """Frames with neither an outline nor a person."""
 
     def write(self, index: int, frame: Frame, pose: Pose) -> np.ndarray:
         """Returns the mask: (H, W) uint8 of 0 and 1, on the canvas."""
         picture = letterbox(frame.pixels, pose.size)
-        mask = self.outline(index, frame, picture, pose)
+        hints = self.hints.at(index, pose) if self.hints else None
+        mask = self.outline(index, frame, picture, pose, hints)
         if not mask.any() and pose.has("body"):
             mask = self._box(index, frame, pose)
+        if not mask.any():
+            self.empty.append(index)
         grid = self.settings.mask_columns, self.settings.mask_rows
         mask = grow_mask(mask, self.settings.mask_iterations, self.settings.mask_kernel, grid)
         if isinstance(self.outline, OutlineBesideOthers):
@@ -122,10 +132,33 @@ class _ReplacementClips:
         if self.settings.empty_mask == "error":
             raise BadInput(
                 f"the {self.outline.name} mask of frame {index} ({frame.time:.2f} s of the driving video) is empty; "
-                "choose the person, other masks (sam2, light, file), or empty_mask: box to use the person's box"
+                "choose the person, other masks (sam2, light, file), add mask_hints, or use the person's box with "
+                "empty_mask: box"
             )
         self.boxed.append(index)
         return box_mask(pose)
+
+
+def _moving_hints(
+    video: DrivingVideo, person: FollowedPerson, size: tuple[int, int], settings: PreprocessSettings, notices: Notices
+) -> MovingHints | None:
+    """The mask hints whose moments are in the clips; None if there are none."""
+    first, last = (video.times[index] for index in (video.indices[0], video.indices[-1]))
+    half = float(1 / video.fps / 2)
+    hints = []
+    for text in settings.mask_hints:
+        hint = MaskHint.parse(text)
+        if hint.seconds is None or first - half <= hint.seconds <= last + half:
+            hints.append(hint)
+        else:
+            notices.add(f"mask_hints: {text} is not used, because the clips show {first:.2f} to {last:.2f} s")
+
+    def frame_at(seconds: float | None) -> int:
+        if seconds is None:
+            return person.people.index
+        return int(np.abs(np.asarray(video.times)[video.indices] - seconds).argmin())
+
+    return MovingHints(hints, person.motion, size, frame_at) if hints else None
 
 
 def add_sound(clip: Path, sound: Sound, start: Fraction, notices: Notices) -> bool:

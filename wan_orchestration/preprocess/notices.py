@@ -6,8 +6,12 @@ import numpy as np
 
 from wan_orchestration.preprocess.follow import FollowedPerson
 from wan_orchestration.preprocess.geometry import PixelBox
-from wan_orchestration.preprocess.motion import describe_frames, stretches
+from wan_orchestration.preprocess.keypoints import CONFIDENT
+from wan_orchestration.preprocess.motion import Motion, describe_frames, stretches
 from wan_orchestration.protocol.messages import Notice
+
+_JUMP = 0.15
+"""Median movement of the joints from one frame to the next, in frame heights, from which a notice is given."""
 
 
 class Notices:
@@ -54,3 +58,13 @@ class Notices:
             self.add("no face was found in any frame; the face clip is black")
         elif faceless.any():
             self.add("no face was found; its position is taken from the neighbouring frames", np.flatnonzero(faceless))
+
+    def about_jumps(self, motion: Motion) -> None:
+        """Adds a notice about frames in which the skeleton is far from where it was. Call it after smoothing."""
+        seen = motion.body[..., 2] >= CONFIDENT
+        both = seen[1:] & seen[:-1]
+        steps = np.linalg.norm(np.diff(motion.body[..., :2], axis=0), axis=-1) / motion.size[1]
+        usual = [float(np.median(step[joints])) if joints.any() else 0.0 for step, joints in zip(steps, both)]
+        jumps = np.flatnonzero(np.array(usual) > _JUMP) + 1
+        if len(jumps):
+            self.add("the skeleton jumps from the frame before, perhaps to another person", jumps)

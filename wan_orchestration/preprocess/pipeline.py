@@ -269,6 +269,7 @@ def _clean_motion(
     if inputs.estimator.smooth:
         motion.smooth(inputs.estimator.smooth * float(fps))
     notices.about_person(person)
+    notices.about_jumps(motion)
     boxes, faceless = face_boxes(motion)
     faceless |= ~face_seen
     notices.about_faces(boxes, faceless)

@@ -104,6 +104,15 @@ class PreprocessSettings(BaseModel):
         default="error",
         description="What to do in a frame without an outline. error: stop; box: use the box around the keypoints.",
     )
+    mask_hints: list[str] = Field(
+        default=[],
+        description="Corrections of the person's outline (replace mode). box:x0,y0,x1,y1: the person is inside; "
+        "point:x,y: belongs to the person; not:x,y: does not. Coordinates as for person, in the frame of people.jpg; "
+        "@S after them names another moment, second S of the driving video (point:0.5,0.4@1.2). Hints move with the "
+        "person's keypoints through the whole video. For sam2 they are prompts. Outlines of light and file are cut to "
+        "the boxes; not removes the connected part of the outline at the point, where it was drawn and where it moves "
+        "to, or a small disc if this part is the person; point adds a small disc.",
+    )
     truncated_ok: bool = Field(
         default=False, description="Accept a truncated driving video, and use the frames that are complete."
     )
@@ -122,6 +131,22 @@ class PreprocessSettings(BaseModel):
 
     _person = field_validator("person")(check_person)
     _files = field_validator("keypoints", "mask_file")(beside_the_video)
+
+    @field_validator("mask_hints")
+    @classmethod
+    def _hints(cls, value: list[str]) -> list[str]:
+        number = r"\s*\d+(?:\.\d+)?\s*"
+        for hint in value:
+            match = re.fullmatch(
+                rf"(?:box:({number}(?:,{number}){{3}})|(?:point|not):{number},{number})(?:@{number})?", hint
+            )
+            if not match:
+                raise ValueError("expected box:x0,y0,x1,y1, point:x,y or not:x,y, each with @seconds if needed")
+            if match[1]:
+                x0, y0, x1, y1 = (float(edge) for edge in match[1].split(","))
+                if x0 >= x1 or y0 >= y1:
+                    raise ValueError("expected box:x0,y0,x1,y1 with x0 < x1 and y0 < y1")
+        return value
 
     @field_validator("retarget", mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from wan_orchestration.jobs.folder import Job, JobFile
 from wan_orchestration.settings.generate import Mode
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class JobVersion:
             mode=generate.mode,
             priority=job.file.priority,
             content=_hash([fingerprint, _file_content(job.file)])[:16],
-            inputs=_hash([fingerprint, *map(dumped, job.all_preprocess_settings())]),
+            inputs=_hash([fingerprint, *map(_preprocess_content, job.all_preprocess_settings())]),
             settings=_hash(generate.decisive()),
             review=job.file.review,
         )
@@ -52,6 +53,11 @@ def _file_content(file: JobFile) -> dict[str, Any]:
     """Fields of version 0.1, and later ones that are given: so a new version of this program runs no job again."""
     later = file.model_dump(mode="json", exclude={"mode", "priority", "preprocess", "generate"}, exclude_defaults=True)
     return file.model_dump(mode="json", include={"mode", "preprocess", "generate"}) | later
+
+
+def _preprocess_content(settings: PreprocessSettings) -> dict[str, Any]:
+    """As `dumped`, without fields of later versions that are not given: so a new version makes no clips again."""
+    return {name: value for name, value in dumped(settings).items() if name != "mask_hints" or value}
 
 
 def dumped(settings: BaseModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def video_metadata(result: Result) -> dict[str, Any]:
     video, quality, segments = result.video_path, result.quality, result.made_segments
     preview = video and video.with_name("preview.webp")
     metadata = {
-        "preview": animation(preview) if preview and preview.is_file() else None,
+        "preview": animation(preview.read_bytes()) if preview and preview.is_file() else None,
         "poster": poster(video.with_name("poster.jpg")) if video else None,
         "play": video and dg.MetadataValue.url(f"{api_url()}/animate/jobs/{result.job_id}/media"),
         "video": video,

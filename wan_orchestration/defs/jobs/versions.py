@@ -39,7 +39,13 @@ class JobVersion:
             mode=generate.mode,
             priority=job.file.priority,
             content=_hash([fingerprint, _file_content(job.file)])[:16],
-            inputs=_hash([fingerprint, *map(_preprocess_content, job.all_preprocess_settings())]),
+            inputs=_hash(
+                [
+                    fingerprint,
+                    *map(_preprocess_content, job.all_preprocess_settings()),
+                    *(one.picture for one in job.file.characters),
+                ]
+            ),
             settings=_hash(decisive(generate, job.check_settings())),
             review=job.file.review,
         )

@@ -36,3 +36,12 @@ def test_what_is_measured_tells_figures_apart():
     assert measure.limb_errors(videos[1], videos[0], one.character).mean() > 0.04
     assert measure.wears(videos[0], videos[0], one.character, other.character)
     assert not measure.wears(videos[2], videos[0], one.character, other.character)
+
+
+def test_amplitudes_are_relative_to_the_truth():
+    one = scene(1, 33)
+    truth, reference = np.stack([one.truth(t) for t in one.frames[::8]]), one.reference()
+    change = truth.astype(float) - reference
+    assert abs(measure.amplitude(0.5 * change, change) - 0.5) < 1e-9
+    assert abs(measure.limb_amplitude(truth, truth, reference, one.character) - 1) < 1e-9
+    assert measure.limb_amplitude(np.broadcast_to(reference, truth.shape), truth, reference, one.character) == 0

@@ -11,6 +11,7 @@ import dagster as dg
 from wan_orchestration.api import run_log
 from wan_orchestration.api.clips import clips_link
 from wan_orchestration.api.models import FINISHED, JobInfo, JobProgress, Links, Status, Video
+from wan_orchestration.api.uploads import PICTURES
 from wan_orchestration.defs.jobs.review import DONE, REVIEW
 from wan_orchestration.defs.jobs.run_requests import VIDEO, makes_only_clips
 from wan_orchestration.errors import BadInput
@@ -93,6 +94,7 @@ def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: d
         progress=_progress(env, key, record) if status == "running" else None,
         error=run_log.failure_reason(instance, key, run.run_id) if status == "failed" else None,
         settings=_settings(folder, run),
+        characters=[one.person for one in folder.file.characters] if folder else [],
         video=_video(env, key) if status == "succeeded" else None,
         run_id=run.run_id,
         links=_links(env, key, status, run, inputs_for_clients(folder)),
@@ -108,8 +110,8 @@ def open_folder(env: Environment, key: str) -> Job | None:
 
 
 def inputs_for_clients(folder: Job | None) -> dict[str, Path]:
-    """The inputs that clients may see, as `driving` and `reference`. Leaves out symbolic links."""
-    names = {"driving": "driving", "reference": "reference", "src_pose": "driving", "src_ref": "reference"}
+    """The inputs that clients may see: `driving`, `reference`, `reference_2`, ... Leaves out symbolic links."""
+    names = {"src_pose": "driving", "src_ref": "reference"} | {name: name for name in ("driving", *PICTURES)}
     inputs = folder.inputs.items() if folder else ()
     return {names[name]: path for name, path in inputs if name in names and not path.is_symlink()}
 

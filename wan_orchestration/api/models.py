@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, JsonValue, create_mo
 
 from wan_orchestration.jobs.folder import KEY
 from wan_orchestration.protocol.messages import Look
+from wan_orchestration.settings.characters import MOST_CHARACTERS
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -86,13 +87,34 @@ class Submission(Settings):
     )
 
 
+Persons = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=MOST_CHARACTERS)]
+"""Whom each character replaces, in the order of the pictures `reference`, `reference_2` and so on."""
+
+
 class Upload(Settings):
     """The fields of a form that are not files."""
 
+    characters: Persons | None = Field(
+        None,
+        description="JSON list: whom each of several pictures (`reference`, `reference_2`, ...) replaces, as "
+        "`preprocess.person` names people. The mode is then replace.",
+    )
     name: str | None = Field(
         None,
         pattern=f"^{KEY.pattern}$",
         description="Name of the new job folder. Default: made from the names of its files.",
+    )
+
+
+class Characters(BaseModel):
+    """The fields of a form with pictures for people of a job's driving video."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    characters: Persons = Field(
+        min_length=1,
+        description="JSON list: whom each picture replaces, in the order of the files `reference`, `reference_2`, ... "
+        "Without a file `reference`, the first is the job's present picture.",
     )
 
 
@@ -230,6 +252,10 @@ class JobInfo(BaseModel):
     progress: JobProgress | None = Field(description="Only while the job is running.")
     error: str | None = Field(description="Why it failed.")
     settings: dict[str, JsonValue] = Field(description="Settings in its job.yaml and in the request; not the defaults.")
+    characters: list[str] = Field(
+        description="Whom each character replaces, if its `job.yaml` has `characters`. Their pictures are "
+        "inputs/reference, inputs/reference_2 and so on."
+    )
     video: Video | None
     run_id: str = Field(description="Id of the newest run, as in Dagster's UI.")
     links: Links

@@ -1,21 +1,26 @@
 """Jobs that wait for a look at their clips: shows the clips, makes them again, starts the video."""
 
+import os
 from pathlib import Path
 
+import yaml
+
+from wan_orchestration.api import uploads
 from wan_orchestration.api.clips import ClipsFile, blocked, clips_info, find_clips
 from wan_orchestration.api.job_info import PATH, can_start, given_settings, job_status, open_folder, priority
-from wan_orchestration.api.jobs import Jobs
-from wan_orchestration.api.models import ClipsInfo, JobInfo, NewClips, Start, Status
+from wan_orchestration.api.jobs import UPLOADED, Jobs
+from wan_orchestration.api.models import FINISHED, Characters, ClipsInfo, JobInfo, NewClips, Start, Status
 from wan_orchestration.api.paths import check_loras
 from wan_orchestration.api.problems import Problem
-from wan_orchestration.api.submissions import DECODING, NewRun, Submissions, digest
+from wan_orchestration.api.submissions import DECODING, NewRun, Submissions, digest, fields_of
+from wan_orchestration.api.uploads import PICTURES, Form
 from wan_orchestration.api.webhooks import URL
 from wan_orchestration.defs.freshness import clips_are_fresh, latest
 from wan_orchestration.defs.jobs.run_requests import CLIPS
 from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.clips import check_clips
-from wan_orchestration.jobs.folder import Job
+from wan_orchestration.jobs.folder import JOB_FILE, Job
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
 
@@ -65,6 +70,46 @@ class Reviews:
         )
         return self.submissions.submit(new_run)
 
+    def set_characters(self, key: str, form: Form, idempotency_key: str | None) -> JobInfo:
+        """Replace several people of an uploaded job. Starts a run that makes the clips again and stops.
+
+        Problem 404, 409, 422; BadInput: the pictures or the job cannot be used.
+        """
+        run, job = self.jobs.existing(key).dagster_run, Job.open(self.env.jobs_root / key)
+        if not (job.folder / UPLOADED).is_file():
+            raise Problem(409, f"job {key} was not uploaded; write characters into its job.yaml")
+        if job.kind == "clips":
+            raise BadInput(f"characters: job {key} holds ready clips; characters replace people of a driving video")
+        persons = fields_of(form, Characters).characters
+        if unknown := form.files.keys() - set(PICTURES):
+            raise Problem(422, f"found a file {min(unknown)}; expected only {', '.join(PICTURES)}")
+        try:
+            _with_characters(job, form, persons)
+            changed = Job.open(form.folder, key)
+            self.submissions.check_contents(changed, {}, {})
+        except BadInput as error:
+            raise form.to_problem(error) from None
+        given = given_settings(run)
+        new_run = NewRun(
+            job=JobVersion.of(changed),
+            digest=digest([key, form.digest, persons]),
+            makes="clips",
+            generate={name: value for name, value in given["generate"].items() if name != "mode"},
+            preprocess={name: value for name, value in given["preprocess"].items() if name not in ("mode", "person")},
+            webhook_url=run.tags.get(URL),
+            priority=priority(run),
+            idempotency_key=idempotency_key,
+            upload=form.folder,
+            replaces=True,
+        )
+
+        def check() -> None:
+            status = job_status(self.instance, key, self.jobs.existing(key))
+            if status not in FINISHED:
+                raise Problem(409, f"job {key} has not ended yet; cancel it first")
+
+        return self.submissions.submit(new_run, check)
+
     def start(self, key: str, request: Start, idempotency_key: str | None) -> JobInfo:
         """Start the video of the clips as they are, with the settings of the earlier requests and these.
 
@@ -110,3 +155,21 @@ class Reviews:
             raise Problem(409, reason)
         with DECODING:
             check_clips(folder.path, settings.mode, settings.refert_num)
+
+
+def _with_characters(job: Job, form: Form, persons: list[str]) -> None:
+    """Turn a form's folder into a copy of the job's, with the form's pictures and `characters`. BadInput."""
+    uploads.name_files(form)
+    kept = [path for name, path in job.inputs.items() if name not in PICTURES]
+    pictures = {name: form.files[name] for name in PICTURES if name in form.files}
+    if "reference" not in pictures:
+        kept.append(job.inputs["reference"])
+        pictures = {"reference": job.inputs["reference"]} | pictures
+    for path in (*kept, job.folder / UPLOADED):
+        os.link(path, form.folder / path.name)
+    file = job.file.model_dump(mode="json", exclude_defaults=True) | {
+        "mode": "replace",
+        "characters": uploads.characters_of(pictures, persons),
+        "preprocess": {name: value for name, value in job.file.preprocess.items() if name != "person"},
+    }
+    (form.folder / JOB_FILE).write_text(yaml.safe_dump(file, allow_unicode=True, sort_keys=False), "utf-8")

@@ -41,6 +41,7 @@ STOP_SECONDS = 20
 QUEUE_DAEMON = "QUEUED_RUN_COORDINATOR"
 
 JobId = Annotated[str, PathParameter(pattern=f"^{KEY.pattern}$", description="The job_id that submitting returned.")]
+InputName = Annotated[str, PathParameter(pattern="^(driving|reference|reference_[2-8])$")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -186,6 +187,43 @@ async def make_clips(
 
 
 @jobs.post(
+    "/{job_id}/characters",
+    status_code=202,
+    summary="Give people of the driving video pictures",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {name: {"type": "string", "format": "binary"} for name in uploads.PICTURES},
+                        "allOf": [_schema("Characters")],
+                    }
+                }
+            },
+        }
+    },
+    responses=responses(400, 404, 408, 409, 413, 415, 429),
+)
+async def set_characters(
+    request: Request, services: Injected, job_id: JobId, idempotency_key: IdempotencyKey = None
+) -> JobInfo:
+    """Replaces several people of an uploaded job, each by the character of a picture (mode replace).
+
+    Makes the clips again and stops: the job is then `ready`. 409 if a run of it has not ended.
+    """
+    if not request.headers.get("content-type", "").strip().lower().startswith("multipart/form-data"):
+        raise Problem(415, "expected multipart/form-data")
+    form = await uploads.receive(request, services.env.jobs_root, services.api.max_upload_mb * 10**6)
+    try:
+        return await run_in_threadpool(services.reviews.set_characters, job_id, form, idempotency_key)
+    finally:
+        # Does nothing after the folder took the place of the job's.
+        await run_in_threadpool(remove, form.folder)
+
+
+@jobs.post(
     "/{job_id}/start",
     status_code=202,
     summary="Make the video of clips that were looked at",
@@ -281,8 +319,8 @@ def output(request: Request, services: Injected, job_id: JobId, output: Name) ->
     response_class=FileResponse,
     responses=_binary(*sorted(set(TYPES.values()))),
 )
-def input_(request: Request, services: Injected, job_id: JobId, name: Literal["reference", "driving"]) -> Response:
-    """The picture of the character, or the driving video; for ready clips, the pose clip."""
+def input_(request: Request, services: Injected, job_id: JobId, name: InputName) -> Response:
+    """The picture of a character, or the driving video; for ready clips, the pose clip."""
     return _file(request, services.jobs.input(job_id, name), None)
 
 

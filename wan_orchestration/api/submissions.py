@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import HttpUrl, ValidationError
+from pydantic import BaseModel, HttpUrl, ValidationError
 
 from wan_orchestration.api import uploads
 from wan_orchestration.api.job_info import SETTINGS
@@ -26,7 +26,8 @@ from wan_orchestration.defs.jobs.review import DONE, REVIEW, WANTED
 from wan_orchestration.defs.jobs.run_requests import PRIORITY, make_clips, make_videos, run_tags
 from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput
-from wan_orchestration.formats import VIDEO_SUFFIXES
+from wan_orchestration.files import remove
+from wan_orchestration.formats import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job, key_from
 from wan_orchestration.settings.environment import Environment
@@ -43,6 +44,8 @@ NAMESPACE = uuid.UUID("5c0a6f1e-51f4-4d0e-9f42-6f0f0a0c9a1b")
 DECODING = threading.Semaphore(2)
 """Limits how many submissions are decoded at once: one picture may need several hundred MB."""
 
+
+M = TypeVar("M", bound=BaseModel)
 
 Makes = Literal["clips and video", "clips", "video"]
 """What a run makes."""
@@ -67,6 +70,8 @@ class NewRun:
     idempotency_key: str | None = None
     upload: Path | None = None
     """A new job folder, to be moved into the jobs folder."""
+    replaces: bool = False
+    """Whether it takes the place of the job's present folder."""
     numbered: bool = False
     """Whether a number is appended to the job's name if the name is taken."""
 
@@ -107,7 +112,7 @@ class Submissions:
             raise BadInput(f"preprocess: job {key} holds ready clips; such settings are for a driving video")
         if "mode" in generate:
             preprocess["mode"] = generate["mode"]
-        self._check_contents(job, generate, preprocess)
+        self.check_contents(job, generate, preprocess)
         new_run = NewRun(
             job=JobVersion.of(job),
             digest=digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
@@ -122,17 +127,14 @@ class Submissions:
 
     def upload(self, form: Form, idempotency_key: str | None) -> JobInfo:
         """Make a job folder from a received form, and its video. Problem, BadInput."""
-        try:
-            settings = Upload.model_validate(form.fields)
-        except ValidationError as error:
-            raise Problem(422, "some fields cannot be used", field_problems(error.errors())) from None
+        settings = fields_of(form, Upload)
         self._check_settings(settings)
         names = [form.client_names.get(name, "") for name in ("reference", "src_ref", "driving", "src_pose")]
         default_name = key_from(*names) or f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
         try:
             uploads.make_job_folder(form, settings)
             job = Job.open(form.folder, settings.name or default_name)
-            self._check_contents(job, {}, {})
+            self.check_contents(job, {}, {})
         except BadInput as error:
             raise form.to_problem(error) from None
         (form.folder / UPLOADED).touch()
@@ -202,14 +204,20 @@ class Submissions:
         try:
             # Not before the run exists: the sensor would start another run for a folder without one.
             if new_run.upload:
-                self._place(new_run.upload, key)
+                self._place(new_run.upload, key, new_run.replaces)
         except BaseException:
             self.queue.instance.delete_run(run_id)
             raise
         self.queue.submit(key, run_id)
 
-    def _place(self, folder: Path, key: str) -> None:
+    def _place(self, folder: Path, key: str, replaces: bool) -> None:
         target = self.env.jobs_root / key
+        if replaces:
+            old = folder.with_name(f"{folder.name}.old")
+            target.rename(old)
+            folder.rename(target)
+            remove(old)
+            return
         if target.exists():
             detail = f"a job named {key} exists already"
             raise Problem(409, detail, [FieldProblem(field="name", detail=detail)])
@@ -220,7 +228,7 @@ class Submissions:
         if settings.webhook_url:
             check_webhook(settings.webhook_url, self.api)
 
-    def _check_contents(self, job: Job, generate: dict[str, Any], preprocess: dict[str, Any]) -> None:
+    def check_contents(self, job: Job, generate: dict[str, Any], preprocess: dict[str, Any]) -> None:
         """Check a job as its run will, so that the client learns of errors at once. BadInput."""
         settings = job.generate_settings(**generate)
         job.preprocess_settings(**preprocess)
@@ -232,7 +240,9 @@ class Submissions:
                 clips = check_clips(job.folder, settings.mode, settings.refert_num)
                 videos = clips.videos()
             else:
-                read_image(job.inputs["reference"])
+                for path in job.inputs.values():
+                    if path.suffix[1:].lower() in PICTURE_SUFFIXES:
+                        read_image(path)
                 videos = [probe(job.inputs["driving"])]
         for info in videos:
             if info.duration > self.api.max_video_seconds:
@@ -249,6 +259,14 @@ class Submissions:
                         f"{path}: frames of {stream.width}x{stream.height}, "
                         f"expected at most {self.api.max_video_pixels / 1e6:.1f} million pixels"
                     )
+
+
+def fields_of(form: Form, model: type[M]) -> M:
+    """A form's fields that are not files. Problem 422: they cannot be used."""
+    try:
+        return model.model_validate(form.fields)
+    except ValidationError as error:
+        raise Problem(422, "some fields cannot be used", field_problems(error.errors())) from None
 
 
 def _makes(review: bool) -> Makes:

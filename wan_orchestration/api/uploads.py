@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -25,6 +25,7 @@ from wan_orchestration.formats import A_PICTURE, A_VIDEO, recognise
 from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.folder import JOB_FILE
 from wan_orchestration.jobs.inputs import RAW
+from wan_orchestration.settings.characters import MOST_CHARACTERS
 
 READ_TIMEOUT_SECONDS = 60
 
@@ -34,7 +35,10 @@ WRITE_BYTES = 2**20
 MAX_PARTS = 100
 MAX_NAME_LENGTH = 100
 
-FILES = {**{name: name for name in RAW}, **CLIPS, **REPLACEMENT_CLIPS}
+PICTURES = ("reference", *(f"reference_{number}" for number in range(2, MOST_CHARACTERS + 1)))
+"""Form fields of the characters' pictures, in order."""
+
+FILES = {**{name: name for name in ("driving", *PICTURES)}, **CLIPS, **REPLACEMENT_CLIPS}
 """File names in the job folder by form field. Raw inputs get a suffix that fits their content."""
 
 LISTS = {"lora"}
@@ -230,12 +234,12 @@ def make_job_folder(form: Form, settings: Upload) -> None:
 
     BadInput: a file is not of the kind that its field expects.
     """
-    for name, path in form.files.items():
-        if name in RAW:
-            form.files[name] = path.rename(path.with_name(f"{name}.{_suffix(form, name)}"))
+    name_files(form)
     generate = settings.generate_given()
+    characters = characters_of({name: form.files[name] for name in PICTURES if name in form.files}, settings.characters)
     content = {
-        "mode": generate.pop("mode", None),
+        "mode": generate.pop("mode", "replace" if characters else None),
+        "characters": characters,
         "priority": settings.priority,
         "review": settings.review,
         "preprocess": settings.preprocess_given(),
@@ -245,13 +249,36 @@ def make_job_folder(form: Form, settings: Upload) -> None:
     (form.folder / JOB_FILE).write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), "utf-8")
 
 
+def name_files(form: Form) -> None:
+    """Give videos and pictures the suffix of their content. BadInput: a file is of another kind than its field."""
+    for name, path in form.files.items():
+        if name == "driving" or name in PICTURES:
+            form.files[name] = path.rename(path.with_name(f"{name}.{_suffix(form, name)}"))
+
+
+def characters_of(pictures: Mapping[str, Path], persons: Sequence[str] | None) -> list[dict[str, str]]:
+    """`characters` of `job.yaml`, from the pictures by form field and whom each replaces. Empty: a single picture.
+
+    BadInput: there is not one person for each picture.
+    """
+    expected = PICTURES[: len(persons)] if persons else PICTURES[:1]
+    if persons and expected != (*pictures,):
+        raise BadInput(
+            f"characters: found {len(persons)} people, and as pictures {' and '.join(pictures) or 'none'}; "
+            f"expected {' and '.join(expected)}"
+        )
+    if not persons and len(pictures) > 1:
+        raise BadInput("characters: missing; expected whom each of the pictures replaces")
+    return [{"picture": path.name, "person": person} for path, person in zip(pictures.values(), persons or ())]
+
+
 def _suffix(form: Form, name: str) -> str:
     """The suffix by a file's first bytes, else by the client's file name. BadInput: not a file of the expected kind."""
     found, suffix = recognise(form.files[name])
-    client_suffix = Path(form.client_names[name]).suffix[1:].lower()
-    if suffix is None and client_suffix in RAW[name]:
+    client_suffix, suffixes = Path(form.client_names[name]).suffix[1:].lower(), RAW[name.partition("_")[0]]
+    if suffix is None and client_suffix in suffixes:
         return client_suffix
-    if not suffix or suffix not in RAW[name]:
+    if not suffix or suffix not in suffixes:
         raise BadInput(f"{form.files[name]}: found {found}, expected {A_VIDEO if name == 'driving' else A_PICTURE}")
     return suffix
 

@@ -146,9 +146,14 @@ class Job:
             PreprocessSettings, self.folder / JOB_FILE, "preprocess", self.file.mode, self.file.preprocess, overrides
         )
         self._check_characters(settings.mode)
-        masks = [{"mask_file": one.mask, "masks": "file"} if one.mask else {} for one in self.file.characters]
-        changes = [{"person": one.person, **mask} for one, mask in zip(self.file.characters, masks)]
-        return [settings.model_copy(update=change) for change in changes or [{}]]
+        if not self.file.characters:
+            return [settings]
+        found = []
+        for place, one in enumerate(self.file.characters):
+            changes = {"person": one.person} | ({"mask_file": one.mask, "masks": "file"} if one.mask else {})
+            # Hints are about the first character's person.
+            found.append(settings.model_copy(update=changes | ({"mask_hints": []} if place else {})))
+        return found
 
     def _check_characters(self, mode: Mode) -> None:
         if self.file.characters and mode != "replace":

@@ -15,6 +15,7 @@ from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import letterbox
 from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.mask_hints import MovingHints, Prompts
 from wan_orchestration.preprocess.outlines import Outline
 from wan_orchestration.video.reader import FrameReader
 
@@ -23,13 +24,19 @@ PoseAt = Callable[[int], Pose]
 
 
 def write_outline(
-    path: Path, video: DrivingVideo, outline: Outline, pose_at: PoseAt, progress: Callable[[int], None]
+    path: Path,
+    video: DrivingVideo,
+    outline: Outline,
+    hints: MovingHints | None,
+    pose_at: PoseAt,
+    progress: Callable[[int], None],
 ) -> None:
     """Writes a lossless grey video of a person's outline on the canvas: 255 where the person is."""
     with ClipWriter(path, Fraction(video.fps), "gray") as clip:
         for index, frame in enumerate(video):
             pose = pose_at(index)
-            clip.write(outline(index, frame, letterbox(frame.pixels, pose.size), pose) * 255)
+            prompts = hints.at(index, pose) if hints else None
+            clip.write(outline(index, frame, letterbox(frame.pixels, pose.size), pose, prompts) * 255)
             progress(index + 1)
 
 
@@ -40,7 +47,7 @@ class OutlineBesideOthers:
         self.name = name
         self._own, self._others = FrameReader(own), [FrameReader(path) for path in others]
 
-    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose, hints: Prompts | None) -> np.ndarray:
         return _read(self._own, index)
 
     def others(self, index: int) -> np.ndarray:

@@ -75,7 +75,9 @@ def write_clips(
         if outline is not None:
             replacement = _ReplacementClips(
                 outline,
-                _moving_hints(video, person, size, settings, notices),
+                None
+                if isinstance(outline, OutlineBesideOthers)
+                else moving_hints(video, person, size, settings, notices),
                 settings,
                 clips.enter_context(ClipWriter(folder / "src_bg.mp4", video.fps, "yuv444")),
                 clips.enter_context(ClipWriter(folder / "src_mask.mp4", video.fps, "gray")),
@@ -139,7 +141,7 @@ class _ReplacementClips:
         return box_mask(pose)
 
 
-def _moving_hints(
+def moving_hints(
     video: DrivingVideo, person: FollowedPerson, size: tuple[int, int], settings: PreprocessSettings, notices: Notices
 ) -> MovingHints | None:
     """The mask hints whose moments are in the clips; None if there are none."""

@@ -32,7 +32,7 @@ from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import Letterbox, PixelBox, canvas_size, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.look import write_look
-from wan_orchestration.preprocess.make_clips import ToCanvas, add_sound, write_clips, write_reference
+from wan_orchestration.preprocess.make_clips import ToCanvas, add_sound, moving_hints, write_clips, write_reference
 from wan_orchestration.preprocess.motion import Motion
 from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.preprocess.notices import Notices
@@ -159,14 +159,17 @@ def _kept_apart(part: Path, people: Sequence[_Person], steps: _Steps) -> Iterato
     with TemporaryDirectory(dir=part, prefix=".outlines-") as folder:
         files = [Path(folder, f"{number}.mp4") for number in range(len(people))]
         for person, file in zip(people, files):
-            assert person.inputs.outline is not None
-            write_outline(file, person.inputs.video, person.inputs.outline, person.pose_at, steps.next())
+            inputs = person.inputs
+            assert inputs.outline is not None  # characters are replaced
+            hints = moving_hints(inputs.video, person.followed, inputs.size, person.settings, person.notices)
+            write_outline(file, inputs.video, inputs.outline, hints, person.pose_at, steps.next())
         for person, file in zip(people, files):
             others = [other for other in files if other != file]
             person.inputs.outline = OutlineBesideOthers(person.inputs.outline.name, file, others)
         yield
         for person in people:
-            person.inputs.outline.close()
+            if isinstance(person.inputs.outline, OutlineBesideOthers):
+                person.inputs.outline.close()
 
 
 def _make_clips(part: Path, output: Path, person: _Person, progress: Callable[[int], None]) -> PreprocessResult:

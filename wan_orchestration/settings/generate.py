@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The fields that each value of `GenerateSettings.preset` fills."""
 
-LATER_FIELDS = ("pose_strength", "face_strength")
+LATER_FIELDS = ("pose_strength", "face_strength", "retakes")
 """Fields that `decisive()` leaves out at their defaults, so that an update of this program makes no video stale."""
 
 Mode = Literal["animate", "replace"]
@@ -136,6 +136,13 @@ class GenerateSettings(BaseModel):
         description="lab: give each segment the means and standard deviations of L, a and b of the first segment, "
         "against colour drift in long videos.",
     )
+    retakes: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="How often a segment that came out badly is made again with another seed; the best take is kept. "
+        "The thresholds are those of the checks.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."
     )
@@ -160,8 +167,8 @@ class GenerateSettings(BaseModel):
         """The settings that decide what a video shows, as JSON.
 
         A setting is included if it changes what is computed, or the precision. It is left out if it has no effect
-        (guidance that is off), or if it changes only the order or the place of the computation (attention kernel,
-        compilation, device, placement), which changes a video by rounding only. Two values of such settings are
+        (guidance that is off, 0 retakes), or if it changes only the order or the place of the computation (attention
+        kernel, compilation, device, placement), which changes a video by rounding only. Two values of such settings are
         included all the same: `sage`, which computes attention in 8 bits, and `tiled`, which leaves seams.
         `LATER_FIELDS` are left out at their defaults.
         """

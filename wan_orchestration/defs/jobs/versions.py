@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from wan_orchestration.jobs.folder import Job, JobFile
+from wan_orchestration.settings.checks import decisive
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -38,8 +39,14 @@ class JobVersion:
             mode=generate.mode,
             priority=job.file.priority,
             content=_hash([fingerprint, _file_content(job.file)])[:16],
-            inputs=_hash([fingerprint, *map(_preprocess_content, job.all_preprocess_settings())]),
-            settings=_hash(generate.decisive()),
+            inputs=_hash(
+                [
+                    fingerprint,
+                    *map(_preprocess_content, job.all_preprocess_settings()),
+                    *(one.picture for one in job.file.characters),
+                ]
+            ),
+            settings=_hash(decisive(generate, job.check_settings())),
             review=job.file.review,
         )
 

@@ -1,0 +1,74 @@
+"""Several pictures for one driving video: uploaded together, or given to people of a job that is ready."""
+
+import json
+
+import dagster as dg
+import pytest
+import yaml
+from api_server import JOBS
+
+
+def form(raw, *pictures, driving=True, **fields):
+    files = {"driving": ("dance.mp4", raw["driving"])} if driving else {}
+    files |= {name: (f"{name}.png", raw["reference"]) for name in pictures}
+    return {"files": files, "data": {name: json.dumps(value) for name, value in fields.items()}}
+
+
+def test_a_job_with_two_pictures(api, raw, project):
+    persons = ["index:1", "point:0.7,0.5"]
+    answer = api.post(JOBS, **form(raw, "reference", "reference_2", characters=persons))
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["characters"] == persons
+    folder = project / "data" / "jobs" / job["job_id"]
+    assert yaml.safe_load((folder / "job.yaml").read_text()) == {
+        "mode": "replace",
+        "characters": [
+            {"picture": "reference.png", "person": "index:1"},
+            {"picture": "reference_2.png", "person": "point:0.7,0.5"},
+        ],
+    }
+    assert api.get(f"{JOBS}/{job['job_id']}/inputs/reference_2").status_code == 200
+    assert api.get(f"{JOBS}/{job['job_id']}/inputs/reference_3").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "pictures, fields, message",
+    [
+        (("reference", "reference_2"), {}, "expected whom each of the pictures replaces"),
+        (("reference", "reference_2"), {"characters": ["index:1"]}, "found 1 people, and as pictures reference and"),
+        (("reference", "reference_3"), {"characters": ["index:1", "index:2"]}, "expected reference and reference_2"),
+        (("reference", "reference_2"), {"characters": ["index:1", "index:1"]}, "both replace the person index:1"),
+        (("reference", "reference_2"), {"characters": ["index:1", "me"]}, "characters.1.person: found 'me'"),
+        (("reference", "reference_2"), {"characters": ["index:1", "index:2"], "mode": "animate"}, "mode: replace"),
+    ],
+)
+def test_pictures_that_do_not_fit_the_people(api, raw, pictures, fields, message):
+    answer = api.post(JOBS, **form(raw, *pictures, **fields))
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+
+
+def test_people_of_a_ready_job_get_pictures(api, raw, project, report_event, add_job, instance):
+    key = api.post(JOBS, **form(raw, "reference", review=True)).json()["job_id"]
+    path, given = f"{JOBS}/{key}/characters", form(raw, "reference_2", driving=False, characters=["index:1", "index:2"])
+    assert api.post(path, **given).status_code == 409, "it has not ended"
+    report_event(key, dg.DagsterEventType.RUN_START)
+    report_event(key, dg.DagsterEventType.RUN_SUCCESS)
+    assert api.post(path, **form(raw, "reference_3", driving=False, characters=["index:1"])).status_code == 422
+
+    answer = api.post(path, **given)
+    assert answer.status_code == 202, answer.text
+    assert (answer.json()["status"], answer.json()["review"]) == ("queued", True)
+    assert answer.json()["characters"] == ["index:1", "index:2"]
+    folder = project / "data" / "jobs" / key
+    assert {file.name for file in folder.iterdir() if not file.name.startswith(".")} >= {
+        "driving.mp4", "reference.png", "reference_2.png", "job.yaml",
+    }  # fmt: skip
+    content = yaml.safe_load((folder / "job.yaml").read_text())
+    assert (content["mode"], len(content["characters"])) == ("replace", 2)
+    assert not [one for one in folder.parent.iterdir() if one.name.startswith(".upload")]
+
+    other = add_job("theirs")
+    api.post(JOBS, json={"src_root_path": f"data/jobs/{other}"})
+    assert api.post(f"{JOBS}/{other}/characters", **given).status_code == 409, "the folder is somebody's own"

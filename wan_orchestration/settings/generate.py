@@ -116,10 +116,11 @@ class GenerateSettings(BaseModel):
         "those of each field; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: "
         "6 steps without such a LoRA, for a first look. All but exact set trim_last_clip.",
     )
-    color_match: Literal["off", "lab"] = Field(
+    color_match: Literal["off", "auto", "lab"] = Field(
         default="off",
-        description="lab: give each segment the means and standard deviations of L, a and b of the first segment, "
-        "against colour drift in long videos.",
+        description="Against colour drift in long videos. auto: compare the frames that a segment repeats with the "
+        "segment before, and correct the whole segment if their colours differ; lab: give each segment the means and "
+        "standard deviations of L, a and b of the first segment.",
     )
     retakes: int = Field(
         default=0,

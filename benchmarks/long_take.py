@@ -202,7 +202,17 @@ def table(found: dict[str, Any]) -> str:
     """The means as Markdown."""
     names = ["psnr", "psnr, last quarter", "worst psnr", "skin, last quarter", "background, last quarter", "drift"]
     names += ["seam", "retakes"]
-    heads = ["fault, settings", "PSNR, dB", "last quarter", "worst segment", "skin", "background", "drift", "seam", "retakes"]
+    heads = [
+        "fault, settings",
+        "PSNR, dB",
+        "last quarter",
+        "worst segment",
+        "skin",
+        "background",
+        "drift",
+        "seam",
+        "retakes",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for case, figures in found.items():
         lines.append("| " + " | ".join([case, *(f"{figures['mean'][name]:g}" for name in names)]) + " |")

@@ -30,6 +30,7 @@ from wan_orchestration.weights.snapshot import open_snapshot
 
 LONG = 4 * CLIP_LEN - 3
 """Frames of four segments."""
+STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 
 
 class Case:
@@ -106,18 +107,24 @@ def measure_case(case: Case, made: dict[str, np.ndarray]) -> dict[str, float]:
     return row
 
 
-def make_videos(folder: Path, snapshot: Path, jobs: dict[str, Path], steps: int) -> dict[str, np.ndarray]:
-    """Frames of each job's video. Videos that are already in the folder are kept."""
+def make_videos(
+    folder: Path, snapshot: Path, jobs: dict[str, Path], settings: dict[str, dict[str, float]], steps: int
+) -> dict[str, np.ndarray]:
+    """Frames of each job's video. `jobs` are folders of clips; `settings` has more settings of some jobs.
+
+    Videos that are already in the folder are kept.
+    """
     tasks = [
         Task(
             job_id=name,
-            clips=check_clips(clips, settings.mode, settings.refert_num),
+            clips=check_clips(clips, chosen.mode, chosen.refert_num),
             output=folder / "videos" / name,
-            settings=settings,
+            settings=chosen,
             created_at=datetime.now(UTC),
         )
         for name, clips in jobs.items()
-        for settings in [Job.open(clips).generate_settings(clip_len=CLIP_LEN, sampling_steps=steps)]
+        for more in [settings.get(name, {})]
+        for chosen in [Job.open(clips).generate_settings(clip_len=CLIP_LEN, sampling_steps=steps, **more)]
         if not (folder / "videos" / name / "video.mp4").is_file()
     ]
     opened = open_snapshot(snapshot)
@@ -129,6 +136,41 @@ def make_videos(folder: Path, snapshot: Path, jobs: dict[str, Path], steps: int)
         with FrameReader(folder / "videos" / name / "video.mp4") as reader:
             videos[name] = reader.read(range(reader.info.frames))
     return videos
+
+
+def strength_jobs(cases: list[Case], jobs: dict[str, Path]) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
+    """Jobs for each strength of pose and face, and their settings. They share the clips of `jobs`."""
+    more, settings = {}, {}
+    for number in range(len(cases)):
+        for strength in STRENGTHS:
+            for kind, name in (("pose", "other"), ("face", "shut"), ("face", "open")):
+                key = f"{number}-{name}-{kind}{strength:g}"
+                more[key], settings[key] = jobs[f"{number}-{name}"], {f"{kind}_strength": strength}
+    return more, settings
+
+
+def measure_strength(cases: list[Case], made: dict[str, np.ndarray], strength: float) -> list[str]:
+    """A row of the table of strengths: amplitudes relative to the drawn truth, and likeness to it."""
+    rows = []
+    for number, case in enumerate(cases):
+        moved = made[f"{number}-other-pose{strength:g}"]
+        truth = np.stack([case.other.truth(t) for t in case.other.frames])
+        face = measure.face_region(case.open.driving, 0, case.open.size)
+        faces = [made[f"{number}-{name}-face{strength:g}"][:, *face].astype(float) for name in ("open", "shut")]
+        drawn = [
+            np.stack([scene.truth(t)[face] for t in scene.frames]).astype(float) for scene in (case.open, case.shut)
+        ]
+        change = faces[0] - faces[1], drawn[0] - drawn[1]
+        rows.append(
+            {
+                "limbs": measure.limb_amplitude(moved, truth, case.other.reference(), case.other.character),
+                "moved": measure.psnr(moved, truth),
+                "mouth": measure.amplitude(*change),
+                "faces": float(np.mean([measure.psnr(one, two) for one, two in zip(faces, drawn)])),
+            }
+        )
+    mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return [f"{mean['limbs']:.2f}", f"{mean['moved']:.1f} dB", f"{mean['mouth']:.2f}", f"{mean['faces']:.1f} dB"]
 
 
 def sheet(case: Case, made: np.ndarray) -> np.ndarray:
@@ -146,6 +188,7 @@ def main() -> None:
     parser.add_argument("snapshot", type=Path, nargs="?", default=Path("data/models/wan-animate-mini"))
     parser.add_argument("--figures", type=int, default=20)
     parser.add_argument("--long", type=int, default=5, help="figures with four segments; the others have one")
+    parser.add_argument("--strengths", type=int, default=6, help="figures for the table of strengths")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument(
         "--folder",
@@ -163,7 +206,7 @@ def main() -> None:
             if not clips.is_dir():
                 with replacing(clips) as part:
                     write_clips(part, each, name == "replace")
-    videos = make_videos(folder, arguments.snapshot, jobs, arguments.steps)
+    videos = make_videos(folder, arguments.snapshot, jobs, {}, arguments.steps)
     made = [{name: videos[f"{number}-{name}"] for name in case.scenes} for number, case in enumerate(cases)]
     if arguments.sheet:
         picture = np.concatenate([sheet(case, each["animated"]) for case, each in zip(cases[:4], made)])
@@ -184,6 +227,14 @@ def main() -> None:
         ("last of 4 segments against the first, PSNR", f"{mean['drift']:+.1f} dB", "within 2 dB"),
     ):
         print(f"| {what} | {measured} | {aim} |")
+    if not arguments.strengths:
+        return
+    cases = cases[: arguments.strengths]
+    videos = make_videos(folder, arguments.snapshot, *strength_jobs(cases, jobs), arguments.steps)
+    print(f"\n| {len(cases)} figures: strength | limbs move | PSNR | mouth opens | PSNR of the face |")
+    print("|---|---|---|---|---|")
+    for strength in STRENGTHS:
+        print(f"| {strength:g} | {' | '.join(measure_strength(cases, videos, strength))} |")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Writes jobs of drawn figures: clips, or a driving video with keypoints, and a picture of another character."""
+"""Writes jobs of drawn figures: clips, or a driving video with keypoints, and pictures of other characters."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from mini.drawing import draw_frame
 from mini.figures import FPS
+from mini.group import Group
 from mini.scene import Scene
 from wan_orchestration.preprocess.geometry import crop_face
 from wan_orchestration.preprocess.keypoints import PARTS, Pose
@@ -41,6 +43,34 @@ def write_raw(folder: Path, scene: Scene, scale: int = 2) -> Path:
     _write_keypoints(folder / "reference_keypoints.npz", [scene.standing.pose(0, size)])
     Image.fromarray(scene.reference(scale)).save(folder / "reference.png")
     return folder
+
+
+def write_group(folder: Path, group: Group, scale: int = 2) -> Path:
+    """A job that replaces each driver of a group: `driving.mp4`, `scale` times as large, the keypoints of all drivers,
+    a mask video and a picture for each, and `job.yaml`."""
+    folder.mkdir(parents=True)
+    write_segment(folder / "driving.mp4", (group.picture(t, scale=scale) for t in group.frames), FPS)
+    width, height = group.size[0] * scale, group.size[1] * scale
+    canvas = {"canvas_width": width, "canvas_height": height}
+    frames = [canvas | {"people": [_open_pose(pose) for pose in group.poses(t, scale)]} for t in group.frames]
+    (folder / "keypoints.json").write_text(json.dumps({"frames": frames}))
+    characters = []
+    for index, one in enumerate(group.scenes):
+        picture, mask, first = f"character_{index + 1}.png", f"mask_{index + 1}.mp4", group.poses(0)[index].body
+        Image.fromarray(draw_frame(one.standing, one.character, 0, (height, height))).save(folder / picture)
+        masks = (group.mask(index, t, scale) * 255 for t in group.frames)
+        write_lossless(folder / mask, masks, FPS, "gray")
+        x, y = (first[1, :2] / group.size).round(3).tolist()  # the neck
+        characters.append({"picture": picture, "person": f"point:{x},{y}", "mask": mask})
+    content = {"mode": "replace", "characters": characters, "preprocess": {"resolution_area": int(np.prod(group.size))}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return folder
+
+
+def _open_pose(pose: Pose) -> dict[str, list[float]]:
+    """A person as OpenPose writes them, except that the body has our 20 joints."""
+    names = {"body": "pose", "left_hand": "hand_left", "right_hand": "hand_right", "face": "face"}
+    return {f"{name}_keypoints_2d": getattr(pose, part).round(2).ravel().tolist() for part, name in names.items()}
 
 
 def _write_keypoints(path: Path, poses: list[Pose]) -> None:

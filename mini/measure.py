@@ -78,3 +78,28 @@ def agreement(made: np.ndarray, truth: np.ndarray) -> float:
     one, two = (each.astype(np.float64).ravel() for each in (made, truth))
     one, two = one - one.mean(), two - two.mean()
     return float((one @ two) / max(np.sqrt((one @ one) * (two @ two)), 1e-9))
+
+
+def amplitude(made: np.ndarray, truth: np.ndarray) -> float:
+    """How large a change is beside the true one: 1 if they are equal, 0 if they have nothing in common."""
+    one, two = (each.astype(np.float64).ravel() for each in (made, truth))
+    return float((one @ two) / max(two @ two, 1e-9))
+
+
+def limb_amplitude(made: np.ndarray, truth: np.ndarray, reference: np.ndarray, look: Look) -> float:
+    """How far limbs are from where the reference shows them, beside the truth. Limbs are found by colour."""
+    places = [_limbs(frames, look) for frames in (made, truth, reference[None])]
+    moved, expected = places[0] - places[2], places[1] - places[2]
+    seen = np.isfinite(moved) & np.isfinite(expected)
+    return amplitude(moved[seen], expected[seen])
+
+
+def _limbs(frames: np.ndarray, look: Look) -> np.ndarray:
+    """(T, 4, 2) centres of the limbs' pixels; NaN for limbs that a frame hardly shows."""
+    found, centres = find_parts(frames, look), np.full((len(frames), len(LIMBS), 2), np.nan)
+    for t, parts in enumerate(found):
+        for index, limb in enumerate(LIMBS):
+            pixels = np.argwhere(parts == PARTS.index(limb))
+            if len(pixels) >= parts.size / 800:
+                centres[t, index] = pixels.mean(0)
+    return centres

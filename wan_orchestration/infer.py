@@ -11,11 +11,11 @@ from pathlib import Path
 from wan_orchestration.cli.flags import Parser, add_settings, given_settings
 from wan_orchestration.cli.terminal import ProgressLine, print_error
 from wan_orchestration.errors import BadInput, validate
-from wan_orchestration.jobs.clips import check_clips
+from wan_orchestration.jobs.clips import Clips, check_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.devices import cuda_devices, lease_folder
 from wan_orchestration.protocol.leases import lease
-from wan_orchestration.protocol.messages import FinishedSegment, Progress, Request, Result, Task
+from wan_orchestration.protocol.messages import CharacterRequest, FinishedSegment, Progress, Request, Result, Task
 from wan_orchestration.settings.environment import Environment, GpuEnvironment, World
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights import hub
@@ -130,8 +130,19 @@ def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
         job.preprocess_settings(),
         snapshot=hub.local_snapshot(env),
         models_root=env.models_root,
+        others=[CharacterRequest(reference=picture, settings=one) for picture, one in job.other_characters()],
         log=reporter.log,
     ).output
+
+
+def check_quality(job: Job, clips: Clips) -> None:
+    """BadInput: the clips fail a check that keeps the job from generation."""
+    limits = job.check_settings()
+    if limits.block:
+        from wan_orchestration.quality.clips_quality import measure_clips, why_blocked  # noqa: PLC0415 (OpenCV)
+
+        if reason := why_blocked(measure_clips(clips), limits, job.kind == "clips"):
+            raise BadInput(reason)
 
 
 def follow() -> int:
@@ -153,9 +164,11 @@ def infer(
     settings = job.generate_settings(**given_settings(arguments, GenerateSettings))
     snapshot = hub.resolve(env, reporter.log)
     folder = job.folder if job.kind == "clips" else make_clips(job, env, reporter)
+    clips = check_clips(folder, settings.mode, settings.refert_num)
+    check_quality(job, clips)
     task = Task(
         job_id=job.key,
-        clips=check_clips(folder, settings.mode, settings.refert_num),
+        clips=clips,
         output=(arguments.output or env.videos_root / job.key).absolute(),
         settings=settings,
         created_at=created_at,

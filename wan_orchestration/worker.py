@@ -41,15 +41,21 @@ from wan_orchestration.protocol.messages import (
     PreprocessOutcome,
     PreprocessProgress,
     PreprocessRequest,
+    PreprocessResult,
     Progress,
     Request,
     Result,
 )
 from wan_orchestration.protocol.orders import OrderLine
 from wan_orchestration.settings.environment import World
+from wan_orchestration.settings.preprocess import PREVIEW_SECONDS, PreprocessSettings
 
 PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 1.0
+
+Log = Callable[[str], None]
+ReportPhase = Callable[[str, int, int], None]
+"""Called with the phase, the number of frames done, and their total."""
 
 
 @dataclass(frozen=True)
@@ -213,18 +219,26 @@ def preprocess(
             progress = PreprocessProgress(job_id=request.job_id, phase=phase, done=done, total=total)
             pipes.report_custom_message(progress.model_dump(mode="json"))
 
-    try:
-        outcome.result = pipeline.preprocess(
+    def make(output: Path, settings: PreprocessSettings, log: Log, progress: ReportPhase) -> PreprocessResult:
+        return pipeline.preprocess(
             request.driving,
             request.reference,
-            request.output,
-            request.settings,
+            output,
+            settings,
             snapshot=request.snapshot,
             models_root=request.models_root,
-            log=pipes.log.info,
-            progress=report,
+            others=request.others,
+            log=log,
+            progress=progress,
             networks=networks,
         )
+
+    try:
+        if request.preview:
+            # The whole video may show what its first seconds do not, such as the person.
+            with suppress(BadInput):
+                make(request.preview, _first_seconds(request.settings), lambda line: None, _as_preview(report))
+        outcome.result = make(request.output, request.settings, pipes.log.info, report)
         outcome.result.warm = request.warm
         return outcome
     except BadInput as error:
@@ -243,6 +257,17 @@ def preprocess(
         pipes.log.info(f"{request.job_id}: frees the models of earlier videos and tries again")
         return preprocess(request, pipes, is_cancelled, networks)
     return outcome
+
+
+def _first_seconds(settings: PreprocessSettings) -> PreprocessSettings:
+    """The settings of a preview."""
+    end = settings.start + PREVIEW_SECONDS
+    return settings.model_copy(update={"end": min(end, settings.end or end)})
+
+
+def _as_preview(report: ReportPhase) -> ReportPhase:
+    """Reports the two passes over a video as one phase, `preview`."""
+    return lambda phase, done, total: report("preview", done + (total if phase == "clips" else 0), 2 * total)
 
 
 def _ran_out_of_memory(error: Exception) -> bool:

@@ -105,15 +105,14 @@ def agreement(work: Work, record: Record) -> None:
             frames_of(work, f"{placement}-{dtype}", fields | {"placement": placement})[0]
             for placement in ("resident", "swap", "offload")
         )
-        same = float(np.abs(offload - swap).max())
-        record.check(f"offload against swap, {dtype}", same == 0, {"largest difference": same}, "equal bit for bit")
-        # Both compute in slices. For slices, libraries may choose other kernels, which sum in another order.
-        worst, value = float(np.abs(swap - resident).max()), psnr(swap, resident)
-        exact = dtype == "float32"
-        good = worst <= LIMIT if exact else value >= BFLOAT16_DB
-        aim = f"<= {LIMIT:g}" if exact else f">= {BFLOAT16_DB:g} dB"
-        figures = {"largest difference": worst, "PSNR, dB": value}
-        record.check(f"swap against resident, {dtype}", good, figures, aim)
+        # Both pairs may differ by rounding: swap computes in slices, for which libraries may choose other kernels, and
+        # offload encodes the prompt on the CPU.
+        for name, found, other in (("swap against resident", swap, resident), ("offload against swap", offload, swap)):
+            worst, value = float(np.abs(found - other).max()), psnr(found, other)
+            exact = dtype == "float32"
+            good = worst <= LIMIT if exact else value >= BFLOAT16_DB
+            aim = f"<= {LIMIT:g}" if exact else f">= {BFLOAT16_DB:g} dB"
+            record.check(f"{name}, {dtype}", good, {"largest difference": worst, "PSNR, dB": value}, aim)
     tiled(work, record, plain | {"dtype": "float32"})
     compiled(work, record, plain | {"dtype": "float32"})
 

@@ -1,5 +1,7 @@
 """The ways to compute a segment, compared with the plain one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def animate(tiny_snapshot):
     snapshot = open_snapshot(tiny_snapshot)
     kept = {}
 
-    def run(placement="resident", quantization="off", vae_dtype="float32", **settings):
+    def run(placement="resident", quantization="off", vae_dtype="float32", segment=SEGMENT, **settings):
         how = placement, quantization, vae_dtype
         if how not in kept:
             options = {"placement": placement, "quantization": quantization, "vae_dtype": getattr(torch, vae_dtype)}
@@ -32,7 +34,7 @@ def animate(tiny_snapshot):
         values = {"clip_len": 5, "sampling_steps": 2, "device": "cpu", **settings}
         animator = Animator(kept[how], GenerateSettings(**values), REFERENCE, 32, 48, ())
         run.transformer = animator.transformer
-        return animator.animate(animator.condition(SEGMENT, None), lambda done: None)
+        return animator.animate(animator.condition(segment, None), lambda done: None)
 
     return run
 
@@ -86,6 +88,21 @@ def test_a_step_cache_skips_blocks_and_is_reset_for_each_segment(animate, plain)
     finally:
         handle.remove()
     assert torch.equal(animate(), plain)
+
+
+@pytest.mark.parametrize("placement", ["resident", "offload"])
+@pytest.mark.parametrize("name", ["pose", "face"])
+def test_a_strength_scales_the_influence_of_a_clip(name, placement, animate, plain):
+    """In both branches of guidance: at 0, only the other clip decides."""
+    other = replace(SEGMENT, **{name: 255 - getattr(SEGMENT, name)})
+
+    def made(strength, segment=SEGMENT):
+        return animate(placement, segment=segment, guide_scale=2.0, **{f"{name}_strength": strength})
+
+    assert torch.equal(animate(placement, **{f"{name}_strength": 1.0}), animate(placement))
+    assert not torch.equal(made(1), made(1, other))
+    assert torch.equal(made(0), made(0, other))
+    assert not torch.equal(made(1), made(2))
 
 
 @pytest.mark.heavy

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dagster as dg
 import httpx
 import pytest
 import yaml
@@ -57,6 +58,24 @@ def test_files_are_sent_and_the_job_is_cancelled(run, raw, tmp_path, project):
     code, out, err = run("wait", "sent", "--json")
     assert code == 1 and json.loads(out)["status"] == "cancelled" and "cancelled" in err
     assert run("cancel", "sent", "--purge")[1] == "sent: removed\n"
+
+
+def test_a_job_is_looked_at_before_it_starts(run, raw, tmp_path, project, report_event):
+    for name, content in raw.items():
+        (tmp_path / name).write_bytes(content)
+    files = ["--driving", str(tmp_path / "driving"), "--reference", str(tmp_path / "reference")]
+    assert run("submit", *files, "--name", "looked", "--review", "--priority", "1")[0] == 0
+    assert yaml.safe_load((project / "data/jobs/looked/job.yaml").read_text()) == {"priority": 1, "review": True}
+    code, _, err = run("start", "looked")
+    assert code == 1 and "has not ended" in err
+    report_event("looked", dg.DagsterEventType.RUN_START)
+    report_event("looked", dg.DagsterEventType.RUN_SUCCESS)
+    code, _, err = run("wait", "looked")
+    assert code == client.READY and "wan-animate start looked" in err
+    assert run("status", "--status", "ready", "--json")[1].count('"job_id"') == 1
+    code, _, err = run("start", "looked")
+    assert code == 1 and "no clips" in err
+    assert run("cancel", "looked", "--purge")[1] == "looked: removed\n"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ def read(api) -> dict:
 
 
 def test_runs_are_counted(api, add_job, report_event, finish):
-    for key in ("m-wait", "m-run", "m-good", "m-bad"):
-        assert api.post(JOBS, json={"src_root_path": f"data/jobs/{add_job(key)}"}).status_code == 202
+    for key in ("m-wait", "m-run", "m-good", "m-bad", "m-look"):
+        body = {"src_root_path": f"data/jobs/{add_job(key)}", "review": key == "m-look"}
+        assert api.post(JOBS, json=body).status_code == 202
+    report_event("m-look", dg.DagsterEventType.RUN_START)
+    report_event("m-look", dg.DagsterEventType.RUN_SUCCESS)
     report_event("m-run", dg.DagsterEventType.RUN_START)
     finish("m-good")
     assert read(api)["wan_runs_ended_total", "succeeded"] == 1
@@ -23,7 +26,7 @@ def test_runs_are_counted(api, add_job, report_event, finish):
         numbers = read(api)
         assert numbers["wan_runs", "queued"] == 1 and numbers["wan_runs", "running"] == 1
         assert numbers["wan_runs_ended_total", "succeeded"] == 1
-        assert numbers["wan_runs_ended_total", "cancelled"] == 1
+        assert numbers["wan_runs_ended_total", "cancelled"] == numbers["wan_runs_ended_total", "ready"] == 1
         assert numbers["wan_run_seconds_count",] == 1
         assert numbers["wan_run_seconds_bucket", "10.0"] == 1
 

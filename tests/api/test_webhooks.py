@@ -82,6 +82,18 @@ def test_a_failed_webhook_is_retried(project, add_job, report_event, instance, r
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
 
 
+def test_a_job_that_is_ready_is_posted(project, add_job, report_event, receiver, monkeypatch):
+    monkeypatch.setattr(webhooks, "POLL_SECONDS", 0.1)
+    url = f"http://{receiver.address}/done"
+    with running(ApiSettings(webhook_hosts=[receiver.address], webhook_secret=SECRET)) as api:
+        body = {"src_root_path": f"data/jobs/{add_job('viewed')}", "webhook_url": url, "review": True}
+        assert api.post(JOBS, json=body).status_code == 202
+        report_event("viewed", dg.DagsterEventType.RUN_START)
+        report_event("viewed", dg.DagsterEventType.RUN_SUCCESS)
+        until(lambda: receiver.received)
+    assert json.loads(receiver.received[0][1])["status"] == "ready"
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/", "http://elsewhere.example/", "ftp://hooks.example/", "file:///x"]
 )

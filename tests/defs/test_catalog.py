@@ -10,7 +10,7 @@ from wan_orchestration.settings.generate import GenerateSettings
 
 
 def test_every_job_has_a_row(make_job, data_root, instance, materialize):
-    for key in ("made", "failed", "queued", "fresh"):
+    for key in ("made", "failed", "queued", "fresh", "look"):
         make_job(key, yaml="{mode: animate, priority: 3}")
         instance.add_dynamic_partitions("jobs", [key])
     instance.add_dynamic_partitions("jobs", ["gone"])
@@ -29,6 +29,7 @@ def test_every_job_has_a_row(make_job, data_root, instance, materialize):
     (data_root / "videos" / "made" / "result.json").write_text(result.model_dump_json())
     tags = {"job/made": "content", "wan/devices": "cuda-0, cuda-1"}
     instance.add_run(dg.DagsterRun(job_name="x", tags=tags, status=dg.DagsterRunStatus.SUCCESS))
+    instance.add_run(dg.DagsterRun(job_name="make_clips", tags={"job/look": "c"}, status=dg.DagsterRunStatus.SUCCESS))
     instance.add_run(dg.DagsterRun(job_name="x", tags={"job/failed": "c"}, status=dg.DagsterRunStatus.FAILURE))
     instance.add_run(
         dg.DagsterRun(job_name="x", tags={"dagster/partition": "queued"}, status=dg.DagsterRunStatus.NOT_STARTED)
@@ -41,6 +42,7 @@ def test_every_job_has_a_row(make_job, data_root, instance, materialize):
         "failed": "failed",
         "queued": "queued",
         "fresh": "waiting",
+        "look": "ready",
         "gone": "waiting",
     }
     made = table.loc["made"]
@@ -48,5 +50,5 @@ def test_every_job_has_a_row(make_job, data_root, instance, materialize):
     assert made.priority == 3 and made["mode"] == "animate"
     assert table.loc["failed"].error == "the run's process ended" and "no such job folder" in table.loc["gone"].error
     assert list(pd.read_csv(data_root / "catalog" / "jobs.csv").job) == list(table.index)
-    assert event.metadata["jobs"].value == 5 and event.metadata["succeeded"].value == 1
-    assert len(event.metadata["table"].records) == 5
+    assert event.metadata["jobs"].value == 6 and event.metadata["succeeded"].value == 1
+    assert len(event.metadata["table"].records) == 6

@@ -15,6 +15,7 @@ from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.preprocess.drawing import draw_skeleton
 from wan_orchestration.protocol.messages import Quality, Result
+from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.video.reader import iter_frames, probe
 from wan_orchestration.video.writer import write_lossless, write_segment
 
@@ -39,7 +40,7 @@ def made(tmp_path) -> tuple[Path, Path]:
 
 
 def results(folder: Path, driving: Path) -> dict:
-    return inspect(folder / "video.mp4", probe(driving)) | judge(Result.read(folder / "result.json"))
+    return inspect(folder / "video.mp4", probe(driving)) | judge(Result.read(folder / "result.json"), CheckSettings())
 
 
 def failed(folder: Path, driving: Path) -> set[str]:
@@ -124,7 +125,7 @@ def result(**quality) -> Result:
     ],
 )
 def test_quality_is_compared_with_the_settings(quality, check, monkeypatch):
-    found = judge(result(**quality))
+    found = judge(result(**quality), CheckSettings())
     assert {name for name, one in found.items() if not one.passed} == check
     if quality.get("identity", "") is None:
         assert found["identity"].description == "not measured: why"
@@ -132,7 +133,7 @@ def test_quality_is_compared_with_the_settings(quality, check, monkeypatch):
         monkeypatch.setenv(f"WAN_CHECK_{name}", "100")
     for name in ("POSE", "IDENTITY"):
         monkeypatch.setenv(f"WAN_CHECK_{name}", "0")
-    assert all(one.passed for one in judge(result(**quality)).values())
+    assert all(one.passed for one in judge(result(**quality), CheckSettings()).values())
 
 
 @pytest.fixture
@@ -154,7 +155,8 @@ def good_clips(tmp_path) -> Path:
 
 
 def failed_clips(folder: Path) -> set[str]:
-    found = clips_checks.inspect(check_clips(folder, Job.open(folder).generate_settings().mode))
+    job = Job.open(folder)
+    found = clips_checks.inspect(check_clips(folder, job.generate_settings().mode), job.check_settings())
     assert set(found) == set(clips_checks.CHECKS)
     return {name for name, result in found.items() if not result.passed}
 

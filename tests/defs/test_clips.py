@@ -1,6 +1,9 @@
+import base64
+from io import BytesIO
 from types import SimpleNamespace
 
 import dagster as dg
+from PIL import Image
 
 from wan_orchestration.defs.clips.checks import CHECKS
 from wan_orchestration.defs.resources import JobFolders
@@ -13,6 +16,7 @@ def test_ready_clips_are_placed(make_job, materialize, data_root):
     result = materialize("preprocessed_clips", key="ready")
     assert result.success
     placed = {path.name: path.read_bytes() for path in (data_root / "clips" / "ready").iterdir()}
+    assert placed.pop("measures.json")
     assert placed == {path.name: path.read_bytes() for path in folder.iterdir()}
     (event,) = result.asset_materializations_for_node("preprocessed_clips")
     assert event.metadata["frames"].value == 5 and event.metadata["size"].value == "96x64"
@@ -57,6 +61,9 @@ def test_clips_are_made_from_a_driving_video_and_a_picture(make_raw_job, materia
     (event,) = result.asset_materializations_for_node("preprocessed_clips")
     assert event.metadata["estimator"].value == "file" and event.metadata["person_found"].value == 1
     assert 1000 < len(event.metadata["contact_sheet"].value) < 50_000
+    overlay = event.metadata["overlay"].value.removeprefix("![overlay](data:image/webp;base64,").removesuffix(")")
+    with Image.open(BytesIO(base64.b64decode(overlay))) as webp:
+        assert (webp.format, webp.n_frames, webp.height) == ("WEBP", 6, 160) and len(overlay) < 50_000
     (again,) = materialize("preprocessed_clips", key="raw").asset_materializations_for_node("preprocessed_clips")
     assert again.tags["dagster/data_version"] == event.tags["dagster/data_version"]
 

@@ -63,7 +63,8 @@ def tick(instance, data_root) -> Callable[..., list[list[str]]]:
         for event in result.asset_events:
             instance.report_runless_asset_event(event)
         for request in result.run_requests:
-            instance.add_run(dg.DagsterRun(job_name="make_videos", tags=request.tags, status=status))
+            instance.add_run(dg.DagsterRun(job_name=request.job_name, tags=request.tags, status=status))
+        run.jobs = [request.job_name for request in result.run_requests]
         run.said = result.skip_reason.skip_message if result.skip_reason else ""
         return [keys(request.tags) for request in result.run_requests]
 
@@ -286,3 +287,14 @@ def test_groups_have_no_gaps():
     assert keys(map(ask, "abcdefgh"), 3) == [list("abc"), list("def"), list("gh")]
     assert keys(map(ask, "hgfdba"), 8) == [list("ab"), list("d"), list("fgh")]
     assert keys([*map(ask, "abd"), ask("g", 1)], 8) == [list("g"), list("ab"), list("d")]
+
+
+def test_a_job_to_be_looked_at_gets_only_its_clips(drop, tick, instance):
+    """Each in a run of its own. Its video is started when `review` is removed."""
+    for key in ("a", "b", "c"):
+        (drop(key) / "job.yaml").write_text(f"review: {key != 'c'}")
+    assert tick() == [["a"], ["b"], ["c"]]
+    assert tick.jobs == ["make_clips", "make_clips", "make_videos"]
+    assert tick() == []
+    (environment().jobs_root / "a" / "job.yaml").unlink()
+    assert tick() == [["a"]] and tick.jobs == ["make_videos"]

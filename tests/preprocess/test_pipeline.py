@@ -178,6 +178,21 @@ def test_gaps_and_missing_faces_are_filled_and_reported(tmp_path, reference):
     assert all(face.std() > 1 for face in frames_of(result.output / "src_face.mp4"))
 
 
+def test_jumps_and_empty_masks_are_reported_with_their_frames(tmp_path, reference):
+    poses = walk(12)
+    moved = [pose.moved((1, 1), (0, -25 if t >= 6 else 0), pose.size) for t, pose in enumerate(poses)]
+    moved[9:11] = [type(poses[0]).empty(poses[0].size)] * 2
+    path = driving(tmp_path / "job", poses)
+    save_keypoints(path.parent / "keypoints.npz", moved)
+    masks = [np.full((120, 160), 0 if t in (9, 10) else 255, np.uint8) for t in range(12)]
+    write_lossless(path.parent / "mask.mp4", masks, Fraction(30), "gray")
+    result = run(path, reference, mode="replace", max_gap=0)
+    told = {notice.text: notice.frames for notice in result.warnings}
+    assert told["the skeleton jumps from the frame before, perhaps to another person"] == [(6, 6)]
+    assert told["the mask is empty, so nothing is replaced"] == [(9, 10)]
+    assert told["the person was not found for longer than max_gap; no skeleton is drawn"] == [(9, 10)]
+
+
 def test_sound_is_kept_from_the_start_on(tmp_path, reference):
     path = driving(tmp_path / "job", walk(60))
     silent = path.with_name("silent.mp4")

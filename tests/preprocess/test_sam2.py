@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from sam2_layout import LARGE, random_weights, shapes
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.mask_hints import Prompts
 from wan_orchestration.preprocess.sam2 import Sam2, prompt_interval, prompt_points
 from wan_orchestration.preprocess.sam2_weights import converted, load_sam2
 
@@ -126,3 +129,24 @@ def test_prompts_are_confident_and_inside():
 @pytest.mark.parametrize(("frames", "interval"), [(2, 1), (8, 2), (77, 19), (400, 100), (9000, 100)])
 def test_intervals_between_points(frames, interval):
     assert prompt_interval(frames) == interval
+
+
+def test_hints_are_prompts(model, monkeypatch):
+    """A box before the points, in the frame where it was drawn and in each later frame with prompts."""
+    beside = np.array([[80.0, 30.0]])
+    hints = Prompts([(10, 5, 50, 60), (20, 1, 40, 50)], np.array([[70.0, 20.0]]), beside, beside, drawn=False)
+    follow, given = Sam2(model, "cpu", 3), {}
+    prompt = follow._prompt
+
+    def spy(index, points, labels, width, height) -> None:
+        given[index] = points, labels
+        prompt(index, points, labels, width, height)
+
+    monkeypatch.setattr(follow, "_prompt", spy)
+    for t, picture in enumerate(pictures(5)):
+        follow(t, picture, pose_at(t), replace(hints, drawn=t == 2))
+    assert sorted(given) == [0, 2]
+    points, labels = given[2]
+    joints = len(prompt_points(pose_at(2)))
+    assert labels.tolist() == [2, 3, *[1] * (joints + 1), 0]
+    assert points[:2].tolist() == [[10, 1], [50, 60]] and points[-2:].tolist() == [[70, 20], [80, 30]]

@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Detection
-from wan_orchestration.preprocess.tracking import Choice, Tracker
+from wan_orchestration.preprocess.tracking import Choice, Tracker, Trackers
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
@@ -110,3 +111,30 @@ def test_the_settings_refuse_other_choices(text):
 def test_an_empty_box_is_refused():
     with pytest.raises(BadInput, match="x0 < x1"):
         Choice.parse("box:10,10,5,20")
+
+
+def painted(people: dict[str, Detection]) -> np.ndarray:
+    """A frame in which each person is of their colour; the last one stands in front."""
+    pixels = np.full((360, 640, 3), 90, np.uint8)
+    for colour, one in people.items():
+        x0, y0, x1, y1 = (round(edge) for edge in one.box)
+        pixels[y0:y1, x0:x1] = {"red": (200, 30, 30), "blue": (30, 30, 200)}[colour]
+    return pixels
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_two_followed_people_are_not_confused_when_they_meet(turns):
+    """They walk towards each other, are hidden by each other for a while, then go on or turn round."""
+    both = Trackers([Choice.parse("point:100,100"), Choice.parse("point:460,100")], 30, (640, 360))
+    for t in range(90):
+        way = 4 * t if t < 45 or not turns else 4 * (90 - t)
+        people = {"red": person(100 + way), "blue": person(460 - way)}
+        hidden = abs(people["red"].box[0] - people["blue"].box[0]) < 30
+        seen = [people["blue"]] if hidden else [people["blue"], people["red"]]
+        assert both.follow(t, seen, painted(people)) == [None if hidden else people["red"], people["blue"]]
+
+
+def test_two_choices_of_one_person_are_refused():
+    both = Trackers([Choice.parse("largest"), Choice.parse("point:100,100")], 30, (640, 360))
+    with pytest.raises(BadInput, match=r"characters 1 and 2 mean the same person: largest and point:100,100"):
+        both.follow(0, [person(100, width=80), person(300)], np.zeros((360, 640, 3), np.uint8))

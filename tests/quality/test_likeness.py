@@ -11,6 +11,7 @@ from wan_orchestration.animate.models import Models
 from wan_orchestration.defs.videos.checks import judge
 from wan_orchestration.protocol.messages import Quality, Result
 from wan_orchestration.quality.likeness import likeness
+from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.weights.snapshot import open_snapshot
 
 WEIGHTS = Path(__file__).parents[2] / "data" / "models" / "wan-animate-mini"
@@ -33,4 +34,4 @@ def test_the_right_character_and_others(seed):
 def passes(identity: float) -> bool:
     quality = Quality(frozen_frames=0, colour_drift=[0.0], seam=0.0, identity=identity)
     result = Result(job_id="job", status="succeeded", created_at=datetime.now(UTC), fps=30, quality=quality)
-    return judge(result)["identity"].passed
+    return judge(result, CheckSettings())["identity"].passed

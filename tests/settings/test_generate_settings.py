@@ -16,6 +16,8 @@ DECIDING = {
     "sampling_steps": 21,
     "shift": 4.0,
     "sample_solver": "unipc",
+    "pose_strength": 0.5,
+    "face_strength": 1.5,
     "prompt": "A dance",
     "seed": 1,
     "lora": ["style.safetensors"],
@@ -96,3 +98,9 @@ def test_what_decides_is_json():
     """It is hashed as JSON, and compared with what was stored as JSON."""
     settings = decisive(lora=["style.safetensors:0.5"], **GUIDANCE)
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_later_settings_are_left_out_at_their_defaults():
+    """Otherwise an update of this program would make every video stale."""
+    assert decisive(pose_strength=1, face_strength=1.0) == decisive()
+    assert not {"pose_strength", "face_strength"} & decisive().keys()

@@ -117,7 +117,7 @@ class Animator:
             with self.models.without_transformer():
                 known = self._encode_known(segment, guide)
                 pose_latents = self.vae.encode_video(cond.to_tensor(segment.pose, self.models.device))
-            pose = self.transformer.embed_pose(pose_latents.to(self.models.dtype))
+            pose = self.transformer.embed_pose(pose_latents.to(self.models.dtype), self.settings.pose_strength)
             return Conditions(len(segment.pose), known, pose, self._branches(segment))
 
     @torch.no_grad()
@@ -247,13 +247,15 @@ class Animator:
         return context if self.transformer.trunk.streamed else self.transformer.cross_keys(context)
 
     def _branches(self, segment: SegmentInput) -> list[Branch]:
+        """Guidance compares the clips with a black face. Both branches have the same pose and the same strengths."""
+        strength = self.settings.face_strength
         motion = self.transformer.encode_face(segment.face, self.models.ranks)
-        branches = [Branch(self.contexts[0], motion)]
+        branches = [Branch(self.contexts[0], motion, "cond", strength)]
         if self.settings.guided:
             if self.unconditional_motion is None or self.unconditional_motion.shape != motion.shape:
                 black = np.zeros_like(segment.face)
                 self.unconditional_motion = self.transformer.encode_face(black, self.models.ranks)
-            branches.append(Branch(self.contexts[1], self.unconditional_motion, "uncond"))
+            branches.append(Branch(self.contexts[1], self.unconditional_motion, "uncond", strength))
         return branches
 
     def _encode_known(self, segment: SegmentInput, guide: Tensor | None) -> Tensor:

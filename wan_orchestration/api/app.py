@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from wan_orchestration.api import problems, routes
 from wan_orchestration.api.access import Access
-from wan_orchestration.api.models import Submission, Upload
+from wan_orchestration.api.models import NewClips, Start, Submission, Upload
 from wan_orchestration.api.services import Services, api_settings
 from wan_orchestration.settings.service import ApiSettings
 
@@ -69,7 +69,7 @@ def create_app(api: ApiSettings | None = None) -> FastAPI:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's schema, plus the models of errors and of the request bodies that the routes parse themselves."""
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    models = (Submission, Upload, routes.SignIn, problems.ProblemDetails)
+    models = (Submission, Upload, NewClips, Start, routes.SignIn, problems.ProblemDetails)
     kinds: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in models]
     _, definitions = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
     schema["components"]["schemas"] |= definitions["$defs"]

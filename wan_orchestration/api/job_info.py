@@ -1,5 +1,6 @@
 """Describes a job for clients: status, progress, settings, links, from its newest run and its files."""
 
+import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 import dagster as dg
 
 from wan_orchestration.api import run_log
+from wan_orchestration.api.clips import clips_link
 from wan_orchestration.api.models import FINISHED, JobInfo, JobProgress, Links, Status, Video
+from wan_orchestration.defs.jobs.review import DONE, REVIEW
+from wan_orchestration.defs.jobs.run_requests import VIDEO, makes_only_clips
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.dagster_internals import WILL_RETRY_TAG
@@ -17,11 +21,13 @@ from wan_orchestration.protocol.messages import PreprocessProgress, Result
 from wan_orchestration.protocol.progress import RunProgress
 from wan_orchestration.settings.environment import Environment
 
-VIDEO = dg.AssetKey("generated_video")
-
 PATH = "/animate/jobs"
 
 QUEUED = [dg.DagsterRunStatus.QUEUED]
+
+SETTINGS = "wan/settings"
+"""Tag of a run that makes only clips, or the video of such clips: the settings of the requests, as JSON by `generate`
+and `preprocess`. The run's own config cannot hold both."""
 
 MAX_QUEUED = 2000
 """How many queued runs are read to find a run's position."""
@@ -51,6 +57,8 @@ def job_status(instance: dg.DagsterInstance, key: str, record: dg.RunRecord) -> 
     if _retry_is_undecided(instance, record):
         return "running"
     status = STATUSES[run.status]
+    if status == "succeeded" and makes_only_clips(run):
+        return "ready"
     # In a run of several jobs, those with a video have succeeded, even if the run fails later.
     if run.tags.get("dagster/partition") != key and status in ("running", "failed", "cancelled"):
         videos = instance.fetch_materializations(dg.AssetRecordsFilter(VIDEO, [key]), limit=1).records
@@ -80,13 +88,14 @@ def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: d
         started_at=_time(record.start_time) if status != "queued" else None,
         finished_at=_time(record.end_time) if status in FINISHED else None,
         queue_position=_queue_position(instance, record) if status == "queued" else None,
-        priority=_priority(run),
+        priority=priority(run),
+        review=makes_only_clips(run),
         progress=_progress(env, key, record) if status == "running" else None,
         error=run_log.failure_reason(instance, key, run.run_id) if status == "failed" else None,
         settings=_settings(folder, run),
         video=_video(env, key) if status == "succeeded" else None,
         run_id=run.run_id,
-        links=_links(env.videos_root / key, key, status, inputs_for_clients(folder)),
+        links=_links(env, key, status, run, inputs_for_clients(folder)),
     )
 
 
@@ -105,8 +114,13 @@ def inputs_for_clients(folder: Job | None) -> dict[str, Path]:
     return {names[name]: path for name, path in inputs if name in names and not path.is_symlink()}
 
 
-def _links(outputs: Path, key: str, status: Status, inputs: dict[str, Path]) -> Links:
-    job = f"{PATH}/{key}"
+def can_start(status: Status, run: dg.DagsterRun) -> bool:
+    """Whether the video of the job's clips can be started: after a look at them, or after a start that failed."""
+    return status == "ready" or (status in ("failed", "cancelled") and run.tags.get(REVIEW) == DONE)
+
+
+def _links(env: Environment, key: str, status: Status, run: dg.DagsterRun, inputs: dict[str, Path]) -> Links:
+    job, outputs = f"{PATH}/{key}", env.videos_root / key
 
     def output(file: str, name: str) -> str | None:
         return f"{job}/{name}" if status == "succeeded" and (outputs / file).is_file() else None
@@ -120,17 +134,19 @@ def _links(outputs: Path, key: str, status: Status, inputs: dict[str, Path]) -> 
         preview=output("preview.webp", "preview"),
         reference=f"{job}/inputs/reference" if "reference" in inputs else None,
         driving=f"{job}/inputs/driving" if "driving" in inputs else None,
+        clips=clips_link(env, key, status, f"{job}/clips"),
+        start=f"{job}/start" if can_start(status, run) else None,
     )
 
 
 def _queue_position(instance: dg.DagsterInstance, record: dg.RunRecord) -> int:
     """1 plus the number of queued runs that are more urgent, or as urgent and older."""
-    rank = (_priority(record.dagster_run), -record.storage_id)
+    rank = (priority(record.dagster_run), -record.storage_id)
     queued = instance.get_run_records(dg.RunsFilter(statuses=QUEUED), limit=MAX_QUEUED)
-    return 1 + sum((_priority(other.dagster_run), -other.storage_id) > rank for other in queued)
+    return 1 + sum((priority(other.dagster_run), -other.storage_id) > rank for other in queued)
 
 
-def _priority(run: dg.DagsterRun) -> int:
+def priority(run: dg.DagsterRun) -> int:
     try:
         return int(run.tags.get("dagster/priority", "0"))
     except ValueError:
@@ -142,15 +158,18 @@ def _progress(env: Environment, key: str, record: dg.RunRecord) -> JobProgress:
     if newest is None:
         updated_at = _time(record.start_time) or datetime.now(UTC)
         return JobProgress(phase="preparing", words="preparing", fraction=None, updated_at=updated_at)
-    return _job_progress(newest)
+    fraction = newest.fraction
+    if fraction is not None and makes_only_clips(record.dagster_run):
+        fraction = min(1.0, fraction / progress.STARTING)
+    return _job_progress(newest, fraction)
 
 
-def _job_progress(newest: RunProgress) -> JobProgress:
+def _job_progress(newest: RunProgress, fraction: float | None) -> JobProgress:
     message = newest.progress
     common = {
         "phase": message.phase,
         "words": message.words,
-        "fraction": newest.fraction,
+        "fraction": fraction,
         "updated_at": newest.at,
     }
     if isinstance(message, PreprocessProgress):
@@ -168,12 +187,21 @@ def _job_progress(newest: RunProgress) -> JobProgress:
 
 def _settings(folder: Job | None, run: dg.DagsterRun) -> dict[str, Any]:
     """The job's settings without the defaults: those of the request, over those of its `job.yaml`."""
-    ops: Any = run.run_config.get("ops", {})
-    generate, preprocess = (ops.get(op, {}).get("config", {}) for op in ("generated_video", "preprocessed_clips"))
+    given = given_settings(run)
+    generate, preprocess = given["generate"], given["preprocess"]
     if folder:
         mode = {"mode": folder.file.mode} if folder.file.mode else {}
         generate, preprocess = mode | folder.file.generate | generate, folder.file.preprocess | preprocess
     return generate | ({"preprocess": preprocess} if preprocess else {})
+
+
+def given_settings(run: dg.DagsterRun) -> dict[str, dict[str, Any]]:
+    """The settings of the requests that led to a run, by `generate` and `preprocess`."""
+    if SETTINGS in run.tags:
+        return json.loads(run.tags[SETTINGS])
+    ops: Any = run.run_config.get("ops", {})
+    names = {"generate": "generated_video", "preprocess": "preprocessed_clips"}
+    return {name: ops.get(op, {}).get("config", {}) for name, op in names.items()}
 
 
 def _video(env: Environment, key: str) -> Video | None:

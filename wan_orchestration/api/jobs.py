@@ -1,20 +1,25 @@
 """Finds, lists, cancels and removes jobs. Nothing is stored here: the data is Dagster's instance and the data folders.
 
-A job exists for the API once a run that makes its video is planned, whoever started the run: this API, the UI, a sensor
-or a shell. The newest such run gives the job's state.
+A job exists for the API once a run that makes its video or its clips is planned, whoever started the run: this API, the
+UI, a sensor or a shell. The newest such run gives the job's state.
 """
 
+import heapq
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 
 from wan_orchestration.api import run_log
-from wan_orchestration.api.job_info import PATH, QUEUED, VIDEO, inputs_for_clients, job_info, job_status, open_folder
+from wan_orchestration.api.clips import converted_folders
+from wan_orchestration.api.job_info import PATH, QUEUED, inputs_for_clients, job_info, job_status, open_folder
 from wan_orchestration.api.models import JobInfo, JobList, Status
 from wan_orchestration.api.playable import playable, viewable
 from wan_orchestration.api.problems import Problem
+from wan_orchestration.defs.jobs.review import newest_plan
+from wan_orchestration.defs.jobs.run_requests import CLIPS, VIDEO, makes_only_clips
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove
 from wan_orchestration.jobs.folder import check_key
@@ -26,7 +31,7 @@ UPLOADED = ".uploaded"
 """A file that marks uploaded job folders. Purging removes these folders, but not those that users made."""
 
 MAX_SCANNED = 2000
-"""How many planned videos are read for one page of a list."""
+"""How many planned videos and clips are read for one page of a list."""
 
 
 class Jobs:
@@ -36,16 +41,16 @@ class Jobs:
         self.instance, self.env = instance, env
 
     def get(self, key: str) -> JobInfo:
-        """Problem 404: no run has planned this job's video, or the job was purged."""
-        return job_info(self.instance, self.env, key, self._existing(key))
+        """Problem 404: no run has planned this job's video or clips, or the job was purged."""
+        return job_info(self.instance, self.env, key, self.existing(key))
 
     def record(self, key: str) -> dg.RunRecord | None:
-        """The newest run that planned to make the job's video."""
+        """The newest run that planned to make the job's video, or only its clips."""
         try:
-            planned = self.instance.get_latest_planned_materialization_info(VIDEO, check_key(key))
+            planned = newest_plan(self.instance, check_key(key))
         except BadInput:
             return None
-        record = planned and self.instance.get_run_record_by_id(planned.run_id)
+        record = planned and self.instance.get_run_record_by_id(planned[1])
         return None if not record or _purged_tag(key) in record.dagster_run.tags else record
 
     def is_taken(self, key: str) -> bool:
@@ -55,14 +60,19 @@ class Jobs:
 
     def page(self, status: Status | None, limit: int, before: int | None) -> JobList:
         """A page of jobs, the newest runs first. It holds only runs before the position `before` in the event log."""
-        jobs, next_position = [], None
-        for scanned, (position, key, run_id) in enumerate(self._planned(before)):
+        jobs, next_position, newest = [], None, {}
+        planned = heapq.merge(self._planned(VIDEO, before), self._planned(CLIPS, before), reverse=True)
+        for scanned, (position, key, run_id, is_video) in enumerate(planned):
             if len(jobs) == limit or scanned == MAX_SCANNED:
                 next_position = position + 1
                 break
-            record = self.record(key)
-            # A job is listed with its newest run only.
+            if key not in newest:
+                newest[key] = self.record(key)
+            record = newest[key]
+            # A job is listed with its newest run only, and a run that makes both clips and video only for its video.
             if record is None or record.dagster_run.run_id != run_id:
+                continue
+            if is_video == makes_only_clips(record.dagster_run):
                 continue
             if status in (None, job_status(self.instance, key, record)):
                 jobs.append(job_info(self.instance, self.env, key, record))
@@ -72,7 +82,7 @@ class Jobs:
 
     def cancel(self, key: str) -> JobInfo:
         """Cancel the job's run; a job that has ended stays as it is. Problem 404; 409: other jobs would stop too."""
-        record = self._existing(key)
+        record = self.existing(key)
         run = record.dagster_run
         status = job_status(self.instance, key, record)
         if run.tags.get("dagster/partition") != key and status in ("queued", "running"):
@@ -92,7 +102,7 @@ class Jobs:
 
     def purge(self, key: str) -> None:
         """Remove a job's outputs, and its inputs if they were uploaded. Problem 404; 409: it has not ended."""
-        record = self._existing(key)
+        record = self.existing(key)
         if job_status(self.instance, key, record) in ("queued", "running"):
             raise Problem(409, f"job {key} has not ended yet; cancel it and try again", headers={"Retry-After": "5"})
         self.instance.add_run_tags(record.dagster_run.run_id, {_purged_tag(key): "true"})
@@ -100,8 +110,10 @@ class Jobs:
         if (folder / UPLOADED).is_file():
             remove(folder)
             self.instance.delete_dynamic_partition("jobs", key)
-        for root in (self.env.clips_root, self.env.videos_root):
+        for root in (self.env.clips_root, self.env.previews_root, self.env.videos_root):
             remove(root / key)
+        for copies in converted_folders(self.env, key):
+            shutil.rmtree(copies, ignore_errors=True)
         progress.delete(self.env.progress_root, key)
         for suffix in ("mp4", "jpg"):
             remove(self._converted(key, suffix))
@@ -118,7 +130,7 @@ class Jobs:
 
     def input(self, key: str, name: str) -> Path:
         """The job's `reference` or `driving` (for ready clips, the pose clip), for browsers. Problem 404."""
-        self._existing(key)
+        self.existing(key)
         path = inputs_for_clients(open_folder(self.env, key)).get(name)
         if path is None:
             raise Problem(404, f"job {key} has no {name} any more")
@@ -128,29 +140,29 @@ class Jobs:
 
     def log(self, key: str) -> Iterator[str]:
         """Lines of the log of the job's run. Problem 404."""
-        return run_log.log_lines(self.instance, self._existing(key).dagster_run.run_id)
+        return run_log.log_lines(self.instance, self.existing(key).dagster_run.run_id)
 
     def count_queued(self) -> int:
         """Number of runs in the queue."""
         return self.instance.get_runs_count(dg.RunsFilter(statuses=QUEUED))
 
-    def _existing(self, key: str) -> dg.RunRecord:
+    def existing(self, key: str) -> dg.RunRecord:
         """The job's newest run. Problem 404: there is none."""
         record = self.record(key)
         if record is None:
             raise Problem(404, f"there is no job {key[:80]!r}")
         return record
 
-    def _planned(self, before: int | None) -> Iterator[tuple[int, str, str]]:
-        """Planned videos, the newest first: position in the event log, job, run."""
+    def _planned(self, asset: dg.AssetKey, before: int | None) -> Iterator[tuple[int, str, str, bool]]:
+        """Planned videos or clips, the newest first: position in the event log, job, run, whether it is a video."""
         while True:
             records = self.instance.fetch_planned_materializations(
-                dg.AssetRecordsFilter(VIDEO, before_storage_id=before), limit=100
+                dg.AssetRecordsFilter(asset, before_storage_id=before), limit=100
             ).records
             for record in records:
                 before = record.storage_id
                 if record.partition_key is not None:
-                    yield record.storage_id, record.partition_key, record.run_id
+                    yield record.storage_id, record.partition_key, record.run_id, asset == VIDEO
             if len(records) < 100:
                 return
 

@@ -10,8 +10,7 @@ import dagster as dg
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from wan_orchestration.api.queue import ASSETS
-from wan_orchestration.defs.jobs.run_requests import make_videos
+from wan_orchestration.defs.jobs.run_requests import makes_only_clips, makes_videos
 from wan_orchestration.protocol import launches
 
 STATES = {
@@ -23,6 +22,8 @@ ENDS = {
     dg.DagsterRunStatus.FAILURE: "failed",
     dg.DagsterRunStatus.CANCELED: "cancelled",
 }
+READY = "ready"
+"""How runs have ended that made clips for somebody to look at."""
 BUCKETS = (10, 30, 60, 300, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 
 GPU_FIELDS = {
@@ -37,14 +38,17 @@ OVERLAP = timedelta(minutes=1)
 
 
 class RunMetrics(Collector):
-    """Counts all runs that wait or run, and the ended runs that make videos; measures how long successful ones took."""
+    """Counts all runs that wait or run, and the ended runs that make videos or only clips.
+
+    Measures how long those took that have made videos.
+    """
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
         self.lock = threading.Lock()
         self.counted: set[str] = set()
         self.counted_until: datetime | None = None
-        self.ends = dict.fromkeys(ENDS.values(), 0)
+        self.ends = dict.fromkeys((*ENDS.values(), READY), 0)
         self.seconds: list[float] = []
         self.buckets = dict.fromkeys(BUCKETS, 0)
         self.sum, self.count = 0.0, 0
@@ -78,21 +82,18 @@ class RunMetrics(Collector):
             for record in records:
                 run, cursor = record.dagster_run, record.dagster_run.run_id
                 self.counted_until = max(self.counted_until or record.update_timestamp, record.update_timestamp)
-                if run.run_id in self.counted or not _makes_videos(run):
+                only_clips = makes_only_clips(run)
+                if run.run_id in self.counted or not (only_clips or makes_videos(run)):
                     continue
                 self.counted.add(run.run_id)
-                self.ends[ENDS[run.status]] += 1
-                if run.is_success and record.start_time and record.end_time:
+                self.ends[READY if only_clips and run.is_success else ENDS[run.status]] += 1
+                if not only_clips and run.is_success and record.start_time and record.end_time:
                     seconds = record.end_time - record.start_time
                     self.sum, self.count = self.sum + seconds, self.count + 1
                     for bound in self.buckets:
                         self.buckets[bound] += seconds <= bound
             if len(records) < PAGE:
                 return
-
-
-def _makes_videos(run: dg.DagsterRun) -> bool:
-    return run.job_name == make_videos.name or ASSETS[-1] in (run.asset_selection or ())
 
 
 def _launches() -> Iterator[Metric]:

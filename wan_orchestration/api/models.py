@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, JsonValue, create_model
 
 from wan_orchestration.jobs.folder import KEY
+from wan_orchestration.protocol.messages import Look
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-FINISHED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
+Status = Literal["queued", "running", "ready", "succeeded", "failed", "cancelled"]
+FINISHED: tuple[Status, ...] = ("ready", "succeeded", "failed", "cancelled")
+"""With these, nothing happens until somebody asks for more: a `ready` job waits for a look at its clips."""
 
 TEXT_LENGTH = 5000
 
@@ -36,6 +38,9 @@ def optional(model: type[BaseModel], exclude: Collection[str] = ()) -> type[Base
 class GenerateOptions(optional(GenerateSettings)):
     """How a video is generated."""
 
+    def generate_given(self) -> dict[str, Any]:
+        return self.model_dump(include=set(GenerateOptions.model_fields), exclude_none=True)
+
 
 class PreprocessOptions(optional(PreprocessSettings, NOT_FOR_CLIENTS)):
     """How clips are made from a driving video and a picture."""
@@ -53,9 +58,11 @@ class Settings(GenerateOptions):
     webhook_url: HttpUrl | None = Field(
         default=None, description="The server posts the job to this URL after it has ended; see docs/api.md."
     )
-
-    def generate_given(self) -> dict[str, Any]:
-        return self.model_dump(include=set(GenerateOptions.model_fields), exclude_none=True)
+    review: bool | None = Field(
+        default=None,
+        description="Make the clips and stop: the job is then `ready`, until its video is started. Default: that of "
+        "`job.yaml`, else false.",
+    )
 
     def preprocess_given(self) -> dict[str, Any]:
         return self.preprocess.model_dump(exclude_none=True) if self.preprocess else {}
@@ -87,6 +94,22 @@ class Upload(Settings):
         pattern=f"^{KEY.pattern}$",
         description="Name of the new job folder. Default: made from the names of its files.",
     )
+
+
+class NewClips(BaseModel):
+    """A request to make a job's clips again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preprocess: PreprocessOptions = Field(
+        default_factory=PreprocessOptions,
+        description="How they are made, in place of the earlier request's settings; fields that are left out come from "
+        "`job.yaml`.",
+    )
+
+
+class Start(optional(GenerateSettings, {"mode"})):
+    """A request to make the video of clips that were looked at. Settings win over those of the earlier request."""
 
 
 class JobProgress(BaseModel):
@@ -135,6 +158,61 @@ class Links(BaseModel):
     preview: str | None = None
     reference: str | None = Field(default=None, description="The picture of the character.")
     driving: str | None = Field(default=None, description="The driving video; for ready clips, the pose clip.")
+    clips: str | None = Field(default=None, description="The clips. Changes when other clips are there.")
+    start: str | None = Field(default=None, description="Starts the video of the clips; null if that is not possible.")
+
+
+class ClipsCheck(BaseModel):
+    """A check of the clips."""
+
+    name: str
+    passed: bool
+    text: str
+    blocks: bool = Field(description="If it fails, no video is made of these clips.")
+
+
+class Estimate(BaseModel):
+    """What making the video of the clips will take, roughly."""
+
+    seconds: float | None
+    price: float | None = Field(description="With `WAN_PRICE_PER_HOUR`, in its currency.")
+    basis: str = Field(description="What the estimate is derived from.", examples=["from 3 earlier videos"])
+
+
+class ClipsLinks(BaseModel):
+    """Paths of the clips and of pictures of them; null for those that do not exist."""
+
+    overlay: str | None = Field(default=None, description="The driving video with the skeleton drawn over it.")
+    pose: str | None = None
+    face: str | None = None
+    mask: str | None = None
+    background: str | None = None
+    people: str | None = Field(default=None, description="A frame of the driving video with all people.")
+    timeline: str | None = Field(default=None, description="16 frames of the whole driving video in one row.")
+    contact_sheet: str | None = None
+
+
+class ClipsInfo(BaseModel):
+    """A job's clips, for somebody to look at."""
+
+    preview: bool = Field(description="These are only the first two seconds; the whole clips are being made.")
+    mode: str
+    frames: int
+    fps: float
+    width: int
+    height: int
+    look: Look | None = Field(
+        description="What was found in the driving video. Null for ready clips, which have no overlay, people and "
+        "timeline either."
+    )
+    estimator: str | None
+    retarget: str | None
+    masks: str | None
+    settings: dict[str, JsonValue] | None = Field(description="The preprocessing settings that were used.")
+    checks: list[ClipsCheck]
+    blocked: str | None = Field(description="Why no video is made of these clips, and what to change.")
+    estimate: Estimate
+    links: ClipsLinks
 
 
 class JobInfo(BaseModel):
@@ -148,6 +226,7 @@ class JobInfo(BaseModel):
     finished_at: datetime | None
     queue_position: int | None = Field(description="1 is next; only while the job is queued.")
     priority: int
+    review: bool = Field(description="The newest run makes only the clips, for somebody to look at.")
     progress: JobProgress | None = Field(description="Only while the job is running.")
     error: str | None = Field(description="Why it failed.")
     settings: dict[str, JsonValue] = Field(description="Settings in its job.yaml and in the request; not the defaults.")

@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job, check_key
@@ -49,6 +51,12 @@ def check_inputs(job: Job, env: Environment) -> None:
                 f"data/jobs/{job.key}/{path.name}: a link to a file outside the data folder; "
                 "copy the file, or start the job on the server: wan-animate run"
             )
+
+
+def check_loras(generate: Mapping[str, Any], env: Environment) -> None:
+    """BadInput: a LoRA of these settings is not in the models folder."""
+    for value in generate.get("lora", []):
+        check_lora(value, env)
 
 
 def check_lora(value: str, env: Environment) -> None:

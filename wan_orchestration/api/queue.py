@@ -54,9 +54,14 @@ class RunQueue:
         finally:
             self._waiting.release()
 
-    def create(self, key: str, run_id: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Create the job's run without queueing it yet. The `drop_folder` sensor then starts no other."""
-        self._runs.create(run_id, config, {**SUBMITTED_BY_API, **tags, "dagster/partition": key})
+    def create(
+        self, key: str, run_id: str, config: Mapping[str, Any], tags: Mapping[str, str], job: str | None = None
+    ) -> None:
+        """Create the job's run without queueing it yet. The `drop_folder` sensor then starts no other.
+
+        The run makes clips and video, or what the Dagster job with the name `job` makes.
+        """
+        self._runs.create(run_id, config, {**SUBMITTED_BY_API, **tags, "dagster/partition": key}, job)
 
     def submit(self, key: str, run_id: str) -> None:
         """Put a job's run into the queue; does nothing if it was queued before."""

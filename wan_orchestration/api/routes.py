@@ -14,7 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from wan_orchestration.api import access, uploads
-from wan_orchestration.api.models import FINISHED, Health, JobInfo, JobList, Readiness, Status, Submission
+from wan_orchestration.api.clips import ClipsFile
+from wan_orchestration.api.models import (
+    FINISHED,
+    ClipsInfo,
+    Health,
+    JobInfo,
+    JobList,
+    NewClips,
+    Readiness,
+    Start,
+    Status,
+    Submission,
+)
 from wan_orchestration.api.problems import Problem, field_problems, responses
 from wan_orchestration.api.services import Services
 from wan_orchestration.files import remove
@@ -59,6 +71,11 @@ state = APIRouter(tags=["server"])
 
 def _schema(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _body(model: str) -> dict[str, Any]:
+    """A JSON body that the route parses itself, in OpenAPI. It may be empty."""
+    return {"requestBody": {"content": {"application/json": {"schema": _schema(model)}}}}
 
 
 FORM = {
@@ -144,6 +161,43 @@ async def cancel(
     return Response(status_code=204)
 
 
+@jobs.get("/{job_id}/clips", summary="Look at a job's clips", responses=responses(404))
+def get_clips(services: Injected, job_id: JobId) -> ClipsInfo:
+    """The clips that the video is made of: what was found in the driving video, checks, files, and an estimate.
+
+    While clips are being made, it shows a preview of the first two seconds as soon as there is one.
+    """
+    return services.reviews.clips(job_id)
+
+
+@jobs.post(
+    "/{job_id}/clips",
+    status_code=202,
+    summary="Make a job's clips again",
+    openapi_extra=_body("NewClips"),
+    responses=responses(400, 404, 408, 409, 413, 429),
+)
+async def make_clips(
+    request: Request, services: Injected, job_id: JobId, idempotency_key: IdempotencyKey = None
+) -> JobInfo:
+    """Makes the clips with other settings and stops: the job is then `ready`. 409 if a run of it has not ended."""
+    new_clips = _parse(NewClips, await uploads.read(request, uploads.MAX_JSON_BYTES))
+    return await run_in_threadpool(services.reviews.make_again, job_id, new_clips, idempotency_key)
+
+
+@jobs.post(
+    "/{job_id}/start",
+    status_code=202,
+    summary="Make the video of clips that were looked at",
+    openapi_extra=_body("Start"),
+    responses=responses(400, 404, 408, 409, 413, 429),
+)
+async def start(request: Request, services: Injected, job_id: JobId, idempotency_key: IdempotencyKey = None) -> JobInfo:
+    """Makes the video of a job that is `ready`, of its clips as they are. Settings win over those of the submission."""
+    settings = _parse(Start, await uploads.read(request, uploads.MAX_JSON_BYTES))
+    return await run_in_threadpool(services.reviews.start, job_id, settings, idempotency_key)
+
+
 @jobs.get(
     "/{job_id}/events",
     summary="Follow a job",
@@ -154,7 +208,10 @@ async def cancel(
     },
 )
 async def events(services: Injected, job_id: JobId) -> StreamingResponse:
-    """Server-sent events: `job`, with the job as JSON, after each change. The last event is the job's end."""
+    """Server-sent events: `job`, with the job as JSON, after each change.
+
+    The stream ends when the job has ended, or is `ready`: then nothing happens until somebody acts.
+    """
     stream = await services.events.open(job_id)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
@@ -227,6 +284,18 @@ def output(request: Request, services: Injected, job_id: JobId, output: Name) ->
 def input_(request: Request, services: Injected, job_id: JobId, name: Literal["reference", "driving"]) -> Response:
     """The picture of the character, or the driving video; for ready clips, the pose clip."""
     return _file(request, services.jobs.input(job_id, name), None)
+
+
+@files.head("/{job_id}/clips/{name}", include_in_schema=False)
+@files.get(
+    "/{job_id}/clips/{name}",
+    summary="Fetch a file of the clips",
+    response_class=FileResponse,
+    responses=_binary("video/mp4", "image/jpeg"),
+)
+def clips_file(request: Request, services: Injected, job_id: JobId, name: ClipsFile) -> Response:
+    """A clip, or a picture of what was found, in a format that browsers show. Supports Range."""
+    return _file(request, services.reviews.file(job_id, name), None)
 
 
 def _file(request: Request, path: Path, filename: str | None) -> Response:

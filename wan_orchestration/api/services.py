@@ -14,6 +14,7 @@ from wan_orchestration.api.events import EventStreams
 from wan_orchestration.api.jobs import Jobs
 from wan_orchestration.api.metrics import RunMetrics
 from wan_orchestration.api.queue import RunQueue
+from wan_orchestration.api.review import Reviews
 from wan_orchestration.api.submissions import Submissions
 from wan_orchestration.api.uploads import remove_abandoned
 from wan_orchestration.api.webhooks import Webhooks
@@ -29,6 +30,7 @@ class Services:
     api: ApiSettings
     jobs: Jobs
     submissions: Submissions
+    reviews: Reviews
     events: EventStreams
     registry: CollectorRegistry
 
@@ -48,6 +50,7 @@ class Services:
             env.jobs_root.mkdir(parents=True, exist_ok=True)
             await run_in_threadpool(queue.recover)
             await run_in_threadpool(remove_abandoned, env.jobs_root)
+            submissions = Submissions(jobs, queue, env, api)
             webhooks, events = Webhooks(jobs, env, api), EventStreams(jobs, api.max_streams)
             async with webhooks.sending():
                 with events.closed_on_shutdown():
@@ -56,7 +59,8 @@ class Services:
                         env=env,
                         api=api,
                         jobs=jobs,
-                        submissions=Submissions(jobs, queue, env, api),
+                        submissions=submissions,
+                        reviews=Reviews(jobs, submissions, env),
                         events=events,
                         registry=registry,
                     )

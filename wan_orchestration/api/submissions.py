@@ -4,23 +4,26 @@ import hashlib
 import json
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import HttpUrl, ValidationError
 
 from wan_orchestration.api import uploads
+from wan_orchestration.api.job_info import SETTINGS
 from wan_orchestration.api.jobs import UPLOADED, Jobs
 from wan_orchestration.api.models import JobInfo, Settings, Submission, Upload
-from wan_orchestration.api.paths import check_inputs, check_lora, job_key
+from wan_orchestration.api.paths import check_inputs, check_loras, job_key
 from wan_orchestration.api.problems import FieldProblem, Problem, field_problems
 from wan_orchestration.api.queue import RunQueue
 from wan_orchestration.api.uploads import Form
 from wan_orchestration.api.webhooks import check_webhook, webhook_tags
-from wan_orchestration.defs.jobs.run_requests import PRIORITY, run_tags
+from wan_orchestration.defs.jobs.review import DONE, REVIEW, WANTED
+from wan_orchestration.defs.jobs.run_requests import PRIORITY, make_clips, make_videos, run_tags
 from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import VIDEO_SUFFIXES
@@ -41,23 +44,50 @@ DECODING = threading.Semaphore(2)
 """Limits how many submissions are decoded at once: one picture may need several hundred MB."""
 
 
+Makes = Literal["clips and video", "clips", "video"]
+"""What a run makes."""
+
+DAGSTER_JOBS: dict[Makes, str | None] = {"clips and video": None, "clips": make_clips.name, "video": make_videos.name}
+
+
 @dataclass
 class NewRun:
     """The run that a request asks for."""
 
     job: JobVersion
     """The job and its content. The `drop_folder` sensor starts no other run for the same content."""
-    settings: Settings
     digest: str
     """Hash of the request."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """The run's config: settings that are not in `job.yaml`."""
+    makes: Makes = "clips and video"
+    generate: dict[str, Any] = field(default_factory=dict)
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    """Settings that are not in `job.yaml`."""
+    webhook_url: str | None = None
     priority: int = 0
     idempotency_key: str | None = None
     upload: Path | None = None
     """A new job folder, to be moved into the jobs folder."""
     numbered: bool = False
     """Whether a number is appended to the job's name if the name is taken."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's config."""
+        configs = {
+            "preprocessed_clips": {} if self.makes == "video" else self.preprocess,
+            "generated_video": {} if self.makes == "clips" else self.generate,
+        }
+        ops = {op: {"config": config} for op, config in configs.items() if config}
+        return {"ops": ops} if ops else {}
+
+    def tags(self) -> dict[str, str]:
+        tags = {**run_tags([self.job]), PRIORITY: str(self.priority), REQUEST: self.digest}
+        if self.webhook_url:
+            tags |= webhook_tags(self.webhook_url)
+        if self.makes != "clips and video":
+            tags[REVIEW] = WANTED if self.makes == "clips" else DONE
+            tags[SETTINGS] = json.dumps({"generate": self.generate, "preprocess": self.preprocess})
+        return tags
 
 
 class Submissions:
@@ -78,17 +108,17 @@ class Submissions:
         if "mode" in generate:
             preprocess["mode"] = generate["mode"]
         self._check_contents(job, generate, preprocess)
-        configs = {"generated_video": generate, "preprocessed_clips": preprocess}
-        ops = {op: {"config": config} for op, config in configs.items() if config}
         new_run = NewRun(
             job=JobVersion.of(job),
-            settings=submission,
-            digest=_digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
-            config={"ops": ops} if ops else {},
+            digest=digest([key, submission.model_dump(mode="json", exclude={"src_root_path"}, exclude_none=True)]),
+            makes=_makes(job.file.review if submission.review is None else submission.review),
+            generate=generate,
+            preprocess=preprocess,
+            webhook_url=_text(submission.webhook_url),
             priority=job.file.priority if submission.priority is None else submission.priority,
             idempotency_key=idempotency_key,
         )
-        return self._submit(new_run)
+        return self.submit(new_run)
 
     def upload(self, form: Form, idempotency_key: str | None) -> JobInfo:
         """Make a job folder from a received form, and its video. Problem, BadInput."""
@@ -108,20 +138,26 @@ class Submissions:
         (form.folder / UPLOADED).touch()
         new_run = NewRun(
             job=JobVersion.of(job),
-            settings=settings,
-            digest=_digest([form.digest, settings.model_dump(mode="json", exclude_none=True)]),
+            digest=digest([form.digest, settings.model_dump(mode="json", exclude_none=True)]),
+            makes=_makes(job.file.review),
+            webhook_url=_text(settings.webhook_url),
             priority=settings.priority or 0,
             idempotency_key=idempotency_key,
             upload=form.folder,
             numbered=settings.name is None,
         )
-        return self._submit(new_run)
+        return self.submit(new_run)
 
-    def _submit(self, new_run: NewRun) -> JobInfo:
+    def submit(self, new_run: NewRun, check: Callable[[], None] = lambda: None) -> JobInfo:
+        """Start the run, unless the same request has started it before. `check` raises a Problem if it must not start.
+
+        Problem 409, 422, 429.
+        """
         run_id = str(uuid.uuid5(NAMESPACE, new_run.idempotency_key) if new_run.idempotency_key else uuid.uuid4())
         with self.queue.locked():
             key = self._find_existing(new_run, run_id)
             if key is None:
+                check()
                 if self.jobs.count_queued() >= self.api.max_queued:
                     raise Problem(429, f"{self.api.max_queued} jobs are waiting already", headers={"Retry-After": "60"})
                 if new_run.numbered:
@@ -152,19 +188,17 @@ class Submissions:
             return None
         if record.dagster_run.is_finished and not record.dagster_run.is_complete_and_waiting_to_retry:
             return None
-        digest = record.dagster_run.tags.get(REQUEST)
+        known = record.dagster_run.tags.get(REQUEST)
         # Runs without a digest were started by a sensor or a person, with the job's own settings.
-        has_own_settings = not new_run.config and not new_run.settings.webhook_url
-        if digest != new_run.digest and not (digest is None and has_own_settings):
+        has_own_settings = not (new_run.generate or new_run.preprocess or new_run.webhook_url)
+        has_own_settings = has_own_settings and new_run.makes == _makes(new_run.job.review)
+        if known != new_run.digest and not (known is None and has_own_settings):
             raise Problem(409, f"job {key} has not ended yet, and was started with other settings; cancel it first")
         return key
 
     def _start(self, new_run: NewRun, run_id: str) -> None:
         key = new_run.job.key
-        tags = {**run_tags([new_run.job]), PRIORITY: str(new_run.priority), REQUEST: new_run.digest}
-        if new_run.settings.webhook_url:
-            tags |= webhook_tags(str(new_run.settings.webhook_url))
-        self.queue.create(key, run_id, new_run.config, tags)
+        self.queue.create(key, run_id, new_run.config, new_run.tags(), DAGSTER_JOBS[new_run.makes])
         try:
             # Not before the run exists: the sensor would start another run for a folder without one.
             if new_run.upload:
@@ -182,8 +216,7 @@ class Submissions:
         folder.rename(target)
 
     def _check_settings(self, settings: Settings) -> None:
-        for value in settings.generate_given().get("lora", []):
-            check_lora(value, self.env)
+        check_loras(settings.generate_given(), self.env)
         if settings.webhook_url:
             check_webhook(settings.webhook_url, self.api)
 
@@ -218,5 +251,14 @@ class Submissions:
                     )
 
 
-def _digest(content: Any) -> str:
+def _makes(review: bool) -> Makes:
+    return "clips" if review else "clips and video"
+
+
+def _text(url: HttpUrl | None) -> str | None:
+    return None if url is None else str(url)
+
+
+def digest(content: Any) -> str:
+    """Hash of a request."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -237,6 +237,7 @@ def make_job_folder(form: Form, settings: Upload) -> None:
     content = {
         "mode": generate.pop("mode", None),
         "priority": settings.priority,
+        "review": settings.review,
         "preprocess": settings.preprocess_given(),
         "generate": generate,
     }

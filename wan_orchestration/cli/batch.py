@@ -45,12 +45,14 @@ def batch(limit: int | None, dry_run: bool) -> int:
     """Make the videos; returns the exit code. BadInput: no weights, or no folder of jobs."""
     instance, most = open_instance(), validate(BatchSettings, {}).max_jobs_per_run
     rejected = _register_new(instance)
-    jobs, unusable = stale_jobs(instance)
+    jobs, unusable, waiting = stale_jobs(instance)
     for reason in sorted({**rejected, **unusable}.values()):
         print(f"cannot be used: {reason}", file=sys.stderr)
+    if waiting:
+        print(f"Look at the clips of these jobs first, then start each with wan-animate run: {', '.join(waiting)}")
     jobs = jobs[:limit]
     if not jobs:
-        print("All videos are up to date.")
+        print("No other video is out of date." if waiting else "All videos are up to date.")
         return NOTHING_TO_DO
 
     runs = group(jobs, instance.get_dynamic_partitions("jobs"), most)
@@ -66,8 +68,7 @@ def batch(limit: int | None, dry_run: bool) -> int:
             execute(instance, command, variables_of(instance))
         except RunFailed as error:
             print_error(str(error))
-            left, _ = stale_jobs(instance)
-            failed += sorted({job.key for job in left} & set(keys))
+            failed += sorted({job.key for job in stale_jobs(instance).jobs} & set(keys))
     if dry_run:
         return 0
 

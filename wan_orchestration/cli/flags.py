@@ -58,7 +58,8 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) ->
         choices = get_args(kind)
         group.add_argument(flag(name), type=type(choices[0]), choices=choices, help=text)
     elif get_origin(kind) is list:
-        group.add_argument(flag(name), action="append", metavar="FILE[:STRENGTH]", help=f"{text}; may be repeated")
+        item = "FILE[:STRENGTH]" if name == "lora" else name.upper()
+        group.add_argument(flag(name), action="append", metavar=item, help=f"{text}; may be repeated")
     else:
         assert kind in (int, float, str, Path), f"{name}: no flag for {kind}"
         group.add_argument(flag(name), type=kind, metavar=name.upper(), help=text)

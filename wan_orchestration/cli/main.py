@@ -11,6 +11,7 @@ COMMANDS = {
     "batch": ("wan_orchestration.cli.batch", "main", "make all videos that are missing or out of date"),
     "serve": ("wan_orchestration.cli.serve", "serve", "serve the HTTP API and its page"),
     "submit": ("wan_orchestration.cli.remote", "submit", "ask a server for a video"),
+    "start": ("wan_orchestration.cli.remote", "start", "make the video of a server's job whose clips you looked at"),
     "status": ("wan_orchestration.cli.remote", "status", "show one job of a server, or list its jobs"),
     "wait": ("wan_orchestration.cli.remote", "wait", "show the progress of a server's job until it ends"),
     "fetch": ("wan_orchestration.cli.remote", "fetch", "download the video of a server's job"),

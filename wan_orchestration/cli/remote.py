@@ -1,4 +1,4 @@
-"""`wan-animate submit | status | wait | fetch | cancel`: jobs of a server, from a shell."""
+"""`wan-animate submit | start | status | wait | fetch | cancel`: jobs of a server, from a shell."""
 
 import argparse
 import json
@@ -21,7 +21,10 @@ from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.settings.service import ClientSettings
 
 JOBS = "/animate/jobs"
-FINISHED = ("succeeded", "failed", "cancelled")
+FINISHED = ("ready", "succeeded", "failed", "cancelled")
+"""Nothing happens then until somebody asks for more."""
+READY = 3
+"""Exit code of `wait` for a job that waits for a look at its clips."""
 FILES = ("driving", "reference", "src_pose", "src_face", "src_ref", "src_bg", "src_mask")
 NOT_SENT = {"mode", "device", "keypoints", "mask_file", "light_models"}
 """Preprocessing settings without a flag: files of the server, and settings that generation has too."""
@@ -149,6 +152,8 @@ def details(job: Mapping[str, Any], eta: bool = True) -> str:
         words.append(f"about {progress['eta_seconds']:.0f} s left")
     if job["error"]:
         words.append(job["error"])
+    if job["status"] == "ready":
+        words.append(f"look at its clips on the server's page, then: wan-animate start {job['job_id']}")
     return ", ".join(words)
 
 
@@ -174,7 +179,7 @@ def submit(argv: Sequence[str]) -> int:
     fields: dict[str, Any] = {
         **given_settings(arguments, GenerateSettings),
         "preprocess": given_settings(arguments, PreprocessSettings, leave_out=NOT_SENT) or None,
-        **{name: getattr(arguments, name) for name in ("name", "priority", "webhook_url")},
+        **{name: getattr(arguments, name) for name in ("name", "priority", "webhook_url", "review")},
     }
     fields = {name: value for name, value in fields.items() if value is not None}
     server = _server(arguments)
@@ -200,11 +205,28 @@ def parse_submission(argv: Sequence[str]) -> argparse.Namespace:
     add("--name", help="name of the job that the files become (default: made from the files' names)")
     add("--priority", type=int, help="jobs of higher priority run first (default: 0)")
     add("--webhook-url", help="the server posts the job to this URL when it ends")
-    add("--idempotency-key", default=str(uuid.uuid4()), help="submissions with the same key start only one run")
-    add("--wait", action="store_true", help="wait for the end, as wan-animate wait does")
+    add("--review", action="store_const", const=True, help="make the clips and stop, so that you can look at them")
+    _add_idempotency(parser)
+    _add_wait(parser)
     add_settings(parser, GenerateSettings)
     add_settings(parser, PreprocessSettings, leave_out=NOT_SENT)
     return parser.parse_args(argv)
+
+
+@command
+def start(argv: Sequence[str]) -> int:
+    """`wan-animate start`."""
+    parser = _parser("start", "Make the video of a job whose clips you have looked at.")
+    parser.add_argument("job", metavar="JOB", help="its job_id")
+    _add_idempotency(parser)
+    _add_wait(parser)
+    # The clips were made for one mode.
+    add_settings(parser, GenerateSettings, leave_out={"mode"})
+    arguments = parser.parse_args(argv)
+    settings, server = given_settings(arguments, GenerateSettings, leave_out={"mode"}), _server(arguments)
+    headers = {"idempotency-key": arguments.idempotency_key}
+    job = server.ask("POST", f"{JOBS}/{arguments.job}/start", headers=headers, json=settings)
+    return _wait(server, arguments, job["job_id"]) if arguments.wait else _print_job(arguments, job)
 
 
 @command
@@ -232,7 +254,8 @@ def status(argv: Sequence[str]) -> int:
 @command
 def wait(argv: Sequence[str]) -> int:
     """`wan-animate wait`; the exit code is 0 only if the job succeeded."""
-    parser = _parser("wait", "Show a job's progress until it ends; the exit code is 0 if it succeeded.")
+    text = f"Show a job's progress until it ends; the exit code is 0 if it succeeded, {READY} if you are to look at it."
+    parser = _parser("wait", text)
     parser.add_argument("job", metavar="JOB", help="its job_id")
     arguments = parser.parse_args(argv)
     return _wait(_server(arguments), arguments, arguments.job)
@@ -273,6 +296,15 @@ def _parser(command: str, text: str) -> Parser:
     return parser
 
 
+def _add_idempotency(parser: Parser) -> None:
+    text = "requests with the same key start only one run"
+    parser.add_argument("--idempotency-key", default=str(uuid.uuid4()), help=text)
+
+
+def _add_wait(parser: Parser) -> None:
+    parser.add_argument("--wait", action="store_true", help="wait for the end, as wan-animate wait does")
+
+
 def _server(arguments: argparse.Namespace) -> RemoteServer:
     return RemoteServer(validate(ClientSettings, {"url": arguments.url} if arguments.url else {}))
 
@@ -290,7 +322,7 @@ def _wait(server: RemoteServer, arguments: argparse.Namespace, job_id: str) -> i
         line.log(describe(job))
     if arguments.json:
         print(json.dumps(job, indent=2))
-    return 0 if job["status"] == "succeeded" else 1
+    return {"succeeded": 0, "ready": READY}.get(job["status"], 1)
 
 
 def _print_job(arguments: argparse.Namespace, job: Mapping[str, Any]) -> int:

@@ -9,15 +9,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import dagster as dg
+
 from wan_orchestration.cli.dagster_command import MODULE, execute, in_shell, open_instance, variables_of
 from wan_orchestration.cli.terminal import reports_errors
+from wan_orchestration.defs.freshness import clips_are_fresh, latest
+from wan_orchestration.defs.jobs.review import REVIEW
+from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.defs.partitions import register
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job, check_key
 from wan_orchestration.protocol.messages import Result
 from wan_orchestration.settings.environment import environment
 
-ASSETS = ("weight_snapshot", "preprocessed_clips", "generated_video")
+CLIPS = "preprocessed_clips"
+ASSETS = ("weight_snapshot", CLIPS, "generated_video")
 DEMO_WEIGHTS = "wan-animate-mini"
 DEMO_SETTINGS = {"sampling_steps": 6, "clip_len": 17}
 """The mini model was trained on short segments, and few denoising steps are enough for it."""
@@ -61,16 +67,17 @@ def materialize(key: str, variables: Mapping[str, str], settings: Mapping[str, A
         settings: win over the job's own.
     """
     env = environment()
-    Job.open(env.jobs_root / check_key(key))
+    job = Job.open(env.jobs_root / check_key(key))
     instance = open_instance()
     register(instance, key)
+    assets = [name for name in ASSETS if name != CLIPS or not _was_looked_at(instance, job)]
 
     variables = {**variables_of(instance), **variables}
-    command = ["dagster", "asset", "materialize", *MODULE, "--select", ",".join(ASSETS), "--partition", key]
+    command = ["dagster", "asset", "materialize", *MODULE, "--select", ",".join(assets), "--partition", key]
     if settings:
         command += ["--config-json", json.dumps({"ops": {"generated_video": {"config": settings}}})]
     shown = in_shell(["uv", "run", *command], variables)
-    print(f"Materializing {', '.join(ASSETS)} of job {key}:\n  {shown}\n", flush=True)
+    print(f"Materializing {', '.join(assets)} of job {key}:\n  {shown}\n", flush=True)
     execute(instance, command, variables)
 
     result = Result.read(env.videos_root / key / "result.json")
@@ -82,3 +89,11 @@ def materialize(key: str, variables: Mapping[str, str], settings: Mapping[str, A
         f"\nThe run, its checks and the video's history are in the UI, http://127.0.0.1:3000:\n"
         f"  {in_shell(['uv', 'run', 'dagster', 'dev'], variables)}"
     )
+
+
+def _was_looked_at(instance: dg.DagsterInstance, job: Job) -> bool:
+    """Whether the job's clips were made to be looked at, and are up to date. They are then used as they are."""
+    clips = latest(instance, CLIPS, job.key)
+    if clips is None or not (environment().clips_root / job.key).is_dir():
+        return False
+    return (job.file.review or REVIEW in clips.tags) and clips_are_fresh(clips.tags, JobVersion.of(job))

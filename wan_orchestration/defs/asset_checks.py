@@ -1,25 +1,28 @@
 """Results of asset checks, for a check's own step and for a step that checks what it made."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import dagster as dg
 
 from wan_orchestration.defs.partitions import jobs
-from wan_orchestration.errors import validate
 from wan_orchestration.settings.checks import CheckSettings
 
 Results = dict[str, dg.AssetCheckResult]
 """By the name of the check."""
 
 
-def specs(asset: dg.AssetKey, checks: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
-    """A partitioned check for each name; the text describes what passes."""
+def specs(asset: dg.AssetKey, checks: Mapping[str, str], blocking: Container[str] = ()) -> list[dg.AssetCheckSpec]:
+    """A partitioned check for each name; the text describes what passes.
+
+    If a check in `blocking` fails with severity ERROR, Dagster skips the steps of the run that need the asset.
+    """
     with warnings.catch_warnings():
         # Partitioned checks are a preview in Dagster. Without partitions, only the job checked last would have results.
         warnings.simplefilter("ignore", dg.PreviewWarning)
         return [
-            dg.AssetCheckSpec(name, asset=asset, description=text, partitions_def=jobs) for name, text in checks.items()
+            dg.AssetCheckSpec(name, asset=asset, description=text, partitions_def=jobs, blocking=name in blocking)
+            for name, text in checks.items()
         ]
 
 
@@ -29,9 +32,17 @@ def integrity(passed: bool, reason: str, numbers: Mapping[str, float] | None = N
 
 
 def quality(passed: bool, finding: str, numbers: Mapping[str, float] | None = None) -> dg.AssetCheckResult:
-    """The result of a check whose severity is a setting. `finding` is always shown."""
-    severity = dg.AssetCheckSeverity[validate(CheckSettings, {}).severity.upper()]
-    return dg.AssetCheckResult(passed=passed, severity=severity, description=finding, metadata=numbers)
+    """The result of a check whose severity `with_severity` sets. `finding` is always shown."""
+    return dg.AssetCheckResult(passed=passed, description=finding, metadata=numbers)
+
+
+def with_severity(results: Results, limits: CheckSettings) -> Results:
+    """Results of quality checks with the severity of the settings. Those that keep a job from generation are errors."""
+    usual = dg.AssetCheckSeverity[limits.severity.upper()]
+    return {
+        name: result._replace(severity=dg.AssetCheckSeverity.ERROR if name in limits.block else usual)
+        for name, result in results.items()
+    }
 
 
 def at_least(value: float | None, limit: float, what: str, why_unknown: str = "") -> dg.AssetCheckResult:

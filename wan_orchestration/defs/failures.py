@@ -12,7 +12,9 @@ WAIT_SECONDS = 5
 
 
 @contextmanager
-def failures_in_words(context: dg.AssetExecutionContext, *may_pass: type[Exception]) -> Iterator[None]:
+def failures_in_words(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, *may_pass: type[Exception]
+) -> Iterator[None]:
     """Fails the step at once for BadInput, and retries it twice for the exceptions in `may_pass`.
 
     Dagster's own retry policy would also retry a step that was cancelled.

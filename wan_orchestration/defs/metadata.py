@@ -19,9 +19,9 @@ def poster(path: Path) -> dg.MarkdownMetadataValue:
     return _inline(path, "poster", POSTER_WIDTH, POSTER_BYTES)
 
 
-def animation(path: Path) -> dg.MarkdownMetadataValue:
-    """An animated WebP, unchanged: the runner makes it small enough."""
-    return dg.MetadataValue.md(f"![preview](data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()})")
+def animation(webp: bytes, name: str = "preview") -> dg.MarkdownMetadataValue:
+    """An animated WebP, unchanged: `quality/thumbnails.py` makes it small enough."""
+    return dg.MetadataValue.md(f"![{name}](data:image/webp;base64,{base64.b64encode(webp).decode()})")
 
 
 def picture(source: "Path | np.ndarray", name: str) -> dg.MarkdownMetadataValue:

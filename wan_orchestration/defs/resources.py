@@ -7,6 +7,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from wan_orchestration.defs.jobs.assets import observe
+from wan_orchestration.defs.jobs.review import supersede
 from wan_orchestration.defs.jobs.run_requests import jobs_of, run_tags
 from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput, validate
@@ -38,6 +39,7 @@ class JobFolders(dg.ConfigurableResource):
         if run is None or instance is None:
             return
         for key in jobs_of(run, instance.get_dynamic_partitions("jobs")):
+            supersede(instance, key)
             try:
                 job, version = self._open(key)
             except BadInput:
@@ -85,6 +87,14 @@ def launcher(devices: Gpus) -> Launcher:
     if environment().launcher == "slurm":
         return SlurmClient(**_given(SlurmClient, "WAN_SLURM_"))
     return TorchrunClient(gpus=devices, **_given(TorchrunClient, "WAN_TORCHRUN_"))
+
+
+def devices_of_a_run() -> int:
+    """How many devices work on one video. BadInput: a variable has a bad value."""
+    chosen = launcher(gpus())
+    if isinstance(chosen, SlurmClient):
+        return chosen.nodes * max(1, chosen.gpus_per_node)
+    return chosen.processes if isinstance(chosen, TorchrunClient) else 1
 
 
 def _given(kind: type[dg.ConfigurableResource], prefix: str) -> dict[str, Any]:

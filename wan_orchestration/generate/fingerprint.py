@@ -22,8 +22,12 @@ def fingerprints(
     device: torch.device,
     dtype: torch.dtype,
     ranks: int,
+    before: str | None = None,
 ) -> dict[bool, str]:
-    """The task's fingerprints by whether the video has seams between bands, for the placements that it allows."""
+    """The task's fingerprints by whether the video has seams between bands, for the placements that it allows.
+
+    `before` is the fingerprint of the video that is its background.
+    """
     settings, clips, packages = task.settings, task.clips, ["av", "diffusers", "torch", "transformers"]
     packages += ["torchao"] if settings.quantization != "off" and find_spec("torchao") else []
     names: list[Name] = list(WAYS) if settings.placement == "auto" else [settings.placement]
@@ -38,6 +42,7 @@ def fingerprints(
         "files": [sha256(file) for file in files],
         "snapshot": snapshot.fingerprint,
     }
+    facts |= {"before": before} if before else {}
     return {
         seams: hashlib.sha256(json.dumps(facts | {"tiled": seams}, sort_keys=True).encode()).hexdigest()
         for seams in sorted({has_seams(name, clips.pose.height, ranks) for name in names})

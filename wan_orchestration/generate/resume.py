@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove, replacing
 from wan_orchestration.protocol.messages import BY_ALIAS, SegmentFacts, Take, Task
-from wan_orchestration.video.writer import write_segment
+from wan_orchestration.video.writer import write_lossless, write_segment
 
 LOCK_SECONDS, POLL_SECONDS = 120.0, 0.2
 """How long to wait for another process that generates the same video, and how often to look. A cancelled launch stops
@@ -61,6 +61,8 @@ class UnfinishedVideo:
 
     def __init__(self, task: Task) -> None:
         self.folder = task.output / ".work"
+        self.lossless = False
+        """Whether the segments are written lossless, because another video is made from them."""
         self.resumed = 0
         """Segments that an earlier run finished and this run keeps."""
         self._fps, self._steps = task.clips.pose.fps, task.settings.sampling_steps
@@ -169,7 +171,8 @@ class UnfinishedVideo:
 
     def _write(self, take: int, frames: np.ndarray, guide: np.ndarray, exact: np.ndarray | None) -> None:
         index = len(self.segments)
-        write_segment(self._file("clip", index, take), frames, self._fps)
+        write = write_lossless if self.lossless else write_segment
+        write(self._file("clip", index, take), frames, self._fps)
         np.save(self._file("guide", index, take), guide)
         if exact is not None:
             np.save(self._file("exact", index, take), exact)

@@ -5,7 +5,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from wan_orchestration.generate.fallback import with_fallback
 from wan_orchestration.generate.fingerprint import fingerprints
 from wan_orchestration.generate.finishing import join, measure_quality
 from wan_orchestration.generate.notices import NoticeCollector
+from wan_orchestration.generate.passes import Pass, Passes
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Execution, Plan, SegmentMaker
 from wan_orchestration.generate.takes import TakeKeeper
@@ -156,16 +157,16 @@ class Runner:
         if self.maker.is_cancelled():
             raise Cancelled
         started_at = datetime.now(UTC)
-        with NoticeCollector(task.job_id, self.reporter) as notices, UnfinishedVideo(task) as unfinished:
-            outcome = self._attempt(task, unfinished)
+        with NoticeCollector(task.job_id, self.reporter) as notices, Passes(task) as passes:
+            outcome = self._attempt(task, passes)
             result = Result(
                 job_id=task.job_id,
                 created_at=task.created_at,
                 started_at=started_at,
                 finished_at=datetime.now(UTC),
                 seconds=self._seconds(task),
-                resumed_segments=unfinished.resumed,
-                restarted=unfinished.restarted,
+                resumed_segments=passes.resumed,
+                restarted=passes.restarted,
                 notices=notices.texts,
                 warm=self.warm,
                 settings=task.settings,
@@ -180,17 +181,17 @@ class Runner:
             self.reporter.finished(result)
             if result.status == "succeeded":
                 # Last, because another run resumes from the segments if this process is killed earlier.
-                unfinished.discard()
+                passes.discard()
         give_back_unused()
         return result
 
-    def _attempt(self, task: Task, unfinished: UnfinishedVideo) -> dict[str, Any]:
+    def _attempt(self, task: Task, passes: Passes) -> dict[str, Any]:
         """Generate the video. Returns fields of the result: those of the video, or of the error."""
         known: dict[str, Any] = {}
         try:
             device, dtype = pick_device(task.settings, self.ranks)
             known = {"device": device_name(device), "dtype": str(dtype).removeprefix("torch.")}
-            return {"status": "succeeded", **known, **self._generate(task, unfinished, device, dtype)}
+            return {"status": "succeeded", **known, **self._generate(task, passes, device, dtype)}
         except BadInput as error:
             return {"status": "failed", **known, "error": str(error), "bad_input": True}
         except Cancelled:
@@ -209,44 +210,54 @@ class Runner:
             damaged = self.warm and not self.maker.healthy
             return {"status": "failed", **known, "error": text, "may_pass": damaged or not self.ranks.usable}
 
-    def _generate(
-        self, task: Task, unfinished: UnfinishedVideo, device: torch.device, dtype: torch.dtype
-    ) -> dict[str, Any]:
+    def _generate(self, task: Task, passes: Passes, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Start or resume the video and finish it. Returns fields of its result."""
-        for notice in task.clips.notices:
+        for notice in (notice for one in passes for notice in one.task.clips.notices):
             log.warning(notice)
         _reset_peak_memory(device)
         loras = self._loras(task.settings)
-        allowed = fingerprints(task, self.snapshot, loras, device, dtype, self.ranks.size)
-        unfinished.open(*allowed.values())
-        plan = Plan(
-            self.snapshot,
-            task,
-            loras,
-            first=len(unfinished.segments),
-            count=segment_count(task.clips.pose.frames, task.settings),
-            first_take=len(unfinished.takes),
-        )
-        if plan.first:
-            self.reporter.log(f"{task.job_id}: resumes after segment {plan.first} of {plan.count}")
-        if plan.first_take:
-            self.reporter.log(f"{task.job_id}: resumes with take {plan.first_take + 1} of segment {plan.first + 1}")
+
+        def allow(one: Pass) -> dict[bool, str]:
+            """The fingerprints under which a pass may be resumed."""
+            before = passes[one.number - 1].unfinished.fingerprint if one.number else None
+            return fingerprints(one.task, self.snapshot, loras, device, dtype, self.ranks.size, before)
+
+        for one in passes:
+            one.unfinished.open(*allow(one).values())
+        count, done = segment_count(task.clips.pose.frames, task.settings), len(passes.segments)
+        plan = Plan(self.snapshot, task, loras, done, count, passes=len(passes))
+        if done:
+            self.reporter.log(f"{task.job_id}: resumes after segment {done} of {plan.total}")
         execution = None
         with ticking(plan, self.maker, self._counted, self.reporter) as ticker:
-            if plan.first < plan.count:
-                execution = self._make_segments(plan, unfinished, allowed, ticker)
+            for one in passes:
+                if (first := len(one.unfinished.segments)) == count:
+                    continue
+                allowed = allow(one)
+                if one.number:
+                    with self.stopwatch.during("encoding"):
+                        one.put_on(passes[one.number - 1])
+                takes = len(one.unfinished.takes)
+                plan = replace(plan, task=one.task, first=first, first_take=takes, pass_number=one.number)
+                if takes:
+                    place = f"take {takes + 1} of segment {plan.before + first + 1}"
+                    self.reporter.log(f"{task.job_id}: resumes with {place}")
+                ticker.before = plan.before
+                execution = self._make_segments(plan, one.unfinished, allowed, ticker)
+            last = passes[-1]
             with self.stopwatch.during("finishing"):
-                video = join(task, unfinished)
+                video = join(last.task, last.unfinished)
                 quality = measure_quality(
-                    task, unfinished, self.snapshot, self.maker.models, self.reporter.log, self.networks
+                    task, last.unfinished, self.snapshot, self.maker.models, self.reporter.log, self.networks
                 )
+        segments = passes.segments
         return {
             **video,
             **(asdict(execution) if execution else {}),
-            "segments": plan.count,
-            "made_segments": unfinished.segments,
-            "placement": unfinished.segments[-1].placement,
-            "finite": unfinished.finite,
+            "segments": plan.total,
+            "made_segments": segments,
+            "placement": segments[-1].placement,
+            "finite": passes.finite,
             "quality": quality,
             "peak_memory_bytes": _peak_memory(device),
         }

@@ -45,12 +45,25 @@ class Plan:
     first: int
     """Number of segments that are finished already."""
     count: int
-    """Number of segments of the whole video."""
+    """Number of segments of the video."""
     colours: Colours | None = None
     """Of the first segment, if it is finished and the others are matched to it."""
     placement: Name = "resident"
     first_take: int = 0
     """Number of takes of segment `first` that are finished already."""
+    pass_number: int = 0
+    """Which of the task's passes this is, from 0; see `generate/passes.py`."""
+    passes: int = 1
+
+    @property
+    def before(self) -> int:
+        """Segments of the passes before. Progress counts the segments of all passes."""
+        return self.pass_number * self.count
+
+    @property
+    def total(self) -> int:
+        """Segments of all passes."""
+        return self.passes * self.count
 
 
 @dataclass(frozen=True)

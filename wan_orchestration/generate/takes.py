@@ -140,13 +140,12 @@ class TakeKeeper:
         self._writing = None
 
     def _report(self, index: int, facts: SegmentFacts) -> None:
-        task, count = self.plan.task, self.plan.count
-        self.reporter.segment(
-            FinishedSegment(job_id=task.job_id, segment=index + 1, segments=count, **facts.model_dump())
-        )
+        number, count = self.plan.before + index + 1, self.plan.total
+        job_id = self.plan.task.job_id
+        self.reporter.segment(FinishedSegment(job_id=job_id, segment=number, segments=count, **facts.model_dump()))
 
     def _name(self, index: int) -> str:
-        return f"{self.plan.task.job_id}: segment {index + 1} of {self.plan.count}"
+        return f"{self.plan.task.job_id}: segment {self.plan.before + index + 1} of {self.plan.total}"
 
 
 def _meter(plan: Plan, maker: SegmentMaker, networks: Networks) -> SegmentMeter:
@@ -161,7 +160,10 @@ def _meter(plan: Plan, maker: SegmentMaker, networks: Networks) -> SegmentMeter:
         return Likeness(models.image_encoder(), device, reference)
 
     return SegmentMeter(
-        plan.task.clips, lambda: local_estimator(plan.snapshot.path, models_root, networks), open_likeness
+        plan.task.clips,
+        lambda: local_estimator(plan.snapshot.path, models_root, networks),
+        open_likeness,
+        several=plan.passes > 1,
     )
 
 

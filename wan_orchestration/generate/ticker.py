@@ -29,6 +29,8 @@ class Ticker:
 
     def __init__(self, job_id: str, estimate: Estimate, stopwatch: Stopwatch, reporter: Reporter) -> None:
         self.job_id, self.estimate, self.stopwatch, self.reporter = job_id, estimate, stopwatch, reporter
+        self.before = 0
+        """Segments of the passes before the present one."""
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="ticker", daemon=True)
@@ -47,9 +49,12 @@ class Ticker:
             self._send("finishing")
 
     def step(self, segment: int, take: int, done: int) -> None:
-        """Report that a denoising step is done, or if `done` is 0, that a take begins. Both count from 0."""
+        """Report that a denoising step is done, or if `done` is 0, that a take begins.
+
+        Segments count from 0 in each pass, takes in each segment.
+        """
         with self._lock:
-            self.estimate.stepped(segment, done, self.stopwatch.read(), take)
+            self.estimate.stepped(self.before + segment, done, self.stopwatch.read(), take)
             self._update()
 
     def _tick(self) -> None:
@@ -86,7 +91,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
     """Report a task's progress. The rates come from earlier tasks on the same device, and are updated after the task.
 
     Args:
-        plan: the task.
+        plan: the task. `plan.first` counts the finished segments of all passes.
         maker: of rank 0.
         seconds: the stopwatch's reading at the start of the task.
         reporter: receives the progress.
@@ -100,7 +105,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
     estimate = Estimate(
         rates,
         size=pose.height * pose.width * settings.clip_len / 1e6,
-        segments=plan.count,
+        segments=plan.total,
         first=plan.first,
         steps=settings.sampling_steps,
         forwards=forwards_per_step(settings, ranks.size),

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count, takewhile
 from pathlib import Path
 
 from wan_orchestration.errors import BadInput
@@ -18,6 +20,21 @@ REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
 
 JOINTS = "src_pose.npz"
 """The joints drawn in `src_pose.mp4`, written by preprocessing: `body` (T, 20, 3) float32: x, y in px, confidence."""
+
+LOOK = "look.json"
+"""What a person should see before generation. Preprocessing writes it with the three files that follow."""
+
+OVERLAY = "overlay.mp4"
+"""The driving video, frame for frame with the clips, with the skeleton and in replace mode the mask over it."""
+
+PEOPLE = "people.jpg"
+"""The first frame with the most people."""
+
+TIMELINE = "timeline.jpg"
+"""Small pictures of the whole driving video, side by side."""
+
+MEASURES = "measures.json"
+"""What the checks of the clips measured; see `quality/clips_quality.py`."""
 
 FACE_SIZE = 512
 """Side of the square frames of `src_face.mp4`, px."""
@@ -46,6 +63,8 @@ class Clips:
     """The sound of the pose clip, which the video gets."""
     notices: tuple[str, ...]
     """What a user should know about the clips, in words."""
+    characters: tuple["Clips", ...] = ()
+    """Clips of further characters, who replace other people in the same driving video, in the order of replacing."""
 
     def videos(self) -> list[VideoInfo]:
         """The clips, without the reference picture."""
@@ -57,6 +76,8 @@ class Clips:
         digest = hashlib.sha256()
         for name in sorted(clip_names(self.mode).values()):
             digest.update(f"{name}\0{sha256(self.folder / name)}\n".encode())
+        for one in self.characters:
+            digest.update(f"{one.folder.name}\0{one.version}\n".encode())
         return digest.hexdigest()
 
     def at(self, folder: Path) -> "Clips":
@@ -74,6 +95,7 @@ class Clips:
             background=self.background and moved(self.background),
             mask=self.mask and moved(self.mask),
             sound=replace(self.sound, path=folder / self.sound.path.name),
+            characters=tuple(one.at(folder / one.folder.name) for one in self.characters),
         )
 
 
@@ -81,7 +103,7 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
     """Checks that generation can use the clips in `folder`: decodes their first frames, and all of the sound.
 
     `Clips.notices` describes flaws of the files that are no errors, such as damaged sound, and how generation uses
-    clips that differ in length or rate.
+    clips that differ in length or rate. In mode replace, checks the clips of further characters too.
 
     BadInput: a file missing, unreadable or truncated; pose sides not multiples of 16; a pose clip of 1 frame or
     of no more than `refert_num`; a face clip of 1 frame or not 512x512; background or mask of another size than
@@ -115,7 +137,21 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
         mask=videos.get("src_mask"),
         sound=sound,
         notices=(*notices, *sound.notices),
+        characters=tuple(check_clips(one, mode, refert_num) for one in _further(Path(folder)))
+        if mode == "replace"
+        else (),
     )
+
+
+def character_folder(number: int) -> str:
+    """Name of the folder, beside the clips of the first character, that has those of another; numbers begin at 2."""
+    return f"character_{number}"
+
+
+def _further(folder: Path) -> Iterator[Path]:
+    """The folders of further characters that exist."""
+    paths = (folder / character_folder(number) for number in count(2))
+    return takewhile(Path.is_dir, paths)
 
 
 def _find_clips(folder: Path, mode: Mode) -> dict[str, Path]:

@@ -2,8 +2,9 @@
 
 A folder `data/jobs/<key>/` is one job. It holds either ready clips (`src_pose.mp4`, `src_face.mp4`, `src_ref.png`,
 for replacement also `src_bg.mp4` and `src_mask.mp4`) or raw inputs (a video `driving.<mp4|mov|...>` and a picture
-`reference.<png|jpg|...>`, in upper or lower case). A `job.yaml` is optional. If the folder holds both, ready clips
-that are complete for the job's mode win. Other files are ignored. A job folder is only read.
+`reference.<png|jpg|...>`, in upper or lower case). A `job.yaml` is optional; if it has `characters`, it names their
+pictures instead. If the folder holds both, ready clips that are complete for the job's mode win. Other files are
+ignored. A job folder is only read.
 """
 
 import hashlib
@@ -16,12 +17,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wan_orchestration.errors import BadInput, unknown_key, validate
 from wan_orchestration.files import check_file, sha256
 from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.inputs import EXPECTED, RAW, find_inputs
+from wan_orchestration.settings.characters import MOST_CHARACTERS, Character, check_characters
 from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.settings.generate import GenerateSettings, Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
@@ -73,6 +75,17 @@ class JobFile(BaseModel):
     preprocess: dict[str, Any] = Field(default={}, description="Fields of PreprocessSettings, without mode.")
     generate: dict[str, Any] = Field(default={}, description="Fields of GenerateSettings, without mode.")
     checks: dict[str, Any] = Field(default={}, description="Fields of CheckSettings.")
+    characters: list[Character] = Field(
+        default=[],
+        max_length=MOST_CHARACTERS,
+        description="Several characters, each with its person, who are replaced one after the other (mode replace).",
+    )
+
+    @field_validator("characters")
+    @classmethod
+    def _each_another_person(cls, value: list[Character]) -> list[Character]:
+        check_characters(value)
+        return value
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class Job:
     kind: Literal["clips", "raw"]
     inputs: dict[str, Path]
     """Paths by name. For clips: src_pose, src_face, src_ref, and src_bg, src_mask if present. For raw: driving,
-    reference, and keypoints, reference_keypoints, mask if present."""
+    reference, and keypoints, reference_keypoints, mask if present. Of further characters: reference_2, mask_2, ..."""
 
     @classmethod
     def open(cls, folder: Path, key: str | None = None) -> "Job":
@@ -101,8 +114,9 @@ class Job:
         file = _read_job_file(folder / JOB_FILE)
         generate = _settings(GenerateSettings, folder / JOB_FILE, "generate", file.mode, file.generate, {})
         preprocess = _settings(PreprocessSettings, folder / JOB_FILE, "preprocess", file.mode, file.preprocess, {})
-        kind, inputs = find_inputs(folder, generate.mode, preprocess)
+        kind, inputs = find_inputs(folder, generate.mode, preprocess, file.characters)
         job = cls(key, folder, file, kind, inputs)
+        job._check_characters(generate.mode)
         job.check_settings()
         return job
 
@@ -111,15 +125,36 @@ class Job:
 
         BadInput: an unknown field or a bad value.
         """
-        return _settings(
+        settings = _settings(
             GenerateSettings, self.folder / JOB_FILE, "generate", self.file.mode, self.file.generate, overrides
         )
+        self._check_characters(settings.mode)
+        return settings
 
     def preprocess_settings(self, **overrides: Any) -> PreprocessSettings:
-        """As `generate_settings`, for preprocessing."""
-        return _settings(
+        """As `generate_settings`, for preprocessing. With `characters`, those of the first character."""
+        return self.all_preprocess_settings(**overrides)[0]
+
+    def other_characters(self, **overrides: Any) -> list[tuple[Path, PreprocessSettings]]:
+        """Pictures of the characters after the first, and the settings for the person whom each replaces."""
+        settings = self.all_preprocess_settings(**overrides)[1:]
+        return [(self.inputs[f"reference_{number}"], one) for number, one in enumerate(settings, 2)]
+
+    def all_preprocess_settings(self, **overrides: Any) -> list[PreprocessSettings]:
+        """Those of each character; of a job without `characters`, the only ones."""
+        settings = _settings(
             PreprocessSettings, self.folder / JOB_FILE, "preprocess", self.file.mode, self.file.preprocess, overrides
         )
+        self._check_characters(settings.mode)
+        masks = [{"mask_file": one.mask, "masks": "file"} if one.mask else {} for one in self.file.characters]
+        changes = [{"person": one.person, **mask} for one, mask in zip(self.file.characters, masks)]
+        return [settings.model_copy(update=change) for change in changes or [{}]]
+
+    def _check_characters(self, mode: Mode) -> None:
+        if self.file.characters and mode != "replace":
+            raise BadInput(f"{self.folder / JOB_FILE}: characters: found mode {mode}, expected mode: replace")
+        if self.file.characters and "person" in self.file.preprocess:
+            raise BadInput(f"{self.folder / JOB_FILE}: preprocess.person: each of characters names its own person")
 
     def check_settings(self) -> CheckSettings:
         """Thresholds of the checks, by precedence: `job.yaml`, `WAN_CHECK_*` variables, defaults. BadInput."""

@@ -1,5 +1,7 @@
 """Finds the inputs of a job among the files of its folder, and checks that they are of the right kind."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +9,7 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.files import check_file
 from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, recognise
 from wan_orchestration.jobs.clips import CLIPS, clip_names
+from wan_orchestration.settings.characters import Character
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -23,7 +26,7 @@ MOST_NAMED = 10
 
 
 def find_inputs(
-    folder: Path, mode: Mode, preprocess: PreprocessSettings
+    folder: Path, mode: Mode, preprocess: PreprocessSettings, characters: Sequence[Character] = ()
 ) -> tuple[Literal["clips", "raw"], dict[str, Path]]:
     """The `kind` and the `inputs` of a job, as in `Job`.
 
@@ -33,6 +36,8 @@ def find_inputs(
     ready = {name: folder / file for name, file in clip_names("replace").items() if file in names}
     raw = {}
     for name, suffixes in RAW.items():
+        if characters and name == "reference":
+            continue
         # Cameras write .MOV and .JPG.
         found = [n for n in names if Path(n).stem.lower() == name and Path(n).suffix[1:].lower() in suffixes]
         if len(found) > 1:
@@ -40,12 +45,17 @@ def find_inputs(
         if found:
             raw[name] = folder / found[0]
 
-    if ready.keys() >= clip_names(mode).keys() or (ready.keys() >= CLIPS.keys() and len(raw) < len(RAW)):
+    if characters:
+        kind, inputs = "raw", raw | _files_of(characters, folder, names, preprocess)
+        if not raw:
+            raise BadInput(
+                f"{folder}: missing driving; characters replace people of driving.<{'|'.join(VIDEO_SUFFIXES)}>"
+            )
+    elif ready.keys() >= clip_names(mode).keys() or (ready.keys() >= CLIPS.keys() and len(raw) < len(RAW)):
         kind, inputs = "clips", ready
     elif len(raw) == len(RAW):
-        keypoints = [preprocess.keypoints] if preprocess.keypoints else KEYPOINTS
         beside = {
-            "keypoints": next((folder / name for name in keypoints if name in names), None),
+            "keypoints": _keypoints(folder, names, preprocess),
             "reference_keypoints": next((folder / name for name in REFERENCE_KEYPOINTS if name in names), None),
             "mask": folder / preprocess.mask_file if preprocess.mask_file in names else None,
         }
@@ -55,9 +65,42 @@ def find_inputs(
     for name, path in inputs.items():
         if name != "keypoints":
             check_file(path)
-        if name in RAW:
-            _check_content(path, RAW[name])
+        if suffixes := RAW.get(re.sub(r"_\d+$", "", name)):
+            _check_content(path, suffixes)
     return kind, inputs
+
+
+def _keypoints(folder: Path, names: list[str], preprocess: PreprocessSettings) -> Path | None:
+    wanted = [preprocess.keypoints] if preprocess.keypoints else KEYPOINTS
+    return next((folder / name for name in wanted if name in names), None)
+
+
+def _files_of(
+    characters: Sequence[Character], folder: Path, names: list[str], preprocess: PreprocessSettings
+) -> dict[str, Path]:
+    """Pictures and masks of the characters: `reference`, `mask` of the first, `reference_2`, `mask_2` of the second.
+
+    BadInput: one is missing.
+    """
+    files = {}
+    if keypoints := _keypoints(folder, names, preprocess):
+        files["keypoints"] = keypoints
+    for number, character in enumerate(characters, 1):
+        for kind, name in (("reference", character.picture), ("mask", character.mask)):
+            if name is not None and name not in names:
+                field = "picture" if kind == "reference" else "mask"
+                raise BadInput(f"{folder}: found no file {name}, which characters.{number - 1}.{field} names")
+            if name is not None:
+                files[kind if number == 1 else f"{kind}_{number}"] = folder / name
+    unmasked = any(character.mask is None for character in characters)
+    if unmasked and preprocess.mask_file in names and preprocess.masks in ("auto", "file"):
+        if len(characters) == 1:
+            return files | {"mask": folder / preprocess.mask_file}
+        raise BadInput(
+            f"{folder}: {preprocess.mask_file} cannot tell people apart; name a mask video of each in characters, "
+            "or use masks: sam2 or light"
+        )
+    return files
 
 
 def _missing(folder: Path, names: list[str], ready: dict[str, Path], raw: dict[str, Path]) -> str:

@@ -26,7 +26,7 @@ __all__ = ["GRPC_INFO_TAG", "WILL_RETRY_TAG", "AssetRuns", "CheckRunHealthResult
 
 
 class AssetRuns:
-    """Creates runs of some assets as Dagster's webserver does, but in this process and without a code server.
+    """Creates runs of assets or of jobs as Dagster's webserver does, but in this process and without a code server.
 
     Dagster has no public call for that: `dagster job launch` starts a code server, and GraphQL needs a webserver.
     """
@@ -36,26 +36,28 @@ class AssetRuns:
     ) -> None:
         """`attribute` of `module` holds the definitions; `location` is the code location's name in workspace.yaml."""
         self.instance, self.assets = instance, set(assets)
-        repository = ReconstructableRepository.for_module(module, attribute)
-        definition = repository.get_definition()
-        job = definition.get_implicit_job_def_for_assets(assets)
-        assert job is not None
-        self._job = job
-        # The daemon and the run's process load the code by these two origins.
+        # The run's process loads the code by the origin of this repository, the daemon by the remote one.
+        self._repository = ReconstructableRepository.for_module(module, attribute)
+        self._definition = self._repository.get_definition()
         origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(module_name=module), location)
-        self._remote_origin = RemoteJobOrigin(RemoteRepositoryOrigin(origin, definition.name), job.name)
-        self._code_origin = repository.get_reconstructable_job(job.name).get_python_origin()
+        self._remote_origin = RemoteRepositoryOrigin(origin, self._definition.name)
+        implicit = self._definition.get_implicit_job_def_for_assets(assets)
+        assert implicit is not None
+        self._implicit_job = implicit
 
-    def create(self, run_id: str, config: Mapping[str, Any], tags: Mapping[str, str]) -> dg.DagsterRun:
-        """Create a run that is not in the queue yet."""
+    def create(
+        self, run_id: str, config: Mapping[str, Any], tags: Mapping[str, str], job: str | None = None
+    ) -> dg.DagsterRun:
+        """Create a run that is not in the queue yet, of the assets, or of the job with this name."""
+        name = job or self._implicit_job.name
         return self.instance.create_run_for_job(
-            self._job,
+            self._definition.get_job(job) if job else self._implicit_job,
             run_id=run_id,
             run_config=config,
             tags=tags,
-            asset_selection=self.assets,
-            remote_job_origin=self._remote_origin,
-            job_code_origin=self._code_origin,
+            asset_selection=None if job else self.assets,
+            remote_job_origin=RemoteJobOrigin(self._remote_origin, name),
+            job_code_origin=self._repository.get_reconstructable_job(name).get_python_origin(),
         )
 
     def enqueue(self, run_id: str) -> None:

@@ -1,4 +1,4 @@
-"""Encodes a lossless clip in its own thread."""
+"""Encodes a clip, or the overlay, in its own thread."""
 
 import queue
 import threading
@@ -6,19 +6,22 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
-from wan_orchestration.video.writer import Pixels, write_lossless
+from wan_orchestration.video.writer import Pixels, write_lossless, write_small
 
 _DEPTH = 4
 
 
 class ClipWriter:
-    """Writes (H, W, 3) uint8 frames, or (H, W) for gray, to an mp4 in a thread. The file appears when complete."""
+    """Writes (H, W, 3) uint8 frames, or (H, W) for gray, to an mp4 in a thread. The file appears when complete.
 
-    def __init__(self, path: Path, fps: Fraction, pixels: Pixels) -> None:
+    It is lossless, except with `pixels` "small"; see `write_small`.
+    """
+
+    def __init__(self, path: Path, fps: Fraction, pixels: Pixels | Literal["small"]) -> None:
         self._frames: queue.Queue[np.ndarray | None] = queue.Queue(_DEPTH)
         self._failure: BaseException | None = None
         self._cancelled = False
@@ -53,9 +56,12 @@ class ClipWriter:
         if self._failure is not None and not self._cancelled:
             raise self._failure
 
-    def _run(self, path: Path, fps: Fraction, pixels: Pixels) -> None:
+    def _run(self, path: Path, fps: Fraction, pixels: Pixels | Literal["small"]) -> None:
         try:
-            write_lossless(path, self._queued(), fps, pixels)
+            if pixels == "small":
+                write_small(path, self._queued(), fps)
+            else:
+                write_lossless(path, self._queued(), fps, pixels)
         except BaseException as error:  # raised again by write(), or at the end of the with block
             self._failure = error
 

@@ -5,6 +5,7 @@ import queue
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
@@ -34,12 +35,13 @@ class DrivingVideo:
         with FrameReader(path, truncated_ok=settings.truncated_ok) as reader:
             self.info = reader.info
             self.broken_off = reader.broken_off
-            self._times = reader.times
+            self.times = reader.times
+            self.keyframes = reader.keyframes()
         self.fps = choose_fps(self.info.fps, settings.fps)
         end = self.info.duration if settings.end is None else min(settings.end, self.info.duration)
         self._frames: list[Frame] = []
         """All frames, if they are kept and were read once."""
-        self.indices = choose_frames(self._times, self.info.fps, self.fps, settings.start, end, settings.max_frames)
+        self.indices = choose_frames(self.times, self.info.fps, self.fps, settings.start, end, settings.max_frames)
         if len(self.indices) < 2:
             raise BadInput(
                 f"{path}: {len(self.indices)} frames between {settings.start:g} and {end:g} s at {float(self.fps):g} "
@@ -66,11 +68,18 @@ class DrivingVideo:
             last: Frame | None = None
             for index in self.indices:
                 if last is None or last.source != index:
-                    last = Frame(index, self._times[index], reader.read([index])[0])
+                    last = Frame(index, self.times[index], reader.read([index])[0])
                 if kept is not None:
                     kept.append(last)
                 yield last
         self._frames = kept or []
+
+    def read(self, sources: Iterable[int]) -> Iterator[Frame]:
+        """Frames of the whole video by their index in it, in ascending order. Damaged frames are left out."""
+        with FrameReader(self._path, truncated_ok=self._truncated_ok) as reader:
+            for index in sorted(sources):
+                with suppress(BadInput):
+                    yield Frame(index, self.times[index], reader.read([index])[0])
 
 
 def choose_fps(source: Fraction, wanted: float | None) -> Fraction:

@@ -6,18 +6,23 @@ import numpy as np
 
 from wan_orchestration.preprocess.follow import FollowedPerson
 from wan_orchestration.preprocess.geometry import PixelBox
-from wan_orchestration.preprocess.motion import describe_frames, stretches
+from wan_orchestration.preprocess.keypoints import CONFIDENT
+from wan_orchestration.preprocess.motion import Motion, describe_frames, stretches
 from wan_orchestration.protocol.messages import Notice
+
+_JUMP = 0.15
+"""Median movement of the joints from one frame to the next, in frame heights, from which a notice is given."""
 
 
 class Notices:
-    """Collects notices, and logs each when it is added."""
+    """Collects notices, and logs each when it is added. `about` begins each of them."""
 
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self._log = log
+    def __init__(self, log: Callable[[str], None], about: str = "") -> None:
+        self._log, self._about = log, about
         self.all: list[Notice] = []
 
     def add(self, text: str, frames: Sequence[int] | np.ndarray | None = None) -> None:
+        text = self._about + text
         if frames is None:
             self.all.append(Notice(text=text))
             self._log(text)
@@ -37,6 +42,11 @@ class Notices:
             self.add("the person was not found for longer than max_gap; no skeleton is drawn", empty)
         if person.crowded:
             self.add("several people are visible; the contact sheet numbers them", person.crowded)
+        if person.people.unnumbered:
+            self.add(
+                "index:N means none of some people here; let start be a moment at which all are visible",
+                [person.people.index],
+            )
         if person.found_elsewhere:
             self.add(
                 "the person was lost and found again elsewhere, perhaps another person",
@@ -48,3 +58,13 @@ class Notices:
             self.add("no face was found in any frame; the face clip is black")
         elif faceless.any():
             self.add("no face was found; its position is taken from the neighbouring frames", np.flatnonzero(faceless))
+
+    def about_jumps(self, motion: Motion) -> None:
+        """Adds a notice about frames in which the skeleton is far from where it was. Call it after smoothing."""
+        seen = motion.body[..., 2] >= CONFIDENT
+        both = seen[1:] & seen[:-1]
+        steps = np.linalg.norm(np.diff(motion.body[..., :2], axis=0), axis=-1) / motion.size[1]
+        usual = [float(np.median(step[joints])) if joints.any() else 0.0 for step, joints in zip(steps, both)]
+        jumps = np.flatnonzero(np.array(usual) > _JUMP) + 1
+        if len(jumps):
+            self.add("the skeleton jumps from the frame before, perhaps to another person", jumps)

@@ -11,6 +11,7 @@ from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.preprocess.estimators.light_models import light_files, light_models
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.mask_hints import Prompts
 from wan_orchestration.preprocess.masks import MaskFile
 from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.settings.preprocess import PreprocessSettings
@@ -23,8 +24,11 @@ class Outline(Protocol):
 
     name: str
 
-    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
-        """(H, W) uint8 of 0 and 1. `picture` and `pose` are on the canvas, (H, W, 3). Call it for frames in order."""
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose, hints: Prompts | None) -> np.ndarray:
+        """(H, W) uint8 of 0 and 1. `picture` (H, W, 3), `pose` and `hints` are on the canvas.
+
+        Call it for frames in order.
+        """
         ...
 
 
@@ -60,8 +64,9 @@ class _FromFile:
     def __init__(self, path: Path, video: DrivingVideo) -> None:
         self._masks = MaskFile(path, video.info.frames, video.info.duration)
 
-    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
-        return self._masks(frame.source, frame.time, (picture.shape[1], picture.shape[0]))
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose, hints: Prompts | None) -> np.ndarray:
+        mask = self._masks(frame.source, frame.time, (picture.shape[1], picture.shape[0]))
+        return hints.corrected(mask, pose) if hints else mask
 
 
 class _Light:
@@ -76,8 +81,9 @@ class _Light:
 
         self._outline = networks.open("light outline", "cpu", light_files(folder, models_root), load)
 
-    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
-        return self._outline(picture, pose)
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose, hints: Prompts | None) -> np.ndarray:
+        mask = self._outline(picture, pose)
+        return hints.corrected(mask, pose) if hints else mask
 
 
 class _Sam2:
@@ -91,5 +97,5 @@ class _Sam2:
         model = networks.open("sam2", place, [path], lambda: load_sam2(path, place))
         self._sam2 = Sam2(model, place, prompt_interval(frames))
 
-    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose) -> np.ndarray:
-        return self._sam2(index, picture, pose)
+    def __call__(self, index: int, frame: Frame, picture: np.ndarray, pose: Pose, hints: Prompts | None) -> np.ndarray:
+        return self._sam2(index, picture, pose, hints)

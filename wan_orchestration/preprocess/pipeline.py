@@ -7,10 +7,12 @@ crops faces, masks the person, and encodes the clips.
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -18,15 +20,18 @@ import numpy as np
 from wan_orchestration import host_memory
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import replacing
+from wan_orchestration.jobs.clips import character_folder
+from wan_orchestration.preprocess.apart import OutlineBesideOthers, write_outline
 from wan_orchestration.preprocess.contact_sheet import write_contact_sheet
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
 from wan_orchestration.preprocess.estimators.choose import open_estimator, open_picture_estimator
 from wan_orchestration.preprocess.estimators.keypoint_file import keypoint_files_of
 from wan_orchestration.preprocess.faces import face_boxes
-from wan_orchestration.preprocess.follow import FollowedPerson, follow_person
+from wan_orchestration.preprocess.follow import FollowedPerson, follow_people
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import Letterbox, PixelBox, canvas_size, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
+from wan_orchestration.preprocess.look import write_look
 from wan_orchestration.preprocess.make_clips import ToCanvas, add_sound, write_clips, write_reference
 from wan_orchestration.preprocess.motion import Motion
 from wan_orchestration.preprocess.networks import Networks
@@ -35,7 +40,7 @@ from wan_orchestration.preprocess.outlines import Outline, open_outline
 from wan_orchestration.preprocess.retarget import Retargeting
 from wan_orchestration.preprocess.retarget_published import PublishedRetargeting
 from wan_orchestration.preprocess.tracking import Choice, numbered
-from wan_orchestration.protocol.messages import PreprocessResult
+from wan_orchestration.protocol.messages import CharacterRequest, PreprocessResult
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.info import Sound
 from wan_orchestration.video.sound import find_sound
@@ -59,6 +64,7 @@ def preprocess(
     *,
     snapshot: Path | None,
     models_root: Path,
+    others: Sequence[CharacterRequest] = (),
     networks: Networks | None = None,
     log: Callable[[str], None] = _log.info,
     progress: ReportProgress = lambda phase, done, total: None,
@@ -72,6 +78,7 @@ def preprocess(
             an older one.
         snapshot: folder of weights, for `process_checkpoint/`. None: the light estimator, or keypoints from a file.
         models_root: folder in which the light estimator keeps its networks, in `light/`.
+        others: further characters; their clips go into `character_2`, `character_3` and so on, in `output`.
         networks: keeps opened networks for the next call. None: they are closed at the end.
         log: writes a line for users.
         progress: called after each frame of a phase.
@@ -80,43 +87,121 @@ def preprocess(
     """
     host_memory.reset_peak()
     started = time.monotonic()
-    notices = Notices(log)
-    inputs = _open_inputs(driving, reference, settings, snapshot, models_root, notices, log, networks or Networks())
+    notices, networks = Notices(log), networks or Networks()
+    inputs = _open_inputs(driving, reference, settings, snapshot, models_root, notices, log, networks)
     video = inputs.video
-    person = follow_person(
-        video, inputs.estimator, Choice.parse(settings.person), lambda done: progress("keypoints", done, len(video))
-    )
-    found_at = time.monotonic()
-    boxes, faceless = _clean_motion(person, inputs, settings, notices)
-    retarget, to_canvas = _fit_motion(person.motion, inputs, settings, notices)
+    choices = [Choice.parse(one.person) for one in (settings, *(other.settings for other in others))]
+    persons = follow_people(video, inputs.estimator, choices, lambda done: progress("keypoints", done, len(video)))
+    found_after = time.monotonic() - started
+    people = [_Person(persons[0], inputs, settings, notices, Path())]
+    for number, (other, person) in enumerate(zip(others, persons[1:], strict=True), 2):
+        own_inputs = replace(
+            inputs,
+            reference=other.reference,
+            picture=read_image(other.reference),
+            outline=open_outline(other.settings, driving, video, snapshot, models_root, log, networks),
+        )
+        own_notices = Notices(log, f"character {number}: ")
+        people.append(_Person(person, own_inputs, other.settings, own_notices, Path(character_folder(number))))
     with replacing(output) as part:
         part.mkdir()
-        has_audio = _write_outputs(part, person, inputs, boxes, to_canvas, settings, notices, progress)
-        ended = time.monotonic()
-        result = PreprocessResult(
-            output=output,
-            mode=settings.mode,
-            frames=len(video),
-            fps=float(video.fps),
-            width=inputs.size[0],
-            height=inputs.size[1],
-            source_width=video.info.width,
-            source_height=video.info.height,
-            source_fps=float(video.info.fps),
-            source_frames=video.info.frames,
-            has_audio=has_audio,
-            estimator=inputs.estimator.name,
-            person_found=int(person.found.sum()),
-            face_found=int((~faceless).sum()),
-            retarget=retarget,
-            masks=inputs.outline.name if inputs.outline else None,
-            contact_sheet=output / CONTACT_SHEET,
-            warnings=notices.all,
-            seconds={"keypoints": found_at - started, "clips": ended - found_at, "total": ended - started},
-            peak_memory_bytes=host_memory.peak(),
-            settings=settings,
-        )
+        steps = _Steps(progress, len(video), len(people) if len(people) == 1 else 2 * len(people))
+        with _kept_apart(part, people, steps):
+            result, *further = [_make_clips(part, output, person, steps.next()) for person in people]
+        result.characters = further
+        result.warnings = [notice for made in (result, *further) for notice in made.warnings]
+        result.seconds |= {"keypoints": found_after, "clips": steps.seconds, "total": time.monotonic() - started}
+        result.peak_memory_bytes = host_memory.peak()
         (part / RESULT).write_text(result.model_dump_json(indent=1))
+    return result
+
+
+class _Steps:
+    """Passes over the video that make clips, as one progress."""
+
+    def __init__(self, progress: ReportProgress, frames: int, passes: int) -> None:
+        self.progress, self.frames, self.passes = progress, frames, passes
+        self.started, self.begun = time.monotonic(), 0
+
+    def next(self) -> Callable[[int], None]:
+        """Begins the next pass. Returns a function of its number of frames done."""
+        before, self.begun = self.begun * self.frames, self.begun + 1
+        return lambda done: self.progress("clips", before + done, self.frames * self.passes)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+class _Person:
+    """A followed person with clean motion, and the inputs of the character who takes the person's place."""
+
+    def __init__(
+        self, followed: FollowedPerson, inputs: "_Inputs", settings: PreprocessSettings, notices: Notices, folder: Path
+    ) -> None:
+        self.followed, self.inputs, self.settings, self.notices = followed, inputs, settings, notices
+        self.folder = folder
+        """Of the clips, in the job's folder of clips."""
+        self.boxes, self.faceless = _clean_motion(followed, inputs, settings, notices)
+        self.retarget, self.to_canvas = _fit_motion(followed.motion, inputs, settings, notices)
+
+    def pose_at(self, index: int) -> Pose:
+        """On the canvas."""
+        return self.to_canvas(self.followed.motion[index], index)
+
+
+@contextmanager
+def _kept_apart(part: Path, people: Sequence[_Person], steps: _Steps) -> Iterator[None]:
+    """A context in which the outline of each of several people leaves out the others."""
+    if len(people) == 1:
+        yield
+        return
+    with TemporaryDirectory(dir=part, prefix=".outlines-") as folder:
+        files = [Path(folder, f"{number}.mp4") for number in range(len(people))]
+        for person, file in zip(people, files):
+            assert person.inputs.outline is not None
+            write_outline(file, person.inputs.video, person.inputs.outline, person.pose_at, steps.next())
+        for person, file in zip(people, files):
+            others = [other for other in files if other != file]
+            person.inputs.outline = OutlineBesideOthers(person.inputs.outline.name, file, others)
+        yield
+        for person in people:
+            person.inputs.outline.close()
+
+
+def _make_clips(part: Path, output: Path, person: _Person, progress: Callable[[int], None]) -> PreprocessResult:
+    """Writes the clips of one character into a folder in `part`, which will be renamed to `output`."""
+    started, inputs, video = time.monotonic(), person.inputs, person.inputs.video
+    folder = part / person.folder
+    folder.mkdir(exist_ok=True)
+    has_audio = _write_outputs(
+        folder, person.followed, inputs, person.boxes, person.to_canvas, person.settings, person.notices, progress
+    )
+    seconds = time.monotonic() - started
+    result = PreprocessResult(
+        output=output / person.folder,
+        mode=person.settings.mode,
+        frames=len(video),
+        fps=float(video.fps),
+        width=inputs.size[0],
+        height=inputs.size[1],
+        source_width=video.info.width,
+        source_height=video.info.height,
+        source_fps=float(video.info.fps),
+        source_frames=video.info.frames,
+        has_audio=has_audio,
+        estimator=inputs.estimator.name,
+        person_found=int(person.followed.found.sum()),
+        face_found=int((~person.faceless).sum()),
+        retarget=person.retarget,
+        masks=inputs.outline.name if inputs.outline else None,
+        contact_sheet=output / person.folder / CONTACT_SHEET,
+        warnings=person.notices.all,
+        seconds={"clips": seconds, "total": seconds},
+        peak_memory_bytes=host_memory.peak(),
+        settings=person.settings,
+    )
+    (folder / RESULT).write_text(result.model_dump_json(indent=1))
     return result
 
 
@@ -184,6 +269,7 @@ def _clean_motion(
     if inputs.estimator.smooth:
         motion.smooth(inputs.estimator.smooth * float(fps))
     notices.about_person(person)
+    notices.about_jumps(motion)
     boxes, faceless = face_boxes(motion)
     faceless |= ~face_seen
     notices.about_faces(boxes, faceless)
@@ -214,26 +300,27 @@ def _write_outputs(
     to_canvas: ToCanvas,
     settings: PreprocessSettings,
     notices: Notices,
-    progress: ReportProgress,
+    progress: Callable[[int], None],
 ) -> bool:
-    """Writes the reference, the clips with their sound, and the contact sheet. Returns whether there is sound."""
+    """Writes the clips with their sound, and what shows them to people. Returns whether there is sound."""
     video = inputs.video
     write_reference(folder / "src_ref.png", inputs.picture)
     write_clips(
         folder,
         video,
-        person.motion,
+        person,
         inputs.size,
         to_canvas,
         boxes,
         inputs.outline,
         settings,
         notices,
-        progress=lambda done: progress("clips", done, len(video)),
+        progress=progress,
     )
     sound_start = video.info.start + Fraction(settings.start).limit_denominator(48000)
     has_audio = add_sound(folder / "src_pose.mp4", inputs.sound, sound_start, notices)
     write_contact_sheet(folder / CONTACT_SHEET, person.samples, person.motion, float(video.fps))
+    write_look(folder, video, person.people, settings, notices.all)
     return has_audio
 
 

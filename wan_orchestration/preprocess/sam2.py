@@ -9,6 +9,7 @@ from transformers import Sam2VideoInferenceSession, Sam2VideoModel
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.keypoints import Pose, confident
+from wan_orchestration.preprocess.mask_hints import Prompts
 from wan_orchestration.preprocess.networks import Device
 
 _PROMPT_JOINTS = [0, 1, 2, 5, 8, 11, 10, 13]
@@ -38,8 +39,9 @@ def pick_device(device: str) -> Device:
 class Sam2:
     """Follows one person through a video. Call it for frames in order. Its memory does not grow.
 
-    The prompts are the confident joints inside the frame. The model is prompted in the first frame that has enough of
-    them, then every `interval` frames, and in each frame whose outline is empty although joints are visible.
+    The prompts are the confident joints inside the frame, and mask hints. The model is prompted in the first frame that
+    has enough joints, then every `interval` frames, in each frame whose outline is empty although joints are visible,
+    and where hints were drawn.
     """
 
     def __init__(self, model: Sam2VideoModel, device: Device, interval: int) -> None:
@@ -51,11 +53,12 @@ class Sam2:
         self._session: Sam2VideoInferenceSession | None = None
         self._prompted_at = 0
 
-    def __call__(self, index: int, picture: np.ndarray, pose: Pose) -> np.ndarray:
-        """(H, W) uint8 of 0 and 1 for (H, W, 3) uint8 RGB and the person's pose in it."""
+    def __call__(self, index: int, picture: np.ndarray, pose: Pose, hints: Prompts | None = None) -> np.ndarray:
+        """(H, W) uint8 of 0 and 1 for (H, W, 3) uint8 RGB, and the person's pose and mask hints in it."""
         height, width = picture.shape[:2]
-        points = prompt_points(pose)
-        enough = len(points) >= _FEWEST_POINTS
+        joints = prompt_points(pose)
+        enough = len(joints) >= _FEWEST_POINTS
+        points, labels = with_hints(joints, hints)
         if self._session is None:
             if not enough:
                 return np.zeros((height, width), np.uint8)
@@ -63,14 +66,14 @@ class Sam2:
             self._prompted_at = index - self._interval
         session = self._session
         session.add_new_frame(self._pixels(picture), frame_idx=index)
-        if enough and index - self._prompted_at >= self._interval:
-            self._prompt(index, points, width, height)
+        if enough and (index - self._prompted_at >= self._interval or (hints is not None and hints.drawn)):
+            self._prompt(index, points, labels, width, height)
         mask = self._segment(index, width, height)
         if enough and self._prompted_at != index and not mask.any():
             outputs = session.output_dict_per_obj[0]["non_cond_frame_outputs"]
             outputs.pop(index, None)
             session.frames_tracked_per_obj[0].pop(index, None)
-            self._prompt(index, points, width, height)
+            self._prompt(index, points, labels, width, height)
             mask = self._segment(index, width, height)
         self._forget(index)
         return mask
@@ -92,12 +95,12 @@ class Sam2:
         small = np.asarray(Image.fromarray(picture).resize((self._side, self._side)), np.float32)
         return torch.from_numpy(((small / 255 - _MEAN) / _STD).transpose(2, 0, 1).copy())
 
-    def _prompt(self, index: int, points: np.ndarray, width: int, height: int) -> None:
+    def _prompt(self, index: int, points: np.ndarray, labels: np.ndarray, width: int, height: int) -> None:
         assert self._session is not None
         coordinates = torch.from_numpy((points * (self._side / width, self._side / height)).astype(np.float32))
         inputs = {
             "point_coords": coordinates[None, None],
-            "point_labels": torch.ones(1, 1, len(points), dtype=torch.int32),
+            "point_labels": torch.from_numpy(labels)[None, None],
         }
         self._session.add_point_inputs(0, index, inputs)
         self._session.obj_with_new_inputs = [_PERSON_ID]
@@ -134,6 +137,23 @@ def prompt_points(pose: Pose) -> np.ndarray:
     joints = pose.body[_PROMPT_JOINTS]
     points = np.trunc(joints[confident(joints), :2])
     return points[((points >= 0) & (points < pose.size)).all(axis=1)]
+
+
+def with_hints(joints: np.ndarray, hints: Prompts | None) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 2) px and (n,) int32 labels: 2 and 3 for the corners of a box, 1 for points on the person, 0 for others.
+
+    SAM 2 accepts one box, before the points: the smallest that holds all boxes.
+    """
+    inside = joints if hints is None else np.concatenate([joints, hints.inside])
+    points, labels = [inside], [1] * len(inside)
+    if hints is not None:
+        points.append(hints.outside)
+        labels += [0] * len(hints.outside)
+        if hints.boxes:
+            boxes = np.array(hints.boxes)
+            points.insert(0, np.array([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)]))
+            labels = [2, 3, *labels]
+    return np.concatenate(points), np.array(labels, np.int32)
 
 
 def _drop_below(entries: dict, first: int) -> None:

@@ -50,6 +50,13 @@ class Request(BaseModel):
     """Whether an earlier run had started the launch."""
 
 
+class CharacterRequest(BaseModel):
+    """A further character of a job: its picture, and the settings for the person whom it replaces."""
+
+    reference: Path
+    settings: PreprocessSettings
+
+
 class PreprocessRequest(BaseModel):
     """What one launch preprocesses: a job's driving video and picture, into its clips."""
 
@@ -59,7 +66,11 @@ class PreprocessRequest(BaseModel):
     reference: Path
     output: Path
     """Folder that receives the clips and `preprocess.json`, the `PreprocessResult`."""
+    preview: Path | None = None
+    """Folder that first receives the same of the first two seconds, for somebody who waits to look at them."""
     settings: PreprocessSettings
+    others: list[CharacterRequest] = []
+    """Characters after the first."""
     snapshot: Path | None
     """Folder of weights, for its `process_checkpoint/`."""
     models_root: Path
@@ -85,8 +96,16 @@ class PreprocessProgress(BaseModel):
     def words(self) -> str:
         """What is being done."""
         if self.done >= self.total:
-            return {"keypoints": "fitting the motion", "clips": "finishing the clips"}.get(self.phase, self.phase)
-        doing = {"keypoints": "finding the keypoints", "clips": "drawing the clips"}.get(self.phase, self.phase)
+            return {
+                "preview": "the preview is made",
+                "keypoints": "fitting the motion",
+                "clips": "finishing the clips",
+            }.get(self.phase, self.phase)
+        doing = {
+            "preview": "making a preview",
+            "keypoints": "finding the keypoints",
+            "clips": "drawing the clips",
+        }.get(self.phase, self.phase)
         return f"{doing}, frame {self.done} of {self.total}"
 
     def __str__(self) -> str:
@@ -98,6 +117,43 @@ class Notice(BaseModel):
 
     text: str
     frames: list[tuple[int, int]] = []
+
+
+class LookPerson(BaseModel):
+    """A person in `people.jpg`."""
+
+    number: int
+    """The N of `person: index:N` that means this person."""
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in fractions of the frame's sides."""
+    followed: bool
+    """Whether the clips show this person's motion."""
+
+
+class Look(BaseModel):
+    """What a person should see before a video is generated: `look.json` beside the clips.
+
+    `overlay.mp4` lies beside it (the driving video with the skeleton, frame for frame with the clips), as do
+    `people.jpg` (one frame, without drawings) and `timeline.jpg` (pictures of the whole driving video, side by side).
+    """
+
+    frames: int
+    fps: float
+    start: float
+    """Second of the driving video at which the clips begin."""
+    end: float
+    """Second of the driving video at which the clips end."""
+    source_seconds: float
+    """Duration of the whole driving video."""
+    source_width: int
+    source_height: int
+    people: list[LookPerson]
+    """The people whom a number means, in the order of their numbers."""
+    people_frame: int
+    """Number of the clips' frame that `people.jpg` shows: the first with the most people."""
+    people_seconds: float
+    """Its second in the driving video."""
+    warnings: list[Notice]
 
 
 class PreprocessResult(BaseModel):
@@ -130,6 +186,8 @@ class PreprocessResult(BaseModel):
     settings: PreprocessSettings
     warm: bool = False
     """Whether an earlier run had started the launch."""
+    characters: list["PreprocessResult"] = []
+    """The clips of further characters. `warnings` includes theirs."""
 
 
 class PreprocessOutcome(BaseModel):
@@ -323,6 +381,9 @@ class SegmentFacts(BaseModel):
     """Where the models lay; None for segments of a version that did not record it."""
     takes: list[Take] = []
     """How the segment was made, and again; empty for segments of a version that did not measure them."""
+
+    character: int | None = None
+    """The character whom the segment puts in, from 1; None if the job has no `characters`."""
 
     @property
     def kept(self) -> Take | None:

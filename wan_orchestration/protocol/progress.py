@@ -13,7 +13,8 @@ from wan_orchestration.protocol.messages import PreprocessProgress, Progress
 PREPROCESSING = {"keypoints": (0.0, 0.13), "clips": (0.15, 0.18)}
 """Start and end of each pass of preprocessing, as fractions of a run that also generates."""
 STARTING, GENERATING = 0.19, 0.2
-"""Fractions of such a run that are done when the engine starts, and when it begins to generate."""
+"""Fractions of such a run that are done when the engine starts, and when it begins to generate. A run that only makes
+clips ends at the first."""
 ENDING = 0.98
 """Fraction of a run that is done when the video is made; checks follow."""
 SLOW_SECONDS = 10.0
@@ -34,6 +35,8 @@ class RunProgress(BaseModel):
         """How much of the whole run is done; None while that is unknown."""
         now, begin = self.progress, GENERATING if self.preprocesses else 0.0
         if isinstance(now, PreprocessProgress):
+            if now.phase == "preview":
+                return 0.0
             first, last = PREPROCESSING.get(now.phase, (0.0, 0.0))
             if now.done < now.total:
                 return first + (last - first) * now.done / now.total

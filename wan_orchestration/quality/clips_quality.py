@@ -1,13 +1,16 @@
 """Measures of clips: frames with a skeleton, a face and a mask, and the largest jump of the skeleton."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-from wan_orchestration.jobs.clips import JOINTS, Clips
+from wan_orchestration.files import replacing
+from wan_orchestration.jobs.clips import JOINTS, MEASURES, Clips
+from wan_orchestration.settings.checks import BlockingCheck, CheckSettings
 from wan_orchestration.video.reader import iter_frames
 
 DRAWN = 24
@@ -18,10 +21,18 @@ MASKED = 127
 """A brighter pixel of the mask clip belongs to the mask."""
 
 
-@dataclass(frozen=True)
-class ClipsQuality:
-    """Shares are of the frames, in 0..1."""
+class ClipsQuality(BaseModel):
+    """Shares are of the frames, in 0..1. Kept as `measures.json` beside the clips."""
 
+    model_config = ConfigDict(frozen=True)
+
+    stamps: dict[str, tuple[int, int]]
+    """Size in bytes and time of change in ns of each measured file, by its name."""
+    frames: dict[str, int]
+    """Number of frames, by the name of the clip."""
+    fps: float
+    width: int
+    height: int
     skeleton: float
     """Share with a skeleton."""
     face: float
@@ -34,13 +45,53 @@ class ClipsQuality:
     confidence: float | None
     """Mean confidence of the drawn joints; None without `src_pose.npz`."""
 
+    @classmethod
+    def read(cls, folder: Path) -> "ClipsQuality | None":
+        """The measures of the clips in a folder, without decoding them. None: they were not measured, or replaced."""
+        try:
+            measured = cls.model_validate_json((folder / MEASURES).read_bytes())
+            return measured if measured.stamps == _stamps(folder, measured.stamps) else None
+        except (OSError, ValueError):
+            return None
+
+
+def quality_of(clips: Clips) -> ClipsQuality:
+    """The measures of clips. Measures them if that was not done before. BadInput: a clip cannot be decoded."""
+    known = ClipsQuality.read(clips.folder)
+    if known is not None and known.frames.keys() == {info.path.name for info in clips.videos()}:
+        return known
+    measured = measure_clips(clips)
+    with replacing(clips.folder / MEASURES) as part:
+        part.write_text(measured.model_dump_json(indent=1))
+    return measured
+
 
 def measure_clips(clips: Clips) -> ClipsQuality:
-    """Measure clips in one pass over each.
+    """Measure clips in one pass over each. With several characters, each measure is that of the worst.
 
     Raises:
         BadInput: a clip cannot be decoded.
     """
+    first, *others = (_measure(one) for one in (clips, *clips.characters))
+    for one, measured in zip(clips.characters, others):
+        jumpy = max(first, measured, key=lambda each: each.largest_jump)
+        first = first.model_copy(
+            update={
+                "stamps": first.stamps | {f"{one.folder.name}/{name}": it for name, it in measured.stamps.items()},
+                "skeleton": min(first.skeleton, measured.skeleton),
+                "face": min(first.face, measured.face),
+                "largest_jump": jumpy.largest_jump,
+                "jump_frame": jumpy.jump_frame,
+                "empty_masks": max(first.empty_masks or 0.0, measured.empty_masks or 0.0),
+                "confidence": min(first.confidence or 0.0, measured.confidence or 0.0),
+            }
+        )
+    return first
+
+
+def _measure(clips: Clips) -> ClipsQuality:
+    files = [info.path.name for info in clips.videos()]
+    stamps = _stamps(clips.folder, [*files, JOINTS] if (clips.folder / JOINTS).is_file() else files)
     centres = [_centre(frame) for frame in iter_frames(clips.pose.path)]
     steps = [
         0.0 if one is None or other is None else float(np.linalg.norm(other - one)) / clips.pose.height
@@ -50,6 +101,11 @@ def measure_clips(clips: Clips) -> ClipsQuality:
     faces = [frame.std() >= FACE_DEVIATION for frame in iter_frames(clips.face.path)]
     masks = [frame.max() > MASKED for frame in iter_frames(clips.mask.path)] if clips.mask else None
     return ClipsQuality(
+        stamps=stamps,
+        frames={info.path.name: info.frames for info in clips.videos()},
+        fps=float(clips.pose.fps),
+        width=clips.pose.width,
+        height=clips.pose.height,
         skeleton=float(np.mean([centre is not None for centre in centres])),
         face=float(np.mean(faces)),
         largest_jump=round(max(steps, default=0.0), 4),
@@ -57,6 +113,56 @@ def measure_clips(clips: Clips) -> ClipsQuality:
         empty_masks=None if masks is None else 1 - float(np.mean(masks)),
         confidence=_confidence(clips.folder / JOINTS),
     )
+
+
+def failed_checks(measured: ClipsQuality, limits: CheckSettings) -> dict[BlockingCheck, str]:
+    """What is wrong with the clips, in words, by the name of the check that may block. Empty: nothing."""
+    found: dict[BlockingCheck, str] = {}
+    if measured.skeleton < limits.skeleton:
+        found["skeleton"] = (
+            f"src_pose.mp4 shows a skeleton in {_percent(measured.skeleton)} of the frames, "
+            f"expected {_percent(limits.skeleton)}"
+        )
+    if measured.face < limits.face:
+        found["face"] = (
+            f"src_face.mp4 shows a face in {_percent(measured.face)} of the frames, expected {_percent(limits.face)}"
+        )
+    if measured.empty_masks is not None and measured.empty_masks > limits.empty_masks:
+        found["mask"] = (
+            f"src_mask.mp4 is empty in {_percent(measured.empty_masks)} of the frames, "
+            f"expected {_percent(limits.empty_masks)} at most"
+        )
+    if measured.largest_jump > limits.jump:
+        found["no_jumps"] = (
+            f"the skeleton in src_pose.mp4 moves by {measured.largest_jump:.3g} of the frame's height before frame "
+            f"{measured.jump_frame}, expected {limits.jump:g} at most"
+        )
+    return found
+
+
+def why_blocked(measured: ClipsQuality, limits: CheckSettings, ready_clips: bool) -> str | None:
+    """In one line, why clips may not be used and what to change; None if no check in `limits.block` fails.
+
+    `ready_clips`: whether the user gave the clips, so that no setting of preprocessing changes them.
+    """
+    found = {name: text for name, text in failed_checks(measured, limits).items() if name in limits.block}
+    if not found:
+        return None
+    advice = "choose another part of the video (preprocess.start, end) or another person (preprocess.person)"
+    if ready_clips:
+        advice = "give other clips"
+    elif "mask" in found:
+        advice += ", or another mask (preprocess.masks, mask_hints)"
+    return f"{'; '.join(found.values())}: {advice}, or take {' and '.join(found)} out of checks.block"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+def _stamps(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    facts = {name: (folder / name).stat() for name in names}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in facts.items()}
 
 
 def drawn_pixels(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

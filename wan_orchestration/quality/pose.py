@@ -41,17 +41,21 @@ def similarity(wanted: np.ndarray, found: np.ndarray | None) -> float | None:
     return float(np.where(confident(found), np.nan_to_num(terms), 0.0)[asked].mean())
 
 
-def followed(samples: Mapping[int, np.ndarray], wanted: np.ndarray, estimator: Estimator) -> float | None:
+def followed(
+    samples: Mapping[int, np.ndarray], wanted: np.ndarray, estimator: Estimator, several: bool = False
+) -> float | None:
     """Mean OKS of the poses in frames (H, W, 3) uint8 RGB, by index, and the driving joints (T, 20, 3).
 
+    A frame's pose is that of the largest person, or, where `several` are meant to be visible, the most similar one.
     None if no frame has enough driving joints.
     """
     found = []
     for index, pixels in samples.items():
         frame = Frame(index, 0.0, pixels)
-        people = numbered(estimator.detect([frame])[0])
-        pose = estimator.estimate([frame], people[:1])[0] if people else None
-        found.append(similarity(wanted[index], pose and pose.body))
+        people = numbered(estimator.detect([frame])[0])[: None if several else 1]
+        poses = estimator.estimate([frame] * len(people), people) if people else []
+        alike = [similarity(wanted[index], body) for body in ([pose.body for pose in poses] or [None])]
+        found.append(max((one for one in alike if one is not None), default=None))
     known = [one for one in found if one is not None]
     return round(float(np.mean(known)), 4) if known else None
 

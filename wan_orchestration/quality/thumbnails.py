@@ -1,4 +1,4 @@
-"""Small pictures: a contact sheet of clips, and an animated preview of a video beside its inputs."""
+"""Small pictures: a contact sheet of clips, and animated previews of their overlay and of a video."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -16,6 +16,8 @@ MOST_BYTES = 37_000
 """Dagster's database stores the preview as base64, which is then less than 50 KB."""
 FRAMES = 24
 """Frames of a preview."""
+LONGEST_OVERLAY = 6.0
+"""Seconds: the overlay of a longer video is shown in fast motion."""
 SHOWN = 8
 """Frames on a contact sheet."""
 SHEET_WIDTH = 1280
@@ -47,8 +49,28 @@ def strip(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.hstack([_at_height(picture, HEIGHT) for picture in pictures])
 
 
+def overlay_preview(overlay: Path) -> bytes:
+    """Frames of `overlay.mp4` as an animated WebP of at most `MOST_BYTES`.
+
+    Raises:
+        BadInput: the overlay cannot be decoded.
+    """
+    with FrameReader(overlay) as reader:
+        frames = reader.info.frames
+        places = np.linspace(0, frames - 1, min(FRAMES, frames)).round().astype(int)
+        strips = [strip(reader.read([place])) for place in places.tolist()]
+        return _animated(strips, min(reader.info.duration, LONGEST_OVERLAY))
+
+
 def write_preview(path: Path, strips: Sequence[np.ndarray], seconds: float) -> None:
-    """Write strips as an animated WebP of `seconds`. It is reduced step by step until it has at most `MOST_BYTES`."""
+    """Write strips as an animated WebP of `seconds`, of at most `MOST_BYTES`."""
+    webp = _animated(strips, seconds)
+    with replacing(path) as part:
+        part.write_bytes(webp)
+
+
+def _animated(strips: Sequence[np.ndarray], seconds: float) -> bytes:
+    """An animated WebP. It is reduced step by step until it has at most `MOST_BYTES`."""
     frames, webp = list(strips), BytesIO()
     for scale, quality in _TRIES:
         webp, height = BytesIO(), max(16, round(HEIGHT * scale))
@@ -61,8 +83,7 @@ def write_preview(path: Path, strips: Sequence[np.ndarray], seconds: float) -> N
             break
         if scale < 1:
             frames = frames[:: 2 if len(frames) > 8 else 1]
-    with replacing(path) as part:
-        part.write_bytes(webp.getvalue())
+    return webp.getvalue()
 
 
 def _at_height(picture: np.ndarray, height: int) -> np.ndarray:

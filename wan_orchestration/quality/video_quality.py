@@ -1,6 +1,7 @@
 """Measures a finished video against the clips that drove it, in one pass."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def measure(
 
     Args:
         video: the finished video.
-        clips: those that the video was made from.
+        clips: those that the video was made from. With several characters, identity and pose are those of the worst.
         lengths: number of frames of each segment.
         preview: path of the animated WebP.
         open_estimator: opens an estimator for the pose; raises BadInput if none is available.
@@ -69,17 +70,20 @@ def measure(
     Raises:
         BadInput: the video, the pose clip or the reference picture cannot be decoded.
     """
-    reference = read_image(clips.reference)
-    measures, samples, strips = FrameMeasures(lengths), [], []
+    people = [clips, *clips.characters]
+    references = [read_image(one.reference) for one in people]
+    measures, samples, strips = FrameMeasures(lengths), [[] for _ in people], []
     sampled, shown = evenly_spaced(sum(lengths), SAMPLES), evenly_spaced(sum(lengths), FRAMES)
-    with FrameReader(clips.pose.path) as poses:
+    with ExitStack() as stack:
+        readers = [stack.enter_context(FrameReader(one.pose.path)) for one in people]
         for index, frame in enumerate(iter_frames(video)):
-            pose = poses.read([min(index, poses.info.frames - 1)])[0]
-            measures.add(frame, pose)
+            poses = [reader.read([min(index, reader.info.frames - 1)])[0] for reader in readers]
+            measures.add(frame, poses[0])
             if index in sampled:
-                samples.append(VideoSample(index, frame, pose))
+                for own, pose in zip(samples, poses):
+                    own.append(VideoSample(index, frame, pose))
             if index in shown:
-                strips.append(strip([reference, pose, frame]))
+                strips.append(strip([*references, poses[0], frame]))
     write_preview(preview, strips, clips.pose.duration)
     seam, seam_frame = measures.seam()
     quality = Quality(
@@ -91,21 +95,28 @@ def measure(
     if likeness is None:
         quality.not_measured["identity"] = "the weights were not loaded: an earlier run had finished all segments"
     else:
-        quality.identity = round(likeness([sample.subject() for sample in samples], reference), 4)
-    joints = clips.folder / JOINTS
-    if not joints.is_file():
-        quality.not_measured["pose_similarity"] = f"the clips come without {JOINTS}, the file of their joints"
-        return quality
-    try:
-        wanted, estimator = np.load(joints)["body"], open_estimator()
-        if estimator.detect([Frame(0, 0.0, reference)])[0]:
-            frames = {sample.index: sample.frame for sample in samples}
-            quality.pose_similarity = followed(frames, wanted, estimator)
-        else:
-            # For example a drawn figure. The poses that it finds in the video then mean nothing.
-            quality.not_measured["pose_similarity"] = f"{estimator.name} finds no person in the reference picture"
-    except BadInput as error:
-        quality.not_measured["pose_similarity"] = str(error)
+        quality.identity = min(
+            round(likeness([sample.subject() for sample in own], reference), 4)
+            for own, reference in zip(samples, references)
+        )
+    similarities = []
+    for one, reference in zip(people, references):
+        joints = one.folder / JOINTS
+        if not joints.is_file():
+            quality.not_measured["pose_similarity"] = f"the clips come without {JOINTS}, the file of their joints"
+            return quality
+        try:
+            wanted, estimator = np.load(joints)["body"], open_estimator()
+            if not estimator.detect([Frame(0, 0.0, reference)])[0]:
+                # For example a drawn figure. The poses that it finds in the video then mean nothing.
+                quality.not_measured["pose_similarity"] = f"{estimator.name} finds no person in the reference picture"
+                return quality
+            frames = {sample.index: sample.frame for sample in samples[0]}
+            similarities.append(followed(frames, wanted, estimator, several=len(people) > 1))
+        except BadInput as error:
+            quality.not_measured["pose_similarity"] = str(error)
+            return quality
+    quality.pose_similarity = min((one for one in similarities if one is not None), default=None)
     return quality
 
 

@@ -63,6 +63,11 @@ class Environment(BaseSettings):
         return self.data_root / "clips"
 
     @property
+    def previews_root(self) -> Path:
+        """Clips of the first seconds, while a run makes the whole clips."""
+        return self.data_root / "clips-preview"
+
+    @property
     def videos_root(self) -> Path:
         return self.data_root / "videos"
 

@@ -19,6 +19,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The fields that each value of `GenerateSettings.preset` fills."""
 
+LATER_FIELDS = ("pose_strength", "face_strength", "retakes")
+"""Fields that `decisive()` leaves out at their defaults, so that an update of this program makes no video stale."""
+
 Mode = Literal["animate", "replace"]
 
 Quantization = Literal["off", "fp8", "fp8_matmul"]
@@ -46,6 +49,18 @@ class GenerateSettings(BaseModel):
         default=1.0,
         ge=0,
         description="Classifier-free guidance; above 1 each denoising step needs two forward passes.",
+    )
+    pose_strength: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        description="Scale of the embedded pose clip. 1: as the model was trained; 0: the pose has no effect.",
+    )
+    face_strength: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        description="Scale of what the face adapters add. 1: as the model was trained; 0: the face has no effect.",
     )
     prompt: str = Field(default=PROMPT, description="What the video shows.")
     negative_prompt: str = Field(
@@ -153,13 +168,14 @@ class GenerateSettings(BaseModel):
         """The settings that decide what a video shows, as JSON.
 
         A setting is included if it changes what is computed, or the precision. It is left out if it has no effect
-        (guidance that is off, 0 retakes), or if it changes only the order or the place of the computation (attention
-        kernel, compilation, device, placement), which changes a video by rounding only. Two values of such settings are
+        (guidance that is off), or if it changes only the order or the place of the computation (attention kernel,
+        compilation, device, placement), which changes a video by rounding only. Two values of such settings are
         included all the same: `sage`, which computes attention in 8 bits, and `tiled`, which leaves seams.
+        `LATER_FIELDS` are left out at their defaults.
         """
         exclude = {"attention", "cfg_parallel", "compile", "device", "offload_model", "placement", "preset"}
         exclude |= {"tiled_fallback"} | (set() if self.guided else {"guide_scale", "negative_prompt"})
-        exclude |= set() if self.retakes else {"retakes"}
+        exclude |= {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
         others = {"sage": self.attention == "sage", "tiled": self.placement == "tiled"}
         return self.model_dump(mode="json", exclude=exclude) | others
 

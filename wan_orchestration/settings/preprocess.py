@@ -8,6 +8,25 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from wan_orchestration.settings.generate import Mode
 
+PREVIEW_SECONDS = 2.0
+"""How much of a driving video the preview of its clips shows."""
+
+
+def check_person(value: str) -> str:
+    """Returns a choice of a person if its syntax is right. ValueError: it is not."""
+    number = r"\s*\d+(\.\d+)?\s*"
+    forms = rf"largest|index:\s*[1-9]\d*\s*|box:{number}(,{number}){{3}}|point:{number},{number}"
+    if not re.fullmatch(forms, value):
+        raise ValueError("expected largest, index:N (1 is the largest), box:x0,y0,x1,y1 or point:x,y")
+    return value
+
+
+def beside_the_video(value: str | None) -> str | None:
+    """Returns the name of a file beside the driving video. ValueError: it is no file's name."""
+    if value is not None and (value in ("", ".", "..") or "/" in value or "\\" in value):
+        raise ValueError("expected a file's name, without folders: the file lies beside the driving video")
+    return value
+
 
 class PreprocessSettings(BaseModel):
     """How pose and face clips are made from a driving video and a picture.
@@ -85,6 +104,15 @@ class PreprocessSettings(BaseModel):
         default="error",
         description="What to do in a frame without an outline. error: stop; box: use the box around the keypoints.",
     )
+    mask_hints: list[str] = Field(
+        default=[],
+        description="Corrections of the person's outline (replace mode). box:x0,y0,x1,y1: the person is inside; "
+        "point:x,y: belongs to the person; not:x,y: does not. Coordinates as for person, in the frame of people.jpg; "
+        "@S after them names another moment, second S of the driving video (point:0.5,0.4@1.2). Hints move with the "
+        "person's keypoints through the whole video. For sam2 they are prompts. Outlines of light and file are cut to "
+        "the boxes; not removes the connected part of the outline at the point, where it was drawn and where it moves "
+        "to, or a small disc if this part is the person; point adds a small disc.",
+    )
     truncated_ok: bool = Field(
         default=False, description="Accept a truncated driving video, and use the frames that are complete."
     )
@@ -101,13 +129,23 @@ class PreprocessSettings(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA if there is a CUDA device.")
 
-    @field_validator("person")
+    _person = field_validator("person")(check_person)
+    _files = field_validator("keypoints", "mask_file")(beside_the_video)
+
+    @field_validator("mask_hints")
     @classmethod
-    def _a_person(cls, value: str) -> str:
-        number = r"\s*\d+(\.\d+)?\s*"
-        forms = rf"largest|index:\s*[1-9]\d*\s*|box:{number}(,{number}){{3}}|point:{number},{number}"
-        if not re.fullmatch(forms, value):
-            raise ValueError("expected largest, index:N (1 is the largest), box:x0,y0,x1,y1 or point:x,y")
+    def _hints(cls, value: list[str]) -> list[str]:
+        number = r"\s*\d+(?:\.\d+)?\s*"
+        for hint in value:
+            match = re.fullmatch(
+                rf"(?:box:({number}(?:,{number}){{3}})|(?:point|not):{number},{number})(?:@{number})?", hint
+            )
+            if not match:
+                raise ValueError("expected box:x0,y0,x1,y1, point:x,y or not:x,y, each with @seconds if needed")
+            if match[1]:
+                x0, y0, x1, y1 = (float(edge) for edge in match[1].split(","))
+                if x0 >= x1 or y0 >= y1:
+                    raise ValueError("expected box:x0,y0,x1,y1 with x0 < x1 and y0 < y1")
         return value
 
     @field_validator("retarget", mode="before")
@@ -115,13 +153,6 @@ class PreprocessSettings(BaseModel):
     def _yaml_switch(cls, value: object) -> object:
         """YAML reads an unquoted `off` as false."""
         return {False: "off", True: "robust"}.get(value, value) if isinstance(value, bool) else value
-
-    @field_validator("keypoints", "mask_file")
-    @classmethod
-    def _beside_the_video(cls, value: str | None) -> str | None:
-        if value is not None and (value in ("", ".", "..") or "/" in value or "\\" in value):
-            raise ValueError("expected a file's name, without folders: the file lies beside the driving video")
-        return value
 
     @model_validator(mode="after")
     def _some_time(self) -> "PreprocessSettings":

@@ -37,6 +37,19 @@ class ApiSettings(BaseSettings):
     )
 
 
+class PriceSettings(BaseSettings):
+    """What computing costs, from `WAN_PRICE_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="WAN_PRICE_")
+
+    per_hour: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Money for an hour of a device, in any currency. With it, estimates name a price.",
+    )
+
+
 class ClientSettings(BaseSettings):
     """The server of the client commands, from `WAN_API_*` variables."""
 

@@ -139,6 +139,14 @@ class FrameReader:
             images[places[index]] = self._display.rgb(self._frame(index))
         return images
 
+    def keyframes(self) -> list[int]:
+        """Indices of frames that can be decoded without the frames before them. Empty if they are unknown."""
+        if self._time.counted:
+            return []
+        stamps = self._time.timestamps
+        places = [bisect_left(stamps, key) for key in self._keys]
+        return [place for place, key in zip(places, self._keys) if place < len(stamps) and stamps[place] == key]
+
     def verify(self) -> None:
         """Decodes every frame. BadInput: a frame is damaged."""
         for index in range(len(self._time)):

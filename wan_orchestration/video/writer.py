@@ -42,8 +42,23 @@ def write_lossless(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int
     return _encode(path, frames, fps, codec, pixel_format, {"preset": "ultrafast", "qp": "0", "bf": "0"})
 
 
+def write_small(path: Path, frames: Iterable[np.ndarray], fps: Fraction | int) -> int:
+    """Encodes a small video that browsers play while they load it. Returns the number of frames.
+
+    (H, W, 3) uint8 RGB frames become H.264, yuv420p in BT.709. ValueError: no frames, or odd sizes.
+    """
+    options = {"preset": "veryfast", "crf": "25", "bf": "0", "g": "30"}
+    return _encode(path, frames, fps, "libx264", "yuv420p", options, {"movflags": "+faststart"})
+
+
 def _encode(
-    path: Path, frames: Iterable[np.ndarray], fps: Fraction | int, codec: str, pixels: str, options: dict[str, str]
+    path: Path,
+    frames: Iterable[np.ndarray],
+    fps: Fraction | int,
+    codec: str,
+    pixels: str,
+    options: dict[str, str],
+    container_options: dict[str, str] | None = None,
 ) -> int:
     fps, frames = Fraction(fps), iter(frames)
     first = next(frames, None)
@@ -53,7 +68,7 @@ def _encode(
     if pixels == "yuv420p" and (height % 2 or width % 2):
         raise ValueError(f"{width}x{height} frames for {path}: both must be even")
     reformatter = VideoReformatter()
-    with replacing(path) as part, av.open(str(part), "w", format="mp4") as output:
+    with replacing(path) as part, av.open(str(part), "w", format="mp4", options=container_options or {}) as output:
         stream = output.add_stream(codec, rate=fps, options=options)
         assert isinstance(stream, VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pixels

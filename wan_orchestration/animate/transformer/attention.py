@@ -1,9 +1,11 @@
 """Attention of the blocks and face adapters: processors for diffusers' modules, and the kernels they use."""
 
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,13 @@ KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 """By name: functions of queries, keys and values (1, S, heads, d) that return (1, S, heads, d)."""
 EXACT = ("native", "cudnn", "flash2", "flash3", "flash4")
 """All kernels except sage, which computes in 8 bits."""
+PACKAGES = {
+    "flash2": "flash_attn",
+    "flash3": "flash_attn_interface",
+    "flash4": "flash_attn.cute",
+    "sage": "sageattention",
+}
+"""Modules of the kernels that do not come with PyTorch."""
 PROBED_TOKENS = 16384
 """Sequence length at which the kernels are timed."""
 
@@ -182,7 +191,9 @@ def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, heads:
     except Exception as error:
         if ran_out_of_memory(error):
             raise
+        package = PACKAGES.get(wanted, "torch")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason if _is_installed(package) else f"the package {package} is not installed"
         raise BadInput(f"attention: {wanted} does not run on this {device.type} device ({reason}); use auto") from None
     return wanted
 
@@ -202,9 +213,18 @@ def _seconds(name: str, device: torch.device, dtype: torch.dtype, heads: int, wi
     """Time of the second call. The first may compile or load something."""
     x = torch.randn(1, tokens, heads, width, device=device, dtype=dtype)
     started = 0.0
-    for _ in range(2):
-        started = time.perf_counter()
-        KERNELS[name](x, x, x)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch warns at length of each kernel that cannot be used
+        for _ in range(2):
+            started = time.perf_counter()
+            KERNELS[name](x, x, x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
     return time.perf_counter() - started
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that holds the module is missing
+        return False

@@ -44,11 +44,13 @@ class Branch:
     context: embedded image and text tokens (1, image tokens + 512, dim), or their `cross_keys` for each block.
     motion: (1, T_lat + 1, heads + 1, dim) face features by latent frame; zeros in the reference slot.
     name: the branch's key in the step cache.
+    face_strength: scale of what the face adapters add.
     """
 
     context: Tensor | list[Keys]
     motion: Tensor
     name: str = "cond"
+    face_strength: float = 1.0
 
 
 class Trunk(nn.Module):
@@ -80,7 +82,7 @@ class Trunk(nn.Module):
             if index % self.every == 0:
                 adapter = self.face_adapter[index // self.every]
                 with self.on_device(adapter):
-                    x = x + adapter(x, branch.motion)
+                    x = torch.add(x, adapter(x, branch.motion), alpha=branch.face_strength)
         return self.norm(x.float())
 
 
@@ -191,9 +193,9 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
                 block.reshard()
         return keys
 
-    def embed_pose(self, pose_latents: Tensor) -> Tensor:
-        """(1, dim, T_lat, h/2, w/2) of pose latents (1, 16, T_lat, h, w)."""
-        return self.pose_patch_embedding(pose_latents)
+    def embed_pose(self, pose_latents: Tensor, strength: float = 1.0) -> Tensor:
+        """(1, dim, T_lat, h/2, w/2) of pose latents (1, 16, T_lat, h, w), times `strength`."""
+        return strength * self.pose_patch_embedding(pose_latents)
 
     def encode_face(self, face: np.ndarray, ranks: Ranks) -> Tensor:
         """Motion features (1, T_lat + 1, heads + 1, dim) of face frames (T, 512, 512, 3) uint8.

@@ -11,13 +11,15 @@ from wan_orchestration.settings.service import BatchSettings
 def nightly_batch(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
     """Requests runs for all jobs without an up-to-date video, the most urgent first, many in one launch."""
     try:
-        jobs, unusable = stale_jobs(context.instance)
+        jobs, unusable, waiting = stale_jobs(context.instance)
     except BadInput as error:
         return dg.SkipReason(str(error))
     for reason in unusable.values():
         context.log.warning(reason)
+    if waiting:
+        context.log.info(f"somebody must look at the clips of these jobs first: {', '.join(waiting)}")
     if not jobs:
-        return dg.SkipReason("all videos are up to date")
+        return dg.SkipReason("no other video is out of date" if waiting else "all videos are up to date")
     limit = validate(BatchSettings, {}).max_jobs_per_run
     runs = group(jobs, context.instance.get_dynamic_partitions("jobs"), limit)
     return [dg.RunRequest(tags=request_tags(run)) for run in runs]

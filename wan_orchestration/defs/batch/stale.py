@@ -1,8 +1,11 @@
 """The jobs whose video is missing or out of date."""
 
+from typing import NamedTuple
+
 import dagster as dg
 
 from wan_orchestration.defs.freshness import clips_are_fresh, latest_of_all, video_is_fresh
+from wan_orchestration.defs.jobs.review import waits_for_look
 from wan_orchestration.defs.jobs.run_requests import in_progress
 from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput
@@ -11,11 +14,17 @@ from wan_orchestration.settings.environment import environment
 from wan_orchestration.weights import hub
 
 
-def stale_jobs(instance: dg.DagsterInstance) -> tuple[list[JobVersion], dict[str, str]]:
-    """The jobs that need a video, the most urgent first, and by key the reasons why other jobs cannot be used.
+class StaleJobs(NamedTuple):
+    jobs: list[JobVersion]
+    """The jobs that need a video, the most urgent first."""
+    unusable: dict[str, str]
+    """By key, the reasons why other jobs cannot be used."""
+    waiting: list[str]
+    """The keys of jobs that need a video, but somebody must look at their clips first."""
 
-    Jobs with a queued or started run are left out. BadInput: there are no weights.
-    """
+
+def stale_jobs(instance: dg.DagsterInstance) -> StaleJobs:
+    """The jobs that need a video. Leaves out jobs with a queued or started run. BadInput: there are no weights."""
     env = environment()
     weights = hub.resolve(env, allow_download=False).fingerprint
     registered = instance.get_dynamic_partitions("jobs")
@@ -23,6 +32,7 @@ def stale_jobs(instance: dg.DagsterInstance) -> tuple[list[JobVersion], dict[str
     all_clips, all_videos = (latest_of_all(instance, asset) for asset in ("preprocessed_clips", "generated_video"))
     stale: list[JobVersion] = []
     unusable: dict[str, str] = {}
+    waiting: list[str] = []
     for key in registered:
         folder = env.jobs_root / key
         if key in busy or not folder.is_dir():
@@ -34,6 +44,10 @@ def stale_jobs(instance: dg.DagsterInstance) -> tuple[list[JobVersion], dict[str
             continue
         clips = all_clips.get(key, {})
         fresh = clips_are_fresh(clips, job) and video_is_fresh(all_videos.get(key, {}), job, clips, weights)
-        if not (fresh and (env.videos_root / key / "video.mp4").is_file()):
+        if fresh and (env.videos_root / key / "video.mp4").is_file():
+            continue
+        if waits_for_look(instance, job, clips):
+            waiting.append(key)
+        else:
             stale.append(job)
-    return sorted(stale, key=lambda job: job.urgency), unusable
+    return StaleJobs(sorted(stale, key=lambda job: job.urgency), unusable, waiting)

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from wan_orchestration.defs.failures import reason
-from wan_orchestration.defs.jobs.run_requests import JOB, UNFINISHED, jobs_of
+from wan_orchestration.defs.jobs.run_requests import JOB, UNFINISHED, jobs_of, makes_only_clips
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Result
@@ -42,7 +42,10 @@ that time multiplied by the number of devices; all are missing without a video."
 
 
 def rows(instance: dg.DagsterInstance) -> Iterator[dict[str, Any]]:
-    """Rows in the order of registration. States: queued, running, succeeded, failed, cancelled, waiting (never run)."""
+    """Rows in the order of registration.
+
+    States: queued, running, ready (its clips can be looked at), succeeded, failed, cancelled, waiting (never run).
+    """
     env, registered = environment(), instance.get_dynamic_partitions("jobs")
     last = _last_runs(instance, registered)
     for key in registered:
@@ -105,7 +108,7 @@ def _state(instance: dg.DagsterInstance, run: dg.DagsterRun | None, result: Resu
     if run.status == dg.DagsterRunStatus.CANCELED:
         return "cancelled"
     if run.status == dg.DagsterRunStatus.SUCCESS:
-        return "succeeded"
+        return "ready" if makes_only_clips(run) else "succeeded"
     # A failed run over several jobs may have made this one.
     made_by_it = result is not None and result.created_at.timestamp() >= (_created(instance, run) or 0)
     return "succeeded" if made_by_it else "failed"

@@ -1,15 +1,21 @@
 """Checks of a job's clips, in one pass over each."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from wan_orchestration.defs import asset_checks
 from wan_orchestration.defs.asset_checks import Results, at_least, at_most, quality
+from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.defs.resources import JobFolders
-from wan_orchestration.errors import validate
+from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.jobs.clips import Clips
+from wan_orchestration.jobs.folder import Job
 from wan_orchestration.settings.checks import CheckSettings
+
+if TYPE_CHECKING:
+    from wan_orchestration.quality.clips_quality import ClipsQuality
 
 CHECKS = {
     "skeleton": "Nearly every frame has a skeleton.",
@@ -25,30 +31,60 @@ CHECKS = {
 CLIPS = dg.AssetKey("preprocessed_clips")
 
 
-@dg.multi_asset_check(name="clips_checks", specs=asset_checks.specs(CLIPS, CHECKS))
+@dg.definitions
+def clips_checks_definitions() -> dg.Definitions:
+    specs = asset_checks.specs(CLIPS, CHECKS, blocking=_usually_blocking())
+    return dg.Definitions(asset_checks=[dg.multi_asset_check(name="clips_checks", specs=specs)(clips_checks)])
+
+
 def clips_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders) -> Iterator[dg.AssetCheckResult]:
-    """Checks a job's clips."""
-    key = context.partition_key
-    clips = job_folders.clips(key, job_folders.open(key).generate_settings().mode)
-    yield from asset_checks.of_step(CLIPS, inspect(clips), CHECKS)
+    """Checks a job's clips. The step fails if a check of WAN_CHECK_BLOCK fails that blocks the job."""
+    with failures_in_words(context):
+        job = job_folders.open(context.partition_key)
+        clips, limits = job_folders.clips(job.key, job.generate_settings().mode), job.check_settings()
+        results = inspect(clips, limits)
+    usual = _usually_blocking()
+    for name in usual - set(limits.block):
+        # Dagster would skip the generation although the job's own settings allow it.
+        results[name] = results[name]._replace(severity=dg.AssetCheckSeverity.WARN)
+    yield from asset_checks.of_step(CLIPS, results, CHECKS)
+    # Dagster would fail the step too, but its message only names the checks.
+    with failures_in_words(context):
+        require(job, clips, limits.model_copy(update={"block": [name for name in limits.block if name in usual]}))
 
 
-def evaluations(key: str, clips: Clips) -> Iterator[dg.AssetCheckEvaluation]:
+def _usually_blocking() -> set[str]:
+    """The checks that block jobs whose `job.yaml` does not say which. BadInput: a bad WAN_CHECK_BLOCK."""
+    return set(validate(CheckSettings, {}).block)
+
+
+def evaluations(job: Job, clips: Clips) -> Iterator[dg.AssetCheckEvaluation]:
     """Evaluations for clips that another asset's step has made. BadInput as for `inspect`."""
-    return asset_checks.of_partition(CLIPS, key, inspect(clips), CHECKS)
+    return asset_checks.of_partition(CLIPS, job.key, inspect(clips, job.check_settings()), CHECKS)
 
 
-def inspect(clips: Clips) -> Results:
-    """Measures clips, and compares the measures with the settings. BadInput: a clip cannot be decoded."""
-    from wan_orchestration.quality.clips_quality import measure_clips  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+def require(job: Job, clips: Clips, limits: CheckSettings) -> None:
+    """BadInput: the clips fail a check in `limits.block`, or cannot be decoded."""
+    from wan_orchestration.quality.clips_quality import quality_of, why_blocked  # noqa: PLC0415 (OpenCV, PyAV)
 
-    limits, measured, pose = validate(CheckSettings, {}), measure_clips(clips), clips.pose
-    lengths = {info.path.name: info.frames for info in clips.videos()}
+    if limits.block and (reason := why_blocked(quality_of(clips), limits, job.kind == "clips")):
+        raise BadInput(reason)
+
+
+def inspect(clips: Clips, limits: CheckSettings) -> Results:
+    """Measures clips, and compares the measures with the limits. BadInput: a clip cannot be decoded."""
+    from wan_orchestration.quality.clips_quality import quality_of  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+
+    return judge(quality_of(clips), limits)
+
+
+def judge(measured: "ClipsQuality", limits: CheckSettings) -> Results:
+    """Compares the measures of clips with the limits."""
     jump = "largest movement of the skeleton between two frames, in frame heights"
     if measured.jump_frame is not None:
         jump += f", at frame {measured.jump_frame}"
     ready = "ready clips come without confidences"
-    return {
+    results = {
         "skeleton": at_least(round(measured.skeleton, 4), limits.skeleton, "share of frames with a skeleton"),
         "face": at_least(round(measured.face, 4), limits.face, "share of frames with a face"),
         "confidence": at_least(measured.confidence, limits.confidence, "mean confidence of the joints", ready),
@@ -56,15 +92,16 @@ def inspect(clips: Clips) -> Results:
         "mask": at_most(
             measured.empty_masks, limits.empty_masks, "share of frames with an empty mask", "no mask is used"
         ),
-        "resolution": at_least(min(pose.width, pose.height), limits.least_side, "shorter side, px"),
+        "resolution": at_least(min(measured.width, measured.height), limits.least_side, "shorter side, px"),
         "rate": quality(
-            limits.least_fps <= pose.fps <= limits.most_fps,
-            f"{float(pose.fps):g} frames per second, expected {limits.least_fps:g} to {limits.most_fps:g}",
-            {"fps": float(pose.fps)},
+            limits.least_fps <= measured.fps <= limits.most_fps,
+            f"{measured.fps:g} frames per second, expected {limits.least_fps:g} to {limits.most_fps:g}",
+            {"fps": measured.fps},
         ),
         "same_length": quality(
-            len(set(lengths.values())) == 1,
-            ", ".join(f"{name} has {frames} frames" for name, frames in lengths.items()),
-            {"frames": pose.frames},
+            len(set(measured.frames.values())) == 1,
+            ", ".join(f"{name} has {frames} frames" for name, frames in measured.frames.items()),
+            {"frames": measured.frames["src_pose.mp4"]},
         ),
     }
+    return asset_checks.with_severity(results, limits)

@@ -5,8 +5,8 @@ from typing import Any
 
 import dagster as dg
 
-from wan_orchestration.defs.metadata import picture
-from wan_orchestration.jobs.clips import Clips
+from wan_orchestration.defs.metadata import animation, picture
+from wan_orchestration.jobs.clips import OVERLAY, Clips
 from wan_orchestration.protocol.messages import Notice, PreprocessResult
 
 
@@ -35,9 +35,17 @@ def placed_metadata(clips: Clips) -> dict[str, Any]:
 
 
 def preprocessed_metadata(clips: Clips, result: PreprocessResult) -> dict[str, Any]:
-    """Properties of clips that were made, and how they were made."""
+    """Properties of clips that were made, and how they were made. BadInput: the overlay cannot be decoded."""
+    from wan_orchestration.quality.thumbnails import overlay_preview  # noqa: PLC0415 (OpenCV, PyAV: only a run needs them)
+
     return clips_metadata(clips) | {
         "contact_sheet": picture(result.contact_sheet, "contact sheet"),
+        **{
+            f"contact_sheet_{number}": picture(one.contact_sheet, "contact sheet")
+            for number, one in enumerate(result.characters, 2)
+        },
+        **({"characters": 1 + len(result.characters)} if result.characters else {}),
+        "overlay": animation(overlay_preview(clips.folder / OVERLAY), "overlay"),
         "estimator": result.estimator,
         "retarget": result.retarget,
         **({"masks": result.masks} if result.masks else {}),

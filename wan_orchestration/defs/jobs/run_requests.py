@@ -1,4 +1,4 @@
-"""Runs that make videos: their Dagster job, their tags, and which jobs share one."""
+"""Runs that make videos or only clips: their Dagster jobs, their tags, and which jobs share one."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +12,15 @@ make_videos = dg.define_asset_job(
     selection=dg.AssetSelection.assets("weight_snapshot", "generated_video").without_checks(),
     description="The videos of one job or of several in one launch, and what they need: weights, clips.",
 )
+
+make_clips = dg.define_asset_job(
+    "make_clips",
+    # preprocessed_clips checks the clips itself in such a run.
+    selection=dg.AssetSelection.assets("weight_snapshot", "preprocessed_clips").without_checks(),
+    description="The clips of one job, for somebody to look at. Materialize generated_video to make the video of them.",
+)
+
+CLIPS, VIDEO = dg.AssetKey("preprocessed_clips"), dg.AssetKey("generated_video")
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 PRIORITY = "dagster/priority"
@@ -40,6 +49,15 @@ def run_tags(jobs: Sequence[JobVersion]) -> dict[str, str]:
         "mode": ", ".join(sorted({job.mode for job in jobs})),
         PRIORITY: str(max(job.priority for job in jobs)),
     }
+
+
+def makes_videos(run: dg.DagsterRun) -> bool:
+    return run.job_name == make_videos.name or VIDEO in (run.asset_selection or ())
+
+
+def makes_only_clips(run: dg.DagsterRun) -> bool:
+    """Whether a run makes clips and stops, so that the job is then ready for somebody to look at."""
+    return run.job_name == make_clips.name or (CLIPS in (run.asset_selection or ()) and not makes_videos(run))
 
 
 def partition_tags(keys: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,15 @@ import dagster as dg
 from wan_orchestration.defs.jobs.assets import observe, rejected
 from wan_orchestration.defs.jobs.cursor import DropFolderCursor, KnownFolder
 from wan_orchestration.defs.jobs.loose_files import loose_files
-from wan_orchestration.defs.jobs.run_requests import already_run, group, in_progress, make_videos, request_tags
+from wan_orchestration.defs.jobs.review import REVIEW, WANTED
+from wan_orchestration.defs.jobs.run_requests import (
+    already_run,
+    group,
+    in_progress,
+    make_clips,
+    make_videos,
+    request_tags,
+)
 from wan_orchestration.defs.jobs.scan import FolderState, scan
 from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.defs.partitions import jobs, without_output
@@ -63,7 +71,7 @@ class RunsToStart:
 @dg.definitions
 def drop_folder_sensor() -> dg.Definitions:
     sensor = dg.sensor(
-        job=make_videos,
+        jobs=[make_videos, make_clips],
         # The daemon looks every 5 s. Without a second less, it would find every other tick some milliseconds too early.
         minimum_interval_seconds=max(validate(DropSettings, {}).interval_seconds - 1, 1),
         default_status=dg.DefaultSensorStatus.RUNNING,
@@ -73,6 +81,8 @@ def drop_folder_sensor() -> dg.Definitions:
 
 def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Makes each complete job folder a partition and starts a run for it, and another when its content changes.
+
+    The run of a job with `review: true` only makes the clips, for somebody to look at.
 
     Lists folders that cannot be used, and files beside them, in the tick's message and in `rejected_folders`.
     Removes the partition of a folder that is gone, unless there is output for it.
@@ -104,7 +114,7 @@ def drop_folder(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.Ski
     context.log.info(text)
     changes = jobs.build_delete_request(gone), jobs.build_add_request(new)
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(tags=request_tags(run)) for run in starts.runs],
+        run_requests=[_request(run) for run in starts.runs],
         dynamic_partitions_requests=[change for change in changes if change.partition_keys],
         asset_events=[*reading.observations, *([rejected(reasons)] if table_hash != (context.cursor or "") else [])],
         cursor=table_hash,
@@ -163,14 +173,27 @@ def _not_run(instance: dg.DagsterInstance, usable: Sequence[JobVersion], cursor:
 def _runs_to_start(
     waiting: list[JobVersion], busy: set[str], partitions: Sequence[str], settings: DropSettings
 ) -> RunsToStart:
-    """Groups waiting jobs into runs, within a tick's limits. A job with an unfinished run keeps waiting."""
+    """Groups waiting jobs into runs, within a tick's limits. A job with an unfinished run keeps waiting.
+
+    Each job with `review` gets a run of its own, because a run makes the clips of one job.
+    """
     obstacle = _obstacle(settings) if waiting else None
     if obstacle:
         return RunsToStart(waiting, [], obstacle)
-    runs = group((job for job in waiting if job.key not in busy), partitions, settings.max_jobs_per_run)
+    free = [job for job in waiting if job.key not in busy]
+    runs = group((job for job in free if not job.review), partitions, settings.max_jobs_per_run)
+    runs += group((job for job in free if job.review), partitions, 1)
+    runs.sort(key=lambda run: min(job.urgency for job in run))
     sums = accumulate(map(len, runs))
     few = [run for run, total in zip(runs, sums, strict=True) if total <= STARTED] or runs[:1]
     return RunsToStart(waiting, few[: settings.max_runs_per_tick], None)
+
+
+def _request(run: Sequence[JobVersion]) -> dg.RunRequest:
+    """The request for a run, which makes videos, or the clips of one job with `review`."""
+    if run[0].review:
+        return dg.RunRequest(job_name=make_clips.name, tags={**request_tags(run), REVIEW: WANTED})
+    return dg.RunRequest(job_name=make_videos.name, tags=request_tags(run))
 
 
 def _obstacle(settings: DropSettings) -> str | None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from wan_orchestration.jobs.folder import Job, JobFile
 from wan_orchestration.settings.checks import decisive
 from wan_orchestration.settings.generate import Mode
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class JobVersion:
     """Data version of `job_inputs`: the files, and how they are preprocessed."""
     settings: str
     """Data version of `job_settings`: the settings that decide how the video looks."""
+    review: bool = False
+    """Whether somebody wants to look at the clips before the video is made."""
 
     @classmethod
     def of(cls, job: Job, fingerprint: str | None = None) -> "JobVersion":
@@ -36,8 +39,9 @@ class JobVersion:
             mode=generate.mode,
             priority=job.file.priority,
             content=_hash([fingerprint, _file_content(job.file)])[:16],
-            inputs=_hash([fingerprint, dumped(job.preprocess_settings())]),
+            inputs=_hash([fingerprint, *map(_preprocess_content, job.all_preprocess_settings())]),
             settings=_hash(decisive(generate, job.check_settings())),
+            review=job.file.review,
         )
 
     @property
@@ -50,6 +54,11 @@ def _file_content(file: JobFile) -> dict[str, Any]:
     """Fields of version 0.1, and later ones that are given: so a new version of this program runs no job again."""
     later = file.model_dump(mode="json", exclude={"mode", "priority", "preprocess", "generate"}, exclude_defaults=True)
     return file.model_dump(mode="json", include={"mode", "preprocess", "generate"}) | later
+
+
+def _preprocess_content(settings: PreprocessSettings) -> dict[str, Any]:
+    """As `dumped`, without fields of later versions that are not given: so a new version makes no clips again."""
+    return {name: value for name, value in dumped(settings).items() if name != "mask_hints" or value}
 
 
 def dumped(settings: BaseModel) -> dict[str, Any]:

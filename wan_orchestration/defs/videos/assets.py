@@ -10,7 +10,7 @@ import dagster as dg
 
 from wan_orchestration.defs import worker_retries
 from wan_orchestration.defs.clips import checks as clips_checks
-from wan_orchestration.defs.clips.assets import make_clips, preprocessed_clips
+from wan_orchestration.defs.clips.assets import make_clips, preprocessed_clips, report_checks
 from wan_orchestration.defs.config import GenerateConfig
 from wan_orchestration.defs.failures import failures_in_words
 from wan_orchestration.defs.freshness import (
@@ -54,7 +54,7 @@ def generated_video(
 
     Settings come from the launchpad, else from `job.yaml`, else from `WAN_DEFAULT_*`, else from the defaults.
 
-    Makes clips that are missing or out of date first.
+    Makes clips that are missing or out of date first. A job whose clips fail a check that blocks it is not generated.
 
     A run over several jobs loads the model once and makes the videos in the order of their priority. It records each
     video as soon as it is finished; a job that fails does not stop the others.
@@ -67,9 +67,11 @@ def generated_video(
         with _recorded(context, failures, job.key):
             settings = job.generate_settings(**config.given())  # fails before clips are made
             yield from _up_to_date_clips(context, launcher, job_folders, job, snapshot)
+            clips = job_folders.clips(job.key, settings.mode, settings.refert_num)
+            clips_checks.require(job, clips, job.check_settings())
             task = Task(
                 job_id=job.key,
-                clips=job_folders.clips(job.key, settings.mode, settings.refert_num),
+                clips=clips,
                 output=environment().videos_root / job.key,
                 settings=settings,
                 created_at=datetime.now(UTC),
@@ -147,13 +149,7 @@ def _up_to_date_clips(
         metadata=metadata,
         tags=clips_tags(context.instance, version, clips.version, snapshot.fingerprint),
     )
-    for evaluation in clips_checks.evaluations(job.key, clips):
-        # Not yielded, because the run has not selected these checks. Reported under the run's id, because Dagster keeps
-        # one evaluation of a check for each run.
-        event = dg.DagsterEvent(
-            dg.DagsterEventType.ASSET_CHECK_EVALUATION.value, context.run.job_name, event_specific_data=evaluation
-        )
-        context.instance.report_dagster_event(event, context.run.run_id)
+    report_checks(context, job, clips)
 
 
 def _finished(
@@ -171,7 +167,7 @@ def _finished(
         metadata=video_metadata(result),
         tags=video_tags(context.instance, job_folders.version(task.job_id), version, clips, snapshot.fingerprint),
     )
-    yield from checks.evaluations(task.job_id, task.clips.pose, result)
+    yield from checks.evaluations(job_folders.open(task.job_id), task.clips.pose, result)
 
 
 def video_version(task: Task, snapshot: Snapshot) -> str:

@@ -8,7 +8,8 @@ import dagster as dg
 from wan_orchestration.defs import asset_checks
 from wan_orchestration.defs.asset_checks import Results, at_least, at_most, integrity, quality
 from wan_orchestration.defs.resources import JobFolders
-from wan_orchestration.errors import BadInput, validate
+from wan_orchestration.errors import BadInput
+from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Result
 from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.settings.environment import environment
@@ -43,19 +44,21 @@ def video_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
     folder = environment().videos_root / key
     result = Result.read(folder / "result.json")
     mode = result.settings.mode if result and result.settings else job_folders.open(key).generate_settings().mode
-    results = inspect(folder / "video.mp4", job_folders.clips(key, mode).pose) | judge(result)
+    limits = job_folders.open(key).check_settings()
+    results = inspect(folder / "video.mp4", job_folders.clips(key, mode).pose) | judge(result, limits)
     yield from asset_checks.of_step(VIDEO, results, CHECKS)
 
 
-def evaluations(key: str, pose: VideoInfo, result: Result) -> Iterator[dg.AssetCheckEvaluation]:
+def evaluations(job: Job, pose: VideoInfo, result: Result) -> Iterator[dg.AssetCheckEvaluation]:
     """The checks of a video that was just made. `pose` is the pose clip."""
-    results = inspect(environment().videos_root / key / "video.mp4", pose) | judge(result)
-    return asset_checks.of_partition(VIDEO, key, results, CHECKS)
+    video = environment().videos_root / job.key / "video.mp4"
+    results = inspect(video, pose) | judge(result, job.check_settings())
+    return asset_checks.of_partition(VIDEO, job.key, results, CHECKS)
 
 
-def judge(result: Result | None) -> Results:
-    """Compares the measures in a result with the settings."""
-    limits, measured = validate(CheckSettings, {}), result and result.quality
+def judge(result: Result | None, limits: CheckSettings) -> Results:
+    """Compares the measures in a result with the limits."""
+    measured = result and result.quality
     finite = integrity(
         result is not None and result.finite is True,
         "result.json is missing or cannot be read"
@@ -63,13 +66,13 @@ def judge(result: Result | None) -> Results:
         else "the model computed NaN or infinity; the frames that held them are black",
     )
     if result is None or measured is None:
-        return {"finite": finite} | {name: quality(True, "not measured: see the run's log") for name in MEASURED}
+        unknown = {name: quality(True, "not measured: see the run's log") for name in MEASURED}
+        return {"finite": finite} | asset_checks.with_severity(unknown, limits)
     frozen, reasons = measured.frozen_frames / (result.fps or 1), measured.not_measured
     seam = "largest change between two segments, against those inside segments"
     if measured.seam_frame is not None:
         seam += f", at frame {measured.seam_frame}"
-    return {
-        "finite": finite,
+    results = {
         "not_frozen": at_most(round(frozen, 3), limits.frozen_seconds, "seconds that stand still while the pose moves"),
         "colour_drift": at_most(
             max(measured.colour_drift, default=0.0),
@@ -87,6 +90,7 @@ def judge(result: Result | None) -> Results:
             measured.identity, limits.identity, "likeness of the person and the picture", reasons.get("identity", "")
         ),
     }
+    return {"finite": finite} | asset_checks.with_severity(results, limits)
 
 
 def inspect(file: Path, pose: VideoInfo) -> Results:

@@ -16,7 +16,7 @@ def video_metadata(result: Result) -> dict[str, Any]:
     video, quality, segments = result.video_path, result.quality, result.made_segments
     preview = video and video.with_name("preview.webp")
     metadata = {
-        "preview": animation(preview) if preview and preview.is_file() else None,
+        "preview": animation(preview.read_bytes()) if preview and preview.is_file() else None,
         "poster": poster(video.with_name("poster.jpg")) if video else None,
         "play": video and dg.MetadataValue.url(f"{api_url()}/animate/jobs/{result.job_id}/media"),
         "video": video,
@@ -53,6 +53,8 @@ def video_metadata(result: Result) -> dict[str, Any]:
 def segments_table(result: Result) -> dg.TableMetadataValue:
     """A row for each take of each segment; one row for a segment of a version that did not measure them."""
     drift = result.quality.colour_drift if result.quality else []
+    # Of several characters, only the segments of the last one are in the video.
+    unseen = len(result.made_segments) - len(drift)
     columns = {
         "segment": "int",
         "take": "int",
@@ -76,7 +78,7 @@ def segments_table(result: Result) -> dg.TableMetadataValue:
             "frames": segment.frames,
             "seconds": round(segment.seconds, 2),
             "seconds_per_step": round(segment.seconds_per_step, 3),
-            "colour_drift": drift[number - 1] if drift else None,
+            "colour_drift": drift[number - 1 - unseen] if drift and number > unseen else None,
         }
         rows += [whole | _of_take(take) for take in segment.takes] or [whole]
     schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()])

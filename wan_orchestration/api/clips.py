@@ -1,0 +1,143 @@
+"""A job's clips as clients see them: what was found in the driving video, checks, files that browsers can play."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from wan_orchestration.api.estimate import estimate
+from wan_orchestration.api.models import ClipsCheck, ClipsInfo, ClipsLinks, Estimate, Status
+from wan_orchestration.api.playable import playable
+from wan_orchestration.api.problems import Problem
+from wan_orchestration.defs.clips.checks import judge
+from wan_orchestration.jobs.clips import CLIPS as CLIP_FILES
+from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, REPLACEMENT_CLIPS, TIMELINE
+from wan_orchestration.jobs.folder import Job
+from wan_orchestration.protocol.messages import Look, PreprocessResult
+from wan_orchestration.quality.clips_quality import ClipsQuality, why_blocked
+from wan_orchestration.settings.environment import Environment
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.video.reader import probe
+
+M = TypeVar("M", bound=BaseModel)
+
+ClipsFile = Literal["overlay", "pose", "face", "mask", "background", "people", "timeline", "contact_sheet"]
+
+FILES: dict[ClipsFile, str] = {
+    "overlay": OVERLAY,
+    "pose": CLIP_FILES["src_pose"],
+    "face": CLIP_FILES["src_face"],
+    "mask": REPLACEMENT_CLIPS["src_mask"],
+    "background": REPLACEMENT_CLIPS["src_bg"],
+    "people": PEOPLE,
+    "timeline": TIMELINE,
+    "contact_sheet": "contact_sheet.jpg",
+}
+
+
+@dataclass(frozen=True)
+class ClipsFolder:
+    """The folder of a job's clips, or of the preview of clips that are being made."""
+
+    path: Path
+    preview: bool
+    copies: Path
+    """Folder for copies of clips that browsers cannot play."""
+    version: int
+    """Changes when other clips are there."""
+
+    @classmethod
+    def find(cls, env: Environment, key: str, status: Status) -> "ClipsFolder | None":
+        """The newest; None if there are no clips. A preview counts only while its run has not ended."""
+        copies, previews = converted_folders(env, key)
+        places = [(env.clips_root / key, False, copies)]
+        if status in ("queued", "running"):
+            places.insert(0, (env.previews_root / key, True, previews))
+        for path, preview, copies in places:
+            # The folder may be replaced at any time.
+            with suppress(OSError):
+                return cls(path, preview, copies, version=(path / FILES["pose"]).lstat().st_mtime_ns // 1000)
+        return None
+
+    def file(self, name: ClipsFile) -> Path | None:
+        """A file by its name for clients; None if there is none. Follows no symbolic link."""
+        path = self.path / FILES[name]
+        return path if path.is_file() and not path.is_symlink() and not self.path.is_symlink() else None
+
+    def for_browsers(self, name: ClipsFile) -> Path | None:
+        """The same, in a format that browsers show. BadInput: it cannot be decoded."""
+        path = self.file(name)
+        return playable(path, self.copies / path.name) if path and path.suffix == ".mp4" else path
+
+
+def converted_folders(env: Environment, key: str) -> tuple[Path, Path]:
+    """Folders for copies of a job's clips, and of its preview, that browsers can play."""
+    folder = env.data_root / "playable"
+    return folder / f"{key}.clips", folder / f"{key}.clips-preview"
+
+
+def clips_link(env: Environment, key: str, status: Status, path: str) -> str | None:
+    """The path of a job's clips with their version; None if there are none."""
+    folder = ClipsFolder.find(env, key, status)
+    return f"{path}?v={folder.version}" if folder else None
+
+
+def find_clips(env: Environment, key: str, status: Status) -> ClipsFolder:
+    """Problem 404: there are no clips."""
+    folder = ClipsFolder.find(env, key, status)
+    if folder is None:
+        raise Problem(404, f"job {key} has no clips")
+    return folder
+
+
+def clips_info(env: Environment, job: Job, folder: ClipsFolder, settings: GenerateSettings, path: str) -> ClipsInfo:
+    """Describes the clips in a folder. `settings` are those of the video, `path` is that of the clips in the API."""
+    made = _read(PreprocessResult, folder.path / "preprocess.json")
+    clip = made or probe(folder.path / FILES["pose"])
+    if folder.preview:
+        expected = Estimate(seconds=None, price=None, basis="known when all clips are made")
+    else:
+        characters = 1 + len(made.characters) if made else 1
+        expected = estimate(env, settings, clip.frames, clip.width * clip.height, characters)
+    return ClipsInfo(
+        preview=folder.preview,
+        mode=made.mode if made else settings.mode,
+        frames=clip.frames,
+        fps=float(clip.fps),
+        width=clip.width,
+        height=clip.height,
+        look=_read(Look, folder.path / LOOK),
+        estimator=made and made.estimator,
+        retarget=made and made.retarget,
+        masks=made and made.masks,
+        settings=made and made.settings.model_dump(mode="json"),
+        checks=_checks(job, folder),
+        blocked=blocked(job, folder),
+        estimate=expected,
+        links=ClipsLinks(**{name: f"{path}/{name}?v={folder.version}" for name in FILES if folder.file(name)}),
+    )
+
+
+def blocked(job: Job, folder: ClipsFolder) -> str | None:
+    """Why no video is made of the clips, and what to change; None if nothing prevents it. BadInput."""
+    measured = ClipsQuality.read(folder.path)
+    return measured and why_blocked(measured, job.check_settings(), ready_clips=job.kind == "clips")
+
+
+def _checks(job: Job, folder: ClipsFolder) -> list[ClipsCheck]:
+    """The results of the checks; none if the clips were not measured, as those of a preview."""
+    measured, limits = ClipsQuality.read(folder.path), job.check_settings()
+    return [
+        ClipsCheck(name=name, passed=result.passed, text=result.description or "", blocks=name in limits.block)
+        for name, result in (judge(measured, limits).items() if measured else ())
+    ]
+
+
+def _read(model: type[M], file: Path) -> M | None:
+    """The content of a JSON file; None if it is missing, a link or cannot be read."""
+    try:
+        return None if file.is_symlink() else model.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wan_orchestration.animate.animator import Animator, SegmentInput
-from wan_orchestration.animate.colours import Colours, colours_of, matched
+from wan_orchestration.animate.colours import Colours, colours_of, continued, matched
 from wan_orchestration.animate.device import pick_device, use_tf32
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory import quantize
@@ -194,6 +194,9 @@ class SegmentMaker:
             with self.stopwatch.during("decoding"):
                 colours = colours or colours_of(video)
                 video = matched(video, colours) if index else video
+        if settings.color_match == "auto" and before:
+            with self.stopwatch.during("decoding"):
+                video = continued(video, before.guide)
         guide = video[:, -settings.refert_num :].cpu()
         repeated = settings.refert_num if index else 0
         return video[:, repeated : plan.task.clips.pose.frames - index * settings.stride], Kept(guide, colours)

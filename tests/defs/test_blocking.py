@@ -91,7 +91,7 @@ def test_dagster_blocks_by_the_environment(faceless, instance, data_root, monkey
     faceless("a")
     faceless("b", yaml="checks: {block: []}")
     instance.add_dynamic_partitions("jobs", ["a", "b"])
-    (checks,) = clips_checks_definitions().asset_checks or ()
+    [checks] = list(clips_checks_definitions().asset_checks or [])
     blocking = {spec.name for spec in checks.check_specs if spec.blocking}
     assert blocking == {"face"}
 

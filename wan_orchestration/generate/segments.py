@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wan_orchestration.animate.animator import Animator, SegmentInput
+from wan_orchestration.animate.background import keep_background
 from wan_orchestration.animate.colours import Colours, colours_of, matched
 from wan_orchestration.animate.device import pick_device, use_tf32
 from wan_orchestration.animate.lora import Lora
@@ -139,7 +140,8 @@ class SegmentMaker:
             for index in range(plan.first, plan.count):
                 report = partial(self._report, on_step, index)
                 report(0)
-                conditions = animator.condition(coming.result(), guiding)
+                inputs = coming.result()
+                conditions = animator.condition(inputs, guiding)
                 # Not earlier, so that only one segment's inputs are in memory at a time.
                 coming = start_reading(index + 1) if index + 1 < plan.count else Future()
                 video = animator.animate(conditions, report)
@@ -150,6 +152,10 @@ class SegmentMaker:
                     with self.stopwatch.during("decoding"):
                         colours = colours or colours_of(video)
                         video = matched(video, colours) if index else video
+                if plan.pass_number and inputs.background is not None and inputs.mask is not None:
+                    with self.stopwatch.during("decoding"):
+                        video = keep_background(video, inputs.background, inputs.mask)
+                del inputs
                 guiding = video[:, -settings.refert_num :].cpu()
                 repeated = settings.refert_num if index else 0
                 video = video[:, repeated : pose.frames - index * settings.stride]

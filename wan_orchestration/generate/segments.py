@@ -199,7 +199,8 @@ class SegmentMaker:
             with self.stopwatch.during("decoding"):
                 colours = colours or colours_of(video)
                 video = matched(video, colours) if index else video
-        if settings.color_match == "auto" and before:
+        # In replace mode the background clip holds the colours: only the repeated frames are decoded a second time.
+        if settings.color_match == "auto" and settings.mode == "animate" and before:
             with self.stopwatch.during("decoding"):
                 video = continued(video, before.guide)
         if inputs and inputs.background is not None and inputs.mask is not None:

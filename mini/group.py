@@ -55,8 +55,8 @@ class Group:
         return [one.driving.pose(t, (self.size[0] * scale, self.size[1] * scale)) for one in self.scenes]
 
 
-def two_figures(seed: int, frames: int, crossing: bool = False, size: tuple[int, int] = (256, 128)) -> Group:
-    """Two random figures side by side: the first on the left, the second, who is smaller, on the right.
+def two_figures(seed: int, frames: int, crossing: bool = False, size: tuple[int, int] = (128, 128)) -> Group:
+    """Two random figures side by side, their arms low: the first on the left, the second, a smaller one, on the right.
 
     With `crossing`, they change sides, and the second passes in front of the first.
     """
@@ -66,8 +66,8 @@ def two_figures(seed: int, frames: int, crossing: bool = False, size: tuple[int,
         aside = aside * np.linspace(1, -1, frames)
     scenes = []
     for side in (-1, 1):
-        build, act = replace(Build.draw(rng), zoom=0.94 - 0.06 * side), perform(rng, frames)
-        act = replace(act, hips=act.hips + np.stack([side * aside, np.zeros(frames)], 1))
+        build, act = replace(Build.draw(rng), zoom=0.95 - 0.05 * side), perform(rng, frames)
+        act = replace(act, hips=act.hips + np.stack([side * aside, np.zeros(frames)], 1), arms=act.arms / 2)
         standing = Figure(replace(build, zoom=1.0), stand(rng))
         scenes.append(Scene(Figure(build, act), Look.draw(rng), standing, Look.draw(rng), size))
     return Group(tuple(scenes))

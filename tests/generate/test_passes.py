@@ -60,10 +60,10 @@ def segments(monkeypatch):
         made.append([segment])
         return stock(self, segment, guide)
 
-    def animate(self, conditions, on_step, stock=Animator.animate):
+    def animate(self, *arguments, stock=Animator.animate):
         if len(made) == segments.fails:
             raise RuntimeError("stopped")
-        made[-1].append(stock(self, conditions, on_step))
+        made[-1].append(stock(self, *arguments))
         return made[-1][1]
 
     segments = type("Segments", (), {"made": made, "fails": 0})()
@@ -85,6 +85,7 @@ def frames_of(path):
 
 def test_the_second_character_is_put_into_the_first_ones_video(tiny_snapshot, make_task, segments):
     task = make_task(9)
+    task = task.model_copy(update={"save_frames": task.output.with_name("exact.npz")})
     result, recorder = run(tiny_snapshot, task)
     assert (result.error, result.segments, result.frames) == (None, 4, 9)
     assert [one.character for one in result.made_segments] == [1, 1, 2, 2]
@@ -98,10 +99,14 @@ def test_the_second_character_is_put_into_the_first_ones_video(tiny_snapshot, ma
     assert probe(task.output / "video.mp4").frames == 9
 
     (first, video), *_ = segments.made
-    (second, _) = segments.made[2]
+    (second, after) = segments.made[2]
     before = ((video.permute(1, 2, 3, 0) + 1) * 127.5).round().numpy().astype(np.uint8)
     known = second.mask[..., :1] == 0
     assert np.array_equal(second.background, before * known), "exactly the frames of the first pass"
+    exact = np.load(task.save_frames)["frames"].transpose(1, 2, 3, 0)[:5]
+    kept, generated = before[:, :, :50] / 127.5 - 1, after.permute(1, 2, 3, 0).numpy()[:, :, :50]
+    assert np.abs(generated - kept).max() > 0.1, "the model changes the background"
+    assert np.abs(exact[:, :, :50] - kept).max() < 1e-5, "but the video keeps it"
     assert np.array_equal(first.background, frames_of(task.clips.background.path)[:5])
 
 

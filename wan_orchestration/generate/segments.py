@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from wan_orchestration.animate.animator import Animator, SegmentInput
-from wan_orchestration.animate.colours import Colours, colours_of, matched
+from wan_orchestration.animate.background import keep_background
+from wan_orchestration.animate.colours import Colours, colours_of, continued, matched
 from wan_orchestration.animate.device import pick_device, use_tf32
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory import quantize
@@ -162,19 +163,21 @@ class SegmentMaker:
         with _input_reader(plan) as start_reading:
             coming = start_reading(plan.first)
             for index in range(plan.first, plan.count):
-                conditions, decided = None, None
+                inputs, conditions, decided = None, None, None
                 for take in count(plan.first_take if index == plan.first else 0):
                     report = partial(self._report, on_step, index, take)
                     report(0)
                     if conditions is None:
-                        conditions = animator.condition(coming.result(), kept and kept.guide)
+                        inputs = coming.result()
+                        conditions = animator.condition(inputs, kept and kept.guide)
+                        inputs = inputs if plan.pass_number else None  # frees memory
                         # Not earlier, so that only one segment's inputs are in memory at a time.
                         coming = start_reading(index + 1) if index + 1 < plan.count else Future()
                     seed = seed_of(settings.seed, index, take)
                     video = animator.animate(conditions, report, seed if take else None)
                     compilation = animator.compilation
                     self.execution = replace(execution, compiled=compilation.compiled, compile_error=compilation.error)
-                    video, own = self._finish(plan, index, video, kept)
+                    video, own = self._finish(plan, index, video, kept, inputs)
                     now = self.stopwatch.read()
                     facts, before = _facts(plan, video.shape[1], since(now, before)), now
                     decided = self._decide(plan, Segment(index, take, seed, video, own, facts), receive)
@@ -183,10 +186,12 @@ class SegmentMaker:
                         break
                 kept = decided
 
-    def _finish(self, plan: Plan, index: int, video: Tensor, before: Kept | None) -> tuple[Tensor, Kept]:
+    def _finish(
+        self, plan: Plan, index: int, video: Tensor, before: Kept | None, inputs: SegmentInput | None
+    ) -> tuple[Tensor, Kept]:
         """Match a take's colours, and cut off the frames that the video has already or does not need.
 
-        Returns the new frames, and what the next segment builds on if this take is kept.
+        With the `inputs`, the video keeps the background. Returns the new frames, and what the next segment builds on if this take is kept.
         """
         settings = plan.task.settings
         colours = before and before.colours
@@ -194,6 +199,13 @@ class SegmentMaker:
             with self.stopwatch.during("decoding"):
                 colours = colours or colours_of(video)
                 video = matched(video, colours) if index else video
+        # In replace mode the background clip holds the colours: only the repeated frames are decoded a second time.
+        if settings.color_match == "auto" and settings.mode == "animate" and before:
+            with self.stopwatch.during("decoding"):
+                video = continued(video, before.guide)
+        if inputs and inputs.background is not None and inputs.mask is not None:
+            with self.stopwatch.during("decoding"):
+                video = keep_background(video, inputs.background, inputs.mask)
         guide = video[:, -settings.refert_num :].cpu()
         repeated = settings.refert_num if index else 0
         return video[:, repeated : plan.task.clips.pose.frames - index * settings.stride], Kept(guide, colours)

@@ -165,7 +165,10 @@ def _meter(plan: Plan, maker: SegmentMaker, networks: Networks) -> SegmentMeter:
         return Likeness(models.image_encoder(), device, reference)
 
     return SegmentMeter(
-        plan.task.clips, lambda: local_estimator(plan.snapshot.path, models_root, networks), open_likeness
+        plan.task.clips,
+        lambda: local_estimator(plan.snapshot.path, models_root, networks),
+        open_likeness,
+        several=plan.passes > 1,
     )
 
 

@@ -36,12 +36,18 @@ class SegmentMeter:
         clips: of the task.
         open_estimator: opens an estimator for the pose; raises BadInput if none is available.
         open_likeness: opens the measure of identity.
+        several: whether the video shows other people too.
     """
 
     def __init__(
-        self, clips: Clips, open_estimator: Callable[[], Estimator], open_likeness: OpenLikeness | None
+        self,
+        clips: Clips,
+        open_estimator: Callable[[], Estimator],
+        open_likeness: OpenLikeness | None,
+        several: bool = False,
     ) -> None:
-        self.clips, self._open_estimator, self._open_likeness = clips, open_estimator, open_likeness
+        self.clips, self.several = clips, several
+        self._open_estimator, self._open_likeness = open_estimator, open_likeness
         self._reference = read_image(clips.reference)
         self._likeness: Callable[[list[np.ndarray]], float] | None = None
         self._joints: np.ndarray | None = None
@@ -84,7 +90,7 @@ class SegmentMeter:
             measures.identity = round(self._likeness(subjects), 4)
         if estimator and self._joints is not None:
             samples = {start + index: frames[index] for index in sorted(posed)}
-            measures.pose_similarity = followed(samples, self._joints, estimator)
+            measures.pose_similarity = followed(samples, self._joints, estimator, self.several)
         elif self._no_pose:
             measures.not_measured["pose_similarity"] = self._no_pose
         return measures

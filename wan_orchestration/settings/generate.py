@@ -131,10 +131,11 @@ class GenerateSettings(BaseModel):
         "those of each field; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: "
         "6 steps without such a LoRA, for a first look. All but exact set trim_last_clip.",
     )
-    color_match: Literal["off", "lab"] = Field(
+    color_match: Literal["off", "auto", "lab"] = Field(
         default="off",
-        description="lab: give each segment the means and standard deviations of L, a and b of the first segment, "
-        "against colour drift in long videos.",
+        description="Against colour drift in long videos. auto: compare the frames that a segment repeats with the "
+        "segment before, and correct the whole segment if their colours differ (in animate mode); lab: give each "
+        "segment the means and standard deviations of L, a and b of the first segment.",
     )
     retakes: int = Field(
         default=0,
@@ -167,8 +168,8 @@ class GenerateSettings(BaseModel):
         """The settings that decide what a video shows, as JSON.
 
         A setting is included if it changes what is computed, or the precision. It is left out if it has no effect
-        (guidance that is off, 0 retakes), or if it changes only the order or the place of the computation (attention
-        kernel, compilation, device, placement), which changes a video by rounding only. Two values of such settings are
+        (guidance that is off), or if it changes only the order or the place of the computation (attention kernel,
+        compilation, device, placement), which changes a video by rounding only. Two values of such settings are
         included all the same: `sage`, which computes attention in 8 bits, and `tiled`, which leaves seams.
         `LATER_FIELDS` are left out at their defaults.
         """

@@ -13,7 +13,7 @@ from wan_orchestration.video.writer import write_lossless
 
 def write_two_people(folder: Path, frames: int, mode: str) -> Path:
     """A driving video with its keypoints and a mask of both people, a picture with its keypoints, and `job.yaml`."""
-    group = two_figures(5, frames)
+    group = two_figures(5, frames, size=(192, 128))
     write_group(folder, group)
     (folder / "character_1.png").rename(folder / "reference.png")
     height = group.size[1] * 2

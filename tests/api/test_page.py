@@ -236,6 +236,7 @@ def test_looking_first_at_two_people(project, page, two_people):
         assert used.start == 0
         assert used.end == pytest.approx(100 / 30 / 2, abs=0.05)
 
+        page.locator(".look .passed").wait_for()
         for name, scheme, width in (("look", "light", 1200), ("look-dark", "dark", 1200), ("look-phone", "light", 390)):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})

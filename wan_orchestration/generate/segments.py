@@ -191,7 +191,8 @@ class SegmentMaker:
     ) -> tuple[Tensor, Kept]:
         """Match a take's colours, and cut off the frames that the video has already or does not need.
 
-        With the `inputs`, the video keeps the background. Returns the new frames, and what the next segment builds on if this take is kept.
+        With `inputs`, the video keeps their background. Returns the new frames, and what the next segment builds on if
+        this take is kept.
         """
         settings = plan.task.settings
         colours = before and before.colours

@@ -278,7 +278,7 @@ def test_marks_for_the_mask_and_a_picture_for_a_second_person(project, page, two
         page.get_by_role("button", name="Make the clips again").click()
         badge.get_by_text("running").wait_for(timeout=MINUTES)
         badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
-        assert not mask_at(project, "mask").any(), "the second person belongs to the mask no longer"
+        assert not mask_at(project, "mask").any(), "the mask still holds the second person"
 
         folder = project / "data/jobs/mask"
         (folder / UPLOADED).touch()

@@ -173,6 +173,7 @@ def infer(
         settings=settings,
         created_at=created_at,
         save_frames=arguments.save_frames and arguments.save_frames.absolute(),
+        checks=job.check_settings(),
     )
     reporter.progress(Progress(job_id=job.key, phase="starting"))
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch, once the input is known to be good)

@@ -2,16 +2,21 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import yaml
 from api_server import JOBS, free_port, serving
 from browser import browser  # noqa: F401
 from PIL import Image
 from test_daemon import daemon, settings  # noqa: F401
+from two_people import write_two_people
 
+from wan_orchestration.protocol.messages import PreprocessResult
+from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.reader import FrameReader
 
 pytestmark = pytest.mark.heavy
@@ -29,7 +34,10 @@ def page(browser) -> Iterator:  # noqa: F811
     page.set_default_timeout(30_000)
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: errors.append(f"{message.text} {message.location['url']}") if message.type == "error" else None,
+    )
     yield page
     page.close()
     assert not [error for error in errors if "net::ERR" not in error and "status of 4" not in error], errors
@@ -52,9 +60,14 @@ def files(shared, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "reference.jpg", driving
 
 
-def shot(page, name: str) -> None:
+def shot(page, name: str, part: str | None = None) -> None:
+    """A screenshot of the page, or of a part of it."""
     if folder := os.environ.get("PAGE_SCREENSHOTS"):
-        page.screenshot(path=str(Path(folder) / f"page-{name}.png"), full_page=True)
+        path = str(Path(folder) / f"page-{name}.png")
+        if part:
+            page.locator(part).screenshot(path=path)
+        else:
+            page.screenshot(path=path, full_page=True)
 
 
 def choose(page, files: tuple[Path, Path], name: str) -> None:
@@ -162,3 +175,193 @@ def test_the_demo_on_screens_light_and_dark_large_and_small(project, page, monke
             page.set_viewport_size({"width": width, "height": 900})
             shot(page, name)
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
+
+
+@pytest.fixture
+def two_people(project, monkeypatch) -> Callable[..., None]:
+    """Writes a job of two people, in the size of the mini weights, and asks a server for its clips."""
+    for name, value in {"CHECKPOINT_DIR": MINI, "DEFAULT_SAMPLING_STEPS": 6, "DEFAULT_CLIP_LEN": 17}.items():
+        monkeypatch.setenv(f"WAN_{name}", str(value))
+
+    def submit(url: str, key: str, mode: str = "animate") -> None:
+        folder = write_two_people(project / "data" / "jobs" / key, frames=100)
+        (folder / "job.yaml").write_text(f"mode: {mode}\npreprocess: {{resolution_area: 16384}}")
+        body = {"src_root_path": f"data/jobs/{key}", "review": True}
+        httpx.post(url + JOBS, json=body, timeout=60).raise_for_status()
+
+    return submit
+
+
+def used_settings(project: Path, key: str) -> PreprocessSettings:
+    result = PreprocessResult.model_validate_json((project / "data/clips" / key / "preprocess.json").read_bytes())
+    return result.settings
+
+
+def test_looking_first_at_two_people(project, page, two_people):
+    with daemon(project), serving(project, free_port(), WAN_PRICE_PER_HOUR="3") as url:
+        two_people(url, "duo")
+        page.goto(f"{url}/#duo")
+        badge = page.locator("#job .badge")
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        assert page.get_by_role("button", name="Person 1").get_attribute("aria-pressed") == "true"
+        motion = page.get_by_label("Motion", exact=True)
+        motion.evaluate("video => new Promise(shown => video.requestVideoFrameCallback(shown))")
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_label("Moment").fill("30")
+        for name in ("Motion", "Face"):
+            page.wait_for_function(
+                "video => Math.abs(video.currentTime - 1) < 0.05",
+                arg=page.get_by_label(name, exact=True).element_handle(),
+            )
+
+        page.get_by_role("button", name="Person 2").click()
+        page.locator(".part").scroll_into_view_if_needed()
+        end = page.get_by_role("slider", name="End").bounding_box()
+        strip = page.locator(".strip").bounding_box()
+        assert end and strip
+        grip = end["x"] + end["width"] / 2, end["y"] + end["height"] / 2
+        page.mouse.move(*grip)
+        page.mouse.down()
+        page.mouse.move(grip[0] - strip["width"] / 2, grip[1], steps=5)
+        page.mouse.up()
+        page.get_by_text("0:00.0 to 0:01.7").wait_for()
+        shot(page, "look-changed")
+        page.get_by_role("button", name="Make the clips again").click()
+        badge.get_by_text("running").wait_for(timeout=MINUTES)
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        page.get_by_text("Person 2 is followed").wait_for()
+        used = used_settings(project, "duo")
+        assert used.person == "index:2"
+        assert used.start == 0
+        assert used.end == pytest.approx(100 / 30 / 2, abs=0.05)
+
+        for name, scheme, width in (("look", "light", 1200), ("look-dark", "dark", 1200), ("look-phone", "light", 390)):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            page.wait_for_function(
+                "() => [...document.querySelectorAll('.look video')].every(video => video.readyState > 2)"
+            )
+            shot(page, name, "#job")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
+        page.locator("#job").get_by_role("button", name="Make the video").click()
+        badge.get_by_text("succeeded").wait_for(timeout=5 * MINUTES)
+        assert page.locator(".look").is_hidden()
+        assert page.get_by_label("Result", exact=True).evaluate("video => video.readyState >= 0")
+        with FrameReader(project / "data/videos/duo/video.mp4") as reader:
+            assert reader.info.frames == pytest.approx(50, abs=2)
+
+
+def test_marking_the_mask(project, page, two_people):
+    """The job's mask holds both people. A mark takes the person away who is not replaced."""
+    with daemon(project), serving(project, free_port()) as url:
+        two_people(url, "mask", "replace")
+        page.goto(f"{url}/#mask")
+        badge = page.locator("#job .badge")
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        second = page.get_by_role("button", name="Person 2").bounding_box()
+        frame = page.locator(".frame").bounding_box()
+        assert second and frame
+        assert mask_at(project, "mask").any()
+        page.get_by_label("Mask: leave out").check()
+        centre = second["x"] + second["width"] / 2 - frame["x"], second["y"] + second["height"] / 2 - frame["y"]
+        page.locator(".layer").click(position={"x": centre[0], "y": centre[1]})
+        page.get_by_label("Mask: box").check()
+        page.locator(".layer").focus()
+        for key in ("Enter", "ArrowRight", "ArrowDown", "Enter"):
+            page.keyboard.press(key)
+        assert page.locator(".mark").count() == 2
+        page.get_by_role("button", name="Undo the last mark").click()
+        assert page.locator(".mark").count() == 1
+        shot(page, "look-mask", "#job")
+        page.get_by_role("button", name="Make the clips again").click()
+        badge.get_by_text("running").wait_for(timeout=MINUTES)
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        assert not mask_at(project, "mask").any(), "the second person belongs to the mask no longer"
+
+
+def mask_at(project: Path, key: str) -> np.ndarray:
+    """The right third of the mask clip's first frame, where the second person stands."""
+    with FrameReader(project / "data/clips" / key / "src_mask.mp4") as reader:
+        mask = next(iter(reader.read(range(1))))
+    return mask[:, mask.shape[1] * 2 // 3 :] > 127
+
+
+def test_looking_first_by_keyboard_on_a_phone(project, browser, two_people):  # noqa: F811
+    page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, reduced_motion="reduce")
+    page.set_default_timeout(30_000)
+    with daemon(project), serving(project, free_port()) as url:
+        two_people(url, "keys")
+        page.goto(f"{url}/#keys")
+        badge = page.locator("#job .badge")
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        page.locator(".person").first.wait_for()
+        assert page.get_by_label("Motion", exact=True).evaluate("video => video.paused"), "reduced motion"
+
+        page.locator("#job-title").focus()
+        tab_to(page, "Play")
+        names = []
+        while (name := tab(page)) != "Log":
+            names.append(name)
+            assert len(names) < 20, names
+        for name in ("Moment", "Start", "End", "Person 1", "Person 2", "Fit the motion", "Make the video"):
+            assert any(each.startswith(name) for each in names), (name, names)
+
+        page.locator("#job-title").focus()
+        tab_to(page, "Start")
+        for _ in range(5):
+            page.keyboard.press("ArrowRight")
+        tab_to(page, "End")
+        page.keyboard.press("PageDown")
+        tab_to(page, "Person 2")
+        page.keyboard.press("Enter")
+        tab_to(page, "Fit the motion")
+        page.keyboard.press("Space")
+        tab_to(page, "Make the clips again")
+        page.keyboard.press("Enter")
+        badge.get_by_text("running").wait_for(timeout=MINUTES)
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        page.get_by_text("Person 2 is followed").wait_for()
+        used = used_settings(project, "keys")
+        assert (used.person, used.start, used.retarget) == ("index:2", 0.5, "off")
+        assert used.end == pytest.approx(100 / 30 - 1, abs=0.05)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
+
+        tab_to(page, "Make the video")
+        page.keyboard.press("Enter")
+        page.locator(".look").wait_for(state="hidden")
+        page.get_by_role("button", name="Cancel").press("Enter")
+        badge.get_by_text("cancelled").wait_for(timeout=MINUTES)
+    page.close()
+
+
+def tab(page) -> str:
+    """Moves the focus to the next control; returns its name. The focus must be visible."""
+    page.keyboard.press("Tab")
+    name, outline = page.evaluate("""() => {
+        const { activeElement: control } = document;
+        const words = control.labels?.[0] ?? control;
+        return [control.getAttribute("aria-label") ?? words.innerText, getComputedStyle(control).outlineStyle];
+    }""")
+    assert outline != "none", f"{name}: the focus is not visible"
+    return name.strip()
+
+
+def tab_to(page, name: str) -> None:
+    for _ in range(40):
+        if tab(page).startswith(name):
+            return
+    raise AssertionError(f"no Tab leads to {name}")
+
+
+def test_the_form_asks_for_a_look_and_for_retakes(project, page, files):
+    with serving(project, free_port()) as url:
+        page.goto(url)
+        choose(page, files, "careful")
+        page.get_by_label("Look first").check()
+        page.get_by_label("Careful").check()
+        page.get_by_label("Strength of the motion").fill("1.2")
+        page.get_by_role("button", name="Make the video").click()
+        page.locator("#job .badge.queued").wait_for()
+        content = yaml.safe_load((project / "data/jobs/careful/job.yaml").read_text())
+        assert content["review"] is True
+        assert (content["generate"]["retakes"], content["generate"]["pose_strength"]) == (2, 1.2)

@@ -11,8 +11,13 @@ RATES = Rates(loading=60, compiling=30, encoding=12, denoising=4, decoding=10, f
 STEPS = 5
 
 
-def play(expected: Rates, true: Rates, clips: int, first: int = 0, loads: bool = True) -> tuple[list, Estimate]:
-    """(seconds passed, fraction, seconds left) of each second of a run, whose phases take the true times."""
+def play(
+    expected: Rates, true: Rates, clips: int, first: int = 0, loads: bool = True, takes: int = 1
+) -> tuple[list, Estimate]:
+    """(seconds passed, fraction, seconds left) of each second of a run, whose phases take the true times.
+
+    The first segment is made `takes` times.
+    """
     seconds = dict.fromkeys(PHASES, 0.0)
     estimate = Estimate(expected, 1.0, clips, first, STEPS, 1, loads, seconds)
     seen = [(0.0, estimate.fraction, estimate.left)]
@@ -29,14 +34,16 @@ def play(expected: Rates, true: Rates, clips: int, first: int = 0, loads: bool =
     if loads:
         spend("loading", true.loading)
     for clip in range(first, clips):
-        estimate.stepped(clip, 0, seconds)
-        spend("encoding", true.encoding)
-        if loads and clip == first:
-            spend("compiling", true.compiling)
-        for step in range(STEPS):
-            spend("denoising", true.denoising)
-            estimate.stepped(clip, step + 1, seconds)
-        spend("decoding", true.decoding)
+        for take in range(takes if clip == first else 1):
+            estimate.stepped(clip, 0, seconds, take)
+            spend("encoding", 0 if take else true.encoding)
+            if loads and clip == first and not take:
+                spend("compiling", true.compiling)
+            for step in range(STEPS):
+                spend("denoising", true.denoising)
+                estimate.stepped(clip, step + 1, seconds, take)
+            spend("decoding", true.decoding)
+            spend("finishing", 1 if takes > 1 else 0)  # measuring
     spend("finishing", true.finishing * clips)
     estimate.finish(seconds)
     return seen, estimate
@@ -58,6 +65,16 @@ def test_the_fraction_grows_each_second_however_wrong_the_expectation(factor, cl
         for passed, fraction, left in seen:
             assert fraction == pytest.approx(begun + (1 - begun) * passed / whole, abs=0.03)
             assert left == pytest.approx(whole - passed, abs=0.1 * whole)
+
+
+def test_segments_that_are_made_again():
+    """The fraction still grows, the time left is right within a take, and no rate is learnt from what a take skips."""
+    seen, estimate = play(RATES, RATES, clips=3, takes=3)
+    fractions, whole = [fraction for _, fraction, _ in seen], seen[-1][0]
+    assert all(before < after for before, after in pairwise(fractions)) and fractions[-1] < 1
+    take = STEPS * RATES.denoising + RATES.decoding + 1
+    assert all(whole - passed - 2 * take - 5 <= left <= whole - passed + 5 for passed, _, left in seen)
+    assert estimate.rates.model_dump() == pytest.approx(RATES.model_dump() | {"finishing": estimate.rates.finishing})
 
 
 def test_what_a_run_took_is_expected_of_the_next(tmp_path):

@@ -52,7 +52,7 @@ def test_out_of_memory_frees_networks_before_a_slower_placement_is_tried(plan, m
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     maker = SimpleNamespace(ranks=Ranks(), fsdp=False, models=None, recover=lambda error: None)
-    unfinished = SimpleNamespace(fingerprint="f", segments=[], colours=None)
+    unfinished = SimpleNamespace(fingerprint="f", segments=[], takes=[], colours=None)
     fallback.with_fallback(plan, maker, unfinished, {False: "f"}, lines.append, make, networks)
     assert tried == ["resident", "resident", "swap"]
     assert [line.partition("; ")[2] for line in lines] == [

@@ -247,8 +247,8 @@ def stop_second_segment(monkeypatch):
     """Has the second segment fail once, by an error, where the models lie so."""
 
     def stop(error, placement, ways):
-        def animate(self, conditions, on_step, whole=Animator.animate):
-            video = whole(self, conditions, on_step)
+        def animate(self, *arguments, whole=Animator.animate):
+            video = whole(self, *arguments)
             calls.append(self.models.placement)
             if len(calls) == 2 and placement == self.models.placement:
                 raise error

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from wan_orchestration.settings.checks import CheckSettings
+from wan_orchestration.settings.checks import decisive as all_decisive
 from wan_orchestration.settings.generate import GenerateSettings
 
 # For each setting a value other than its default.
@@ -25,6 +27,7 @@ DECIDING = {
     "step_cache": 2,
     "trim_last_clip": True,
     "color_match": "lab",
+    "retakes": 2,
     "dtype": "float32",
     "tf32": False,
 }
@@ -74,6 +77,16 @@ def test_guidance_decides_where_it_is_on():
     assert decisive(guide_scale=2.0) != decisive()
     assert decisive(guide_scale=2.0) != decisive(guide_scale=3.0)
     assert decisive(**GUIDANCE) != decisive(guide_scale=2.0)
+
+
+def test_thresholds_decide_with_retakes_only():
+    """Without retakes, `decisive` is as it was before there were any, so that videos stay fresh."""
+    strict, usual = CheckSettings(seam=1.0), CheckSettings()
+    once, again = GenerateSettings(), GenerateSettings(retakes=1)
+    assert all_decisive(once, strict) == all_decisive(once, usual) == once.decisive()
+    assert "retakes" not in once.decisive()
+    assert all_decisive(again, strict) != all_decisive(again, usual)
+    assert all_decisive(again, CheckSettings(skeleton=0.1)) == all_decisive(again, usual)
 
 
 def test_a_preset_decides_by_what_it_fills_in():

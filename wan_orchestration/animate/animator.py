@@ -102,9 +102,9 @@ class Animator:
         return parallel_branches(self.settings, self.models.ranks.size) == 2
 
     def skip(self, segments: int) -> None:
-        """Draw and discard the noise of segments that an earlier run finished, so that the next one gets its own."""
+        """Draw and discard the noise of segments that an earlier run made, so that the next one gets its own."""
         for _ in range(segments):
-            self._draw_noise(self.settings.clip_len)
+            self._draw_noise(self.settings.clip_len, self.generator)
 
     @torch.no_grad()
     def condition(self, segment: SegmentInput, guide: Tensor | None) -> Conditions:
@@ -121,26 +121,28 @@ class Animator:
             return Conditions(len(segment.pose), known, pose, self._branches(segment))
 
     @torch.no_grad()
-    def animate(self, conditions: Conditions, on_step: OnStep) -> Tensor:
+    def animate(self, conditions: Conditions, on_step: OnStep, seed: int | None = None) -> Tensor:
         """Generate a segment.
 
         Args:
             conditions: of the segment.
             on_step: called after each denoising step with the number of steps done.
+            seed: of the noise, to make a segment again; None: the next part of the job's sequence of noise.
 
         Returns:
             (3, frames, H, W) float32 on the device, in [-1, 1]. The first refert_num frames of a later segment repeat
             the guide.
         """
         with self.stopwatch.during("denoising"):
-            latents = self._denoise(conditions, on_step)
+            latents = self._denoise(conditions, on_step, seed)
         with self.stopwatch.during("decoding"), self.models.without_transformer():
             return self.vae.decode_video(latents[:, :, 1:])
 
-    def _denoise(self, conditions: Conditions, on_step: OnStep) -> Tensor:
+    def _denoise(self, conditions: Conditions, on_step: OnStep, seed: int | None) -> Tensor:
         """Latents (1, 16, T_lat + 1, h, w), the reference slot first."""
         settings, device = self.settings, self.models.device
-        latents = self._draw_noise(conditions.frames).to(device)
+        generator = self.generator if seed is None else torch.Generator("cpu").manual_seed(seed)
+        latents = self._draw_noise(conditions.frames, generator).to(device)
         solver = make_solver(settings.sample_solver, settings.sampling_steps, settings.shift)
         self.transformer.reset_step_cache()
         for done, timestep in enumerate(solver.timesteps, start=1):
@@ -166,11 +168,11 @@ class Animator:
         own = denoise(branches[self.mesh.get_local_rank("branch")])
         return gather(own, [1, 1], 0, self.mesh.get_group("branch")).split(1)
 
-    def _draw_noise(self, frames: int) -> Tensor:
+    def _draw_noise(self, frames: int, generator: torch.Generator) -> Tensor:
         """Noise of one segment, (1, 16, T_lat + 1, h, w). Drawn on the CPU, so it is the same on every device."""
         slots = (frames - 1) // 4 + 2
         height, width = (side // STRIDE for side in self.size)
-        return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=self.generator)
+        return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=generator)
 
     def _encode_prompts(self) -> list[Tensor]:
         """States (1, 512, text_dim) of the prompt and, with guidance, of the negative prompt."""

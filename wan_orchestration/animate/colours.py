@@ -1,9 +1,14 @@
-"""Matches the colours of one segment to another's: means and standard deviations of L, a and b.
+"""Matches the colours of segments in one of two ways.
 
-Reinhard, Ashikhmin, Gooch, Shirley: Color Transfer between Images (2001), in CIE L*a*b* of sRGB under D65.
+`matched` gives a segment the means and standard deviations of L, a and b of another: Reinhard, Ashikhmin, Gooch,
+Shirley: Color Transfer between Images (2001), in CIE L*a*b* of sRGB under D65.
+
+`continued` compares the frames that a segment repeats with the frames that it was to repeat. Both show the same, so the
+difference of their colours is the drift, and it is corrected in the whole segment.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Colours = tuple[float, ...]
@@ -11,6 +16,15 @@ Colours = tuple[float, ...]
 
 MOST_STRETCH = 1.25
 """Largest factor for a standard deviation: a segment may rightly show more or fewer colours than the first."""
+
+BLOCK = 8
+"""`continued` compares means of blocks of this many px a side, because details change from one decoding to the next."""
+LEAST_DRIFT = 0.25
+"""A smaller drift (CIE 1976) is not corrected."""
+LEAST_EXPLAINED = 0.5
+"""Share of the difference that a correction of colours must explain. Otherwise the frames show different things."""
+RIDGE = 1e-3
+"""Holds the correction near the identity for colours that the frames do not have."""
 
 _TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 _WHITE = (0.95047, 1.0, 1.08883)
@@ -40,6 +54,59 @@ def matched(video: Tensor, wanted: Colours) -> Tensor:
     for index, frame in enumerate(video.unbind(1)):
         result[:, index] = from_lab((to_lab(frame) - own[0]) * stretch + target[0])
     return result
+
+
+def continued(video: Tensor, guide: Tensor) -> Tensor:
+    """The segment (3, T, H, W) in [-1, 1] with the colours of the guide, which its first frames repeat.
+
+    The correction maps RGB to RGB by a matrix and an offset. It is the same for all frames and pixels. A segment that
+    shows no drift is returned unchanged.
+    """
+    correction = drift_correction(video[:, : guide.shape[1]], guide.to(video.device))
+    if correction is None:
+        return video
+    matrix, offset = (one.to(video) for one in correction)
+    result = torch.empty_like(video)
+    for index, frame in enumerate(video.unbind(1)):
+        result[:, index] = (torch.einsum("ij,jhw->ihw", matrix, frame) + offset.view(3, 1, 1)).clamp(-1, 1)
+    return result
+
+
+def drift_correction(drifted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The matrix (3, 3) and the offset (3,) that take the colours of frames (3, T, H, W) to those of the wanted frames.
+
+    None: they do not drift, or they show different things.
+    """
+    own, target = _blocks(drifted), _blocks(wanted)
+    if not (torch.isfinite(own).all() and torch.isfinite(target).all()):
+        return None
+    weights, identity = torch.ones(len(own), dtype=own.dtype), torch.eye(4, 3, dtype=own.dtype)
+    terms = torch.cat([own, torch.ones_like(own[:, :1])], dim=1)
+    solution = identity
+    for _ in range(3):
+        weighted = terms * weights[:, None]
+        products = weighted.T @ terms / weights.sum() + RIDGE * torch.eye(4, dtype=own.dtype)
+        solution = identity + torch.linalg.solve(products, weighted.T @ (target - own) / weights.sum())
+        off = (terms @ solution - target).norm(dim=1)
+        # Blocks that show something else count less (Huber's weights).
+        weights = (1.5 * off.median().clamp(min=1e-6) / off.clamp(min=1e-9)).clamp(max=1)
+    moved = _lab_distance(terms @ solution, own, weights)
+    before, after = (((each - target).square().sum(dim=1) * weights).sum() for each in (own, terms @ solution))
+    if moved < LEAST_DRIFT or after > (1 - LEAST_EXPLAINED) * before:
+        return None
+    return solution[:3].T.contiguous(), solution[3]
+
+
+def _blocks(frames: Tensor) -> Tensor:
+    """Mean colours of blocks of frames (3, T, H, W), (n, 3) float64 on the CPU."""
+    means = F.avg_pool2d(frames.float().clamp(-1, 1).transpose(0, 1), BLOCK)
+    return means.permute(0, 2, 3, 1).reshape(-1, 3).double().cpu()
+
+
+def _lab_distance(one: Tensor, other: Tensor, weights: Tensor) -> float:
+    """Weighted mean of the CIE 1976 colour differences of colours (n, 3) in [-1, 1]."""
+    labs = [to_lab(each.T[:, None].float()) for each in (one, other)]
+    return float(((labs[0] - labs[1]).norm(dim=0)[0] * weights).sum() / weights.sum())
 
 
 def to_lab(frame: Tensor) -> Tensor:

@@ -105,11 +105,15 @@ class Estimate:
         self.loads = loads
         self.segment, self.step = min(first, segments - 1), 0
         """The current segment, from 0, and the denoising steps of it that are done."""
+        self.take = 0
+        """The take of the current segment, from 0."""
         self.segment_begun = False
         """False until the weights are loaded, and the prompt and the picture are encoded."""
         self.seconds_per_step: float | None = None
         """Of this run; None before its first denoising step is done."""
         self._first = first
+        self._again = False
+        """Whether this run has made another take of the current segment, and so encoded its inputs."""
         self._steps_done = 0
         self._before = self._segment_before = self._last = dict(seconds)
         self._step_before = seconds["denoising"]
@@ -117,18 +121,20 @@ class Estimate:
         """Expected seconds until the video is done."""
         self.fraction = 1 - self.left / self._whole
 
-    def stepped(self, segment: int, step: int, seconds: Mapping[Phase, float]) -> None:
-        """Record that a denoising step is done, or that the segment begins if `step` is 0."""
+    def stepped(self, segment: int, step: int, seconds: Mapping[Phase, float], take: int = 0) -> None:
+        """Record that a denoising step is done, or that a take of the segment begins if `step` is 0."""
         if step == 0:
-            if segment > self.segment:
+            again = self.segment_begun and segment == self.segment and take > self.take
+            if segment > self.segment or again:
                 self._learn(seconds)
+            self._again = again
             # Loading and encoding before the first segment count for it, unless the denoising is a retry.
             if segment > self._first or seconds["denoising"] > self._before["denoising"]:
                 self._segment_before = dict(seconds)
         else:
             self._steps_done += 1
             self.seconds_per_step = (seconds["denoising"] - self._before["denoising"]) / self._steps_done
-        self.segment, self.step, self.segment_begun = segment, step, True
+        self.segment, self.take, self.step, self.segment_begun = segment, take, step, True
         self._step_before = seconds["denoising"]
 
     def update(self, phase: Phase, seconds: Mapping[Phase, float]) -> None:
@@ -169,10 +175,11 @@ class Estimate:
         """Seconds from now to the end, and from the end of the current phase or denoising step to the end."""
         spent = since(seconds, self._segment_before)
         stage = max(STAGES[one] for one in PHASES if spent[one] > 0 or one == phase)
-        last, loads = self.segment == self.segments - 1, self.loads and self.segment == self._first
+        last = self.segment == self.segments - 1
+        loads = self.loads and self.segment == self._first and not self._again
         expected: dict[Phase, float] = {
             "loading": self.rates.loading if loads else 0.0,
-            "encoding": self.rates.encoding * self.size,
+            "encoding": 0.0 if self._again else self.rates.encoding * self.size,
             "compiling": self.rates.compiling if loads else 0.0,
             "denoising": (self.steps - self.step) * self._step_seconds,
             "decoding": self.rates.decoding * self.size,
@@ -193,9 +200,10 @@ class Estimate:
     def _learn(self, seconds: Mapping[Phase, float]) -> None:
         """Learn the rates from the current segment, which is done."""
         spent = since(seconds, self._segment_before)
-        learnt: dict[str, float] = {one: spent[one] / self.size for one in ("encoding", "decoding") if spent[one] > 0}
+        phases: tuple[Phase, ...] = ("decoding",) if self._again else ("encoding", "decoding")
+        learnt: dict[str, float] = {one: spent[one] / self.size for one in phases if spent[one] > 0}
         if self.seconds_per_step:
             learnt["denoising"] = self.seconds_per_step / self.size / self.forwards
-        if self.loads and self.segment == self._first:
+        if self.loads and self.segment == self._first and not self._again:
             learnt |= {"loading": spent["loading"], "compiling": spent["compiling"]}
         self.rates = self.rates.model_copy(update=learnt)

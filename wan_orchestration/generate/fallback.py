@@ -57,7 +57,13 @@ def with_fallback(
         fingerprint = fingerprints[has_seams(way.name, pose.height, ranks.size)]
         if fingerprint != unfinished.fingerprint:
             _restart(plan, unfinished, fingerprint, log)
-        plan = replace(plan, placement=way.name, first=len(unfinished.segments), colours=unfinished.colours)
+        plan = replace(
+            plan,
+            placement=way.name,
+            first=len(unfinished.segments),
+            first_take=len(unfinished.takes),
+            colours=unfinished.colours,
+        )
         if way.vram:
             log(f"{job_id}: placement {way}")
         ranks.announce(plan)

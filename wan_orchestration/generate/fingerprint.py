@@ -34,7 +34,7 @@ def fingerprints(
     files = [clips.reference, *(lora.file for lora in loras)]
     files += [lora.config for lora in loras if lora.config]
     files += [info.path for info in clips.videos()]
-    facts = settings.decisive() | {
+    facts = task.decisive() | {
         "dtype": str(dtype),
         "tf32": wants_tf32(settings, device, dtype),
         "versions": [version(package) for package in packages],

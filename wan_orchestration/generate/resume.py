@@ -15,12 +15,24 @@ from pydantic import BaseModel, Field
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.files import remove, replacing
-from wan_orchestration.protocol.messages import BY_ALIAS, SegmentFacts, Task
+from wan_orchestration.protocol.messages import BY_ALIAS, SegmentFacts, Take, Task
 from wan_orchestration.video.writer import write_lossless, write_segment
 
 LOCK_SECONDS, POLL_SECONDS = 120.0, 0.2
 """How long to wait for another process that generates the same video, and how often to look. A cancelled launch stops
 within a minute, or is ended."""
+FILES = {"clip": "mp4", "guide": "npy", "exact": "npy"}
+"""The files of a take, by their kind: the encoded frames, the guide and the unquantised frames."""
+
+
+class KeptTake(BaseModel):
+    """A finished take of the segment in progress."""
+
+    facts: SegmentFacts
+    """Of the segment with this take alone."""
+    take: Take
+    colours: tuple[float, ...] | None = None
+    """As in `UnfinishedVideo.colours`, if this take is kept."""
 
 
 class _State(BaseModel):
@@ -35,13 +47,16 @@ class _State(BaseModel):
     colours: tuple[float, ...] | None = None
     """The colours that later segments are matched to, if the settings ask for that."""
     restarted: str | None = None
+    takes: list[KeptTake] = []
+    """The finished takes of the segment after the last one in `segments`."""
 
 
 class UnfinishedVideo:
     """The finished segments of a task, in the folder `<output>/.work`. One process at a time can open the folder.
 
-    A segment counts as finished once `state.json` lists it. That file is replaced after the segment's own files are
-    complete.
+    A segment, or a take of the segment in progress, counts as finished once `state.json` lists it. That file is
+    replaced after the segment's or the take's own files are complete. The files of a take keep their names when it
+    becomes the segment.
     """
 
     def __init__(self, task: Task) -> None:
@@ -113,9 +128,14 @@ class UnfinishedVideo:
         """Why finished segments were generated again; None if they were not. It is saved with the next segment."""
         return self._state.restarted
 
+    @property
+    def takes(self) -> list[KeptTake]:
+        """The finished takes of the segment that follows the finished segments, in order."""
+        return self._state.takes
+
     def guide(self) -> np.ndarray | None:
         """(3, refert_num, H, W) float32, the last frames of the last finished segment; None before the first."""
-        return np.load(self._file("guide", len(self.segments) - 1, "npy")) if self.segments else None
+        return np.load(self._segment_file("guide", len(self.segments) - 1)) if self.segments else None
 
     def finish_segment(
         self,
@@ -129,35 +149,58 @@ class UnfinishedVideo:
         """Write a finished segment to disk.
 
         Args:
-            facts: of the segment.
+            facts: of the segment. If they list takes, the frames are those of the kept one.
             frames: (n, H, W, 3) uint8 RGB, the segment's part of the video.
             guide: (3, refert_num, H, W) float32 for the next segment.
             finite: whether every value of the decoded frames was finite.
             colours: those that later segments are matched to, if the settings ask for that.
             exact: (3, n, H, W) float32, the same frames unquantised, if the task asks for them.
         """
+        self._write(facts.kept.take if facts.kept else 0, frames, guide, exact)
+        self._finish(facts, finite, colours)
+
+    def keep_take(self, kept: KeptTake, frames: np.ndarray, guide: np.ndarray, exact: np.ndarray | None = None) -> None:
+        """Write a take of the segment in progress to disk. The arrays are those of `finish_segment`."""
+        self._write(kept.take.take, frames, guide, exact)
+        self._replace_state(takes=[*self.takes, kept])
+
+    def choose_take(self, facts: SegmentFacts) -> None:
+        """Finish the segment in progress with one of the takes on disk: the one that the facts name as kept."""
+        kept = next(one for one in self.takes if facts.kept and one.take.take == facts.kept.take)
+        self._finish(facts, kept.take.measures.finite, kept.colours)
+
+    def _write(self, take: int, frames: np.ndarray, guide: np.ndarray, exact: np.ndarray | None) -> None:
         index = len(self.segments)
         write = write_lossless if self.lossless else write_segment
-        write(self._file("clip", index, "mp4"), frames, self._fps)
-        np.save(self._file("guide", index, "npy"), guide)
+        write(self._file("clip", index, take), frames, self._fps)
+        np.save(self._file("guide", index, take), guide)
         if exact is not None:
-            np.save(self._file("exact", index, "npy"), exact)
-        state = self._state.model_copy(
-            update={"segments": [*self.segments, facts], "finite": self.finite and finite, "colours": colours}
-        )
+            np.save(self._file("exact", index, take), exact)
+
+    def _finish(self, facts: SegmentFacts, finite: bool, colours: tuple[float, ...] | None) -> None:
+        index = len(self.segments)
+        guide_before = self._segment_file("guide", index - 1) if index else None
+        self._replace_state(segments=[*self.segments, facts], finite=self.finite and finite, colours=colours, takes=[])
+        if guide_before:
+            guide_before.unlink(missing_ok=True)
+        for take in facts.takes:
+            if not take.kept:
+                for kind in FILES:
+                    self._file(kind, index, take.take).unlink(missing_ok=True)
+
+    def _replace_state(self, **update: Any) -> None:
+        state = self._state.model_copy(update=update)
         with replacing(self.folder / "state.json") as part:
             part.write_text(state.model_dump_json())
         self._state = state
-        if index:
-            self._file("guide", index - 1, "npy").unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
         """The finished segments' video files, in order."""
-        return [self._file("clip", index, "mp4") for index in range(len(self.segments))]
+        return [self._segment_file("clip", index) for index in range(len(self.segments))]
 
     def save_exact(self, path: Path) -> None:
         """Join the unquantised frames of all segments into an npz with one array `frames`, (3, T, H, W) float32."""
-        parts = [np.load(self._file("exact", i, "npy"), mmap_mode="r") for i in range(len(self.segments))]
+        parts = [np.load(self._segment_file("exact", i), mmap_mode="r") for i in range(len(self.segments))]
         channels, _, height, width = parts[0].shape
         header = {
             "descr": np.lib.format.dtype_to_descr(parts[0].dtype),
@@ -186,14 +229,20 @@ class UnfinishedVideo:
     ) -> None:
         if self._lock is None:
             return
-        if self.folder.exists() and not self.segments:
+        if self.folder.exists() and not self.segments and not self.takes:
             remove(self.folder)
             with suppress(OSError):  # not empty: it holds an earlier video
                 self.folder.parent.rmdir()
         os.close(self._lock)
 
-    def _file(self, kind: str, index: int, suffix: str) -> Path:
-        return self.folder / f"{kind}_{index:05d}.{suffix}"
+    def _segment_file(self, kind: str, index: int) -> Path:
+        """A file of a finished segment."""
+        kept = self.segments[index].kept
+        return self._file(kind, index, kept.take if kept else 0)
+
+    def _file(self, kind: str, index: int, take: int) -> Path:
+        """A file of a take of a segment."""
+        return self.folder / (f"{kind}_{index:05d}" + (f"_{take}" if take else "") + f".{FILES[kind]}")
 
     def _read_state(self) -> _State:
         try:

@@ -3,9 +3,7 @@
 import logging
 import math
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -15,7 +13,6 @@ from typing import Any
 import torch
 
 from wan_orchestration.animate.animator import parallel_branches
-from wan_orchestration.animate.conditioning import to_frames
 from wan_orchestration.animate.device import device_name, pick_device
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory.capacity import ran_out_of_memory
@@ -29,11 +26,11 @@ from wan_orchestration.generate.notices import NoticeCollector
 from wan_orchestration.generate.passes import Pass, Passes
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Execution, Plan, SegmentMaker
+from wan_orchestration.generate.takes import TakeKeeper
 from wan_orchestration.generate.ticker import Ticker, ticking
 from wan_orchestration.host_memory import give_back_unused, peak, reset_peak
 from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.protocol.messages import (
-    FinishedSegment,
     Reporter,
     Request,
     Result,
@@ -121,7 +118,7 @@ def follow(maker: SegmentMaker) -> None:
     ranks = maker.ranks
     while ranks.usable and (plan := ranks.announce()) is not None:
         try:
-            ranks.together(lambda plan=plan: deque(maker.segments(plan), maxlen=0))
+            ranks.together(lambda plan=plan: maker.make(plan))
         except Exception as error:
             # Rank 0 gets this error too, and reports it.
             if not isinstance(error, BadInput | RankFailed):
@@ -240,7 +237,11 @@ class Runner:
                 if one.number:
                     with self.stopwatch.during("encoding"):
                         one.put_on(passes[one.number - 1])
-                plan = replace(plan, task=one.task, first=first, pass_number=one.number)
+                takes = len(one.unfinished.takes)
+                plan = replace(plan, task=one.task, first=first, first_take=takes, pass_number=one.number)
+                if takes:
+                    number = plan.before + first + 1
+                    self.reporter.log(f"{task.job_id}: resumes with take {takes + 1} of segment {number}")
                 ticker.before = plan.before
                 execution = self._make_segments(plan, one.unfinished, allowed, ticker)
             last = passes[-1]
@@ -287,35 +288,8 @@ class Runner:
 
     def _keep_segments(self, plan: Plan, unfinished: UnfinishedVideo, ticker: Ticker) -> None:
         """Generate the segments of a plan from `plan.first` on, and write each to disk."""
-        task = plan.task
-        # A thread encodes a segment while the next is generated. Leaving the block waits for the last one.
-        with ThreadPoolExecutor(1) as writer:
-            writing: Future[None] | None = None
-            segments = self.maker.segments(plan, unfinished.guide(), ticker.step)
-            for number, segment in enumerate(segments, plan.before + plan.first + 1):
-                with self.stopwatch.during("finishing"):
-                    finite = bool(torch.isfinite(segment.video).all())
-                    exact = segment.video.cpu().numpy() if task.save_frames else None
-                    if writing:
-                        writing.result()
-                    writing = writer.submit(
-                        unfinished.finish_segment,
-                        segment.facts,
-                        to_frames(segment.video),
-                        segment.guide.numpy(),
-                        finite,
-                        segment.colours,
-                        exact,
-                    )
-                    self.reporter.segment(
-                        FinishedSegment(
-                            job_id=task.job_id, segment=number, segments=plan.total, **segment.facts.model_dump()
-                        )
-                    )
-                    del segment, exact  # frees memory while the next segment is generated
-            if writing:
-                with self.stopwatch.during("finishing"):
-                    writing.result()
+        with TakeKeeper(plan, self.maker, unfinished, self.reporter, self.networks) as keeper:
+            self.maker.make(plan, unfinished.guide(), ticker.step, keeper.receive)
 
     def _seconds(self, task: Task) -> Seconds:
         """Seconds of this task: all that no earlier result contains."""

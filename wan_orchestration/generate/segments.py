@@ -1,10 +1,12 @@
 """Generates the segments of a task. Every rank does the same; only rank 0 keeps the segments."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from wan_orchestration.animate.animator import Animator, SegmentInput
 from wan_orchestration.animate.background import keep_background
-from wan_orchestration.animate.colours import Colours, colours_of, matched
+from wan_orchestration.animate.colours import Colours, colours_of, continued, matched
 from wan_orchestration.animate.device import pick_device, use_tf32
 from wan_orchestration.animate.lora import Lora
 from wan_orchestration.animate.memory import quantize
@@ -30,7 +32,8 @@ from wan_orchestration.video.reader import FrameReader, pingpong
 from wan_orchestration.video.stills import read_image
 from wan_orchestration.weights.snapshot import Snapshot
 
-OnSegmentStep = Callable[[int, int], None]
+OnSegmentStep = Callable[[int, int, int], None]
+"""Receives the segment's index, the take, both from 0, and the number of denoising steps done."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Plan:
     colours: Colours | None = None
     """Of the first segment, if it is finished and the others are matched to it."""
     placement: Name = "resident"
+    first_take: int = 0
+    """Number of takes of segment `first` that are finished already."""
     pass_number: int = 0
     """Which of the task's passes this is, from 0; see `generate/passes.py`."""
     passes: int = 1
@@ -75,16 +80,32 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A finished segment."""
+class Kept:
+    """What the next segments build on."""
 
-    video: Tensor
-    """Its new frames, (3, n, H, W) float32 on the device, in [-1, 1]."""
     guide: Tensor
-    """Its last frames, (3, refert_num, H, W) float32 on the CPU, which guide the next segment."""
-    facts: SegmentFacts
+    """The last frames of the segment, (3, refert_num, H, W) float32 on the CPU."""
     colours: Colours | None = None
     """Of the first segment, if the others are matched to it."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One take of a segment."""
+
+    index: int
+    take: int
+    seed: int
+    """Of the noise, see `Take`."""
+    video: Tensor
+    """Its new frames, (3, n, H, W) float32 on the device, in [-1, 1]."""
+    kept: Kept
+    """What the next segment builds on if this take is kept."""
+    facts: SegmentFacts
+
+
+Receive = Callable[[Segment], Kept | None]
+"""Receives a take on rank 0. Returns what the next segments build on, or None: make the segment again."""
 
 
 class SegmentMaker:
@@ -109,18 +130,23 @@ class SegmentMaker:
         self.stopwatch = Stopwatch(_synchronize)
         """Measures everything that this rank does."""
 
-    def segments(
-        self, plan: Plan, guide: np.ndarray | None = None, on_step: OnSegmentStep | None = None
-    ) -> Iterator[Segment]:
-        """The segments of a task from `plan.first` on. If the task is cancelled, they end early, on all ranks alike.
+    def make(
+        self,
+        plan: Plan,
+        guide: np.ndarray | None = None,
+        on_step: OnSegmentStep | None = None,
+        receive: Receive | None = None,
+    ) -> None:
+        """Generate the segments of a task from `plan.first` on. If the task is cancelled, all ranks return early.
 
         Args:
             plan: the task.
             guide: (3, refert_num, H, W) float32 of the last finished segment, if there is one. Only rank 0 passes it.
-            on_step: called with the segment's index and the number of denoising steps done, first with 0.
+            on_step: called at each denoising step, and with 0 steps done when a take begins.
+            receive: called with each take of each segment. Only rank 0 passes it.
         """
         try:
-            yield from self._segments(plan, guide, on_step or _ignore)
+            self._make(plan, guide, on_step or _ignore, receive or _keep)
         except Cancelled:
             return
         except Exception as error:
@@ -128,51 +154,87 @@ class SegmentMaker:
             self.recover(error)
             raise
 
-    def _segments(self, plan: Plan, guide: np.ndarray | None, on_step: OnSegmentStep) -> Iterator[Segment]:
+    def _make(self, plan: Plan, guide: np.ndarray | None, on_step: OnSegmentStep, receive: Receive) -> None:
         settings, pose = plan.task.settings, plan.task.clips.pose
         before = self.stopwatch.read()
         animator, execution = self._prepare(plan)
         guide_shape = (3, settings.refert_num, pose.height, pose.width)
-        guiding = self._share_guide(guide, guide_shape) if plan.first else None
-        colours = plan.colours
+        kept = Kept(self._share_guide(guide, guide_shape), plan.colours) if plan.first else None
         with _input_reader(plan) as start_reading:
             coming = start_reading(plan.first)
             for index in range(plan.first, plan.count):
-                report = partial(self._report, on_step, index)
-                report(0)
-                inputs = coming.result()
-                conditions = animator.condition(inputs, guiding)
-                # Not earlier, so that only one segment's inputs are in memory at a time.
-                coming = start_reading(index + 1) if index + 1 < plan.count else Future()
-                video = animator.animate(conditions, report)
-                del conditions
-                compilation = animator.compilation
-                self.execution = replace(execution, compiled=compilation.compiled, compile_error=compilation.error)
-                if settings.color_match == "lab":
-                    with self.stopwatch.during("decoding"):
-                        colours = colours or colours_of(video)
-                        video = matched(video, colours) if index else video
-                if plan.pass_number and inputs.background is not None and inputs.mask is not None:
-                    with self.stopwatch.during("decoding"):
-                        video = keep_background(video, inputs.background, inputs.mask)
-                del inputs
-                guiding = video[:, -settings.refert_num :].cpu()
-                repeated = settings.refert_num if index else 0
-                video = video[:, repeated : pose.frames - index * settings.stride]
-                now = self.stopwatch.read()
-                spent, before = since(now, before), now
-                yield Segment(video, guiding, _facts(plan, video.shape[1], spent), colours)
-                del video  # otherwise it would stay on the device until the next one is decoded
+                conditions, background, decided = None, None, None
+                for take in count(plan.first_take if index == plan.first else 0):
+                    report = partial(self._report, on_step, index, take)
+                    report(0)
+                    if conditions is None:
+                        inputs = coming.result()
+                        conditions = animator.condition(inputs, kept and kept.guide)
+                        background, inputs = inputs if plan.pass_number else None, None
+                        # Not earlier, so that only one segment's inputs are in memory at a time.
+                        coming = start_reading(index + 1) if index + 1 < plan.count else Future()
+                    seed = seed_of(settings.seed, index, take)
+                    video = animator.animate(conditions, report, seed if take else None)
+                    compilation = animator.compilation
+                    self.execution = replace(execution, compiled=compilation.compiled, compile_error=compilation.error)
+                    video, own = self._finish(plan, index, video, kept, background)
+                    now = self.stopwatch.read()
+                    facts, before = _facts(plan, video.shape[1], since(now, before)), now
+                    decided = self._decide(plan, Segment(index, take, seed, video, own, facts), receive)
+                    del video  # otherwise it would stay on the device until the next one is decoded
+                    if decided:
+                        break
+                kept = decided
 
-    def _report(self, on_step: OnSegmentStep, index: int, done: int) -> None:
+    def _finish(
+        self, plan: Plan, index: int, video: Tensor, before: Kept | None, background: SegmentInput | None
+    ) -> tuple[Tensor, Kept]:
+        """Match a take's colours, and cut off the frames that the video has already or does not need.
+
+        After a task's first pass, `background` has the frames of the pass before. Outside of the mask they are kept.
+
+        Returns the new frames, and what the next segment builds on if this take is kept.
+        """
+        settings = plan.task.settings
+        colours = before and before.colours
+        if settings.color_match == "lab":
+            with self.stopwatch.during("decoding"):
+                colours = colours or colours_of(video)
+                video = matched(video, colours) if index else video
+        if settings.color_match == "auto" and before:
+            with self.stopwatch.during("decoding"):
+                video = continued(video, before.guide)
+        if background is not None and background.background is not None and background.mask is not None:
+            with self.stopwatch.during("decoding"):
+                video = keep_background(video, background.background, background.mask)
+        guide = video[:, -settings.refert_num :].cpu()
+        repeated = settings.refert_num if index else 0
+        return video[:, repeated : plan.task.clips.pose.frames - index * settings.stride], Kept(guide, colours)
+
+    def _decide(self, plan: Plan, segment: Segment, receive: Receive) -> Kept | None:
+        """What the next segments build on, on all ranks. None: the segment is made again."""
+        kept = receive(segment) if self.ranks.leads else segment.kept
+        if not plan.task.settings.retakes:
+            return kept
+        again = torch.tensor([kept is None], dtype=torch.uint8)
+        if self.ranks.share(again).item():
+            return None
+        # An earlier take may be kept, which may have been made before this process began.
+        own = kept or segment.kept
+        guide, colours = self.ranks.share(own.guide.contiguous()), own.colours
+        if colours is not None:
+            colours = tuple(self.ranks.share(torch.tensor(colours, dtype=torch.float64)).tolist())
+        return Kept(guide, colours)
+
+    def _report(self, on_step: OnSegmentStep, index: int, take: int, done: int) -> None:
         """Call `on_step`. Raises Cancelled: the task is to stop here, on all ranks."""
         cancelled = torch.tensor([self.ranks.leads and self.is_cancelled()], dtype=torch.uint8)
         if self.ranks.share(cancelled).item():
             raise Cancelled
-        on_step(index, done)
+        on_step(index, take, done)
 
     def _prepare(self, plan: Plan) -> tuple[Animator, Execution]:
-        """The animator, ready for segment `plan.first`."""
+        """The animator, ready for the next take of segment `plan.first`."""
         settings, clips = plan.task.settings, plan.task.clips
         device, _ = pick_device(settings, self.ranks)
         if device.type == "cuda":
@@ -180,7 +242,7 @@ class SegmentMaker:
         models, size = self._models_for(plan), (clips.pose.height, clips.pose.width)
         animator = Animator(models, settings, read_image(clips.reference), *size, plan.loras, plan.count - plan.first)
         self.execution = Execution(animator.attention, plan.placement, models.tf32)
-        animator.skip(plan.first)
+        animator.skip(plan.first + (1 if plan.first_take else 0))
         return animator, self.execution
 
     def free_models(self) -> bool:
@@ -234,6 +296,13 @@ def enough_frames(wanted: int) -> int:
     return max(5, -(-(wanted - 1) // 4) * 4 + 1)
 
 
+def seed_of(seed: int, segment: int, take: int) -> int:
+    """The seed of a take's noise. Take 0 has the job's: its noise is the next part of the sequence."""
+    if take == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {segment} {take}".encode()).digest()[:8]) >> 1
+
+
 def _facts(plan: Plan, frames: int, spent: dict[Phase, float]) -> SegmentFacts:
     return SegmentFacts(
         frames=frames,
@@ -264,8 +333,12 @@ def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"
         yield lambda index: thread.submit(read, index)
 
 
-def _ignore(index: int, done: int) -> None:
+def _ignore(index: int, take: int, done: int) -> None:
     return
+
+
+def _keep(segment: Segment) -> Kept:
+    return segment.kept
 
 
 def _synchronize() -> None:

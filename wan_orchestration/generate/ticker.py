@@ -48,13 +48,13 @@ class Ticker:
             self.estimate.finish(self.stopwatch.read())
             self._send("finishing")
 
-    def step(self, segment: int, done: int) -> None:
-        """Report that a denoising step is done, or that the segment begins if `done` is 0.
+    def step(self, segment: int, take: int, done: int) -> None:
+        """Report that a denoising step is done, or if `done` is 0, that a take begins.
 
-        Segments count from 0 in each pass.
+        Takes count from 0, and so do the segments of each pass.
         """
         with self._lock:
-            self.estimate.stepped(self.before + segment, done, self.stopwatch.read())
+            self.estimate.stepped(self.before + segment, done, self.stopwatch.read(), take)
             self._update()
 
     def _tick(self) -> None:
@@ -79,6 +79,7 @@ class Ticker:
                 segments=now.segments,
                 step=now.step,
                 steps=now.steps,
+                take=now.take + 1,
                 seconds_per_step=now.seconds_per_step,
                 eta_seconds=now.left,
             )

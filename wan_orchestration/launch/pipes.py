@@ -119,7 +119,7 @@ class LaunchMonitor:
         last = self._last_progress
         self._last_progress = ()
         if isinstance(message, Progress):
-            self._last_progress = message.job_id, message.phase, message.segment, message.step
+            self._last_progress = message.job_id, message.phase, message.segment, message.take, message.step
         return bool(last) and self._last_progress == last
 
 

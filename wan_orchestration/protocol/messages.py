@@ -6,11 +6,12 @@ A step writes the request to a JSON file, which rank 0 of the worker reads. Rank
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from wan_orchestration.jobs.clips import Clips
+from wan_orchestration.settings.checks import CheckSettings, decisive
 from wan_orchestration.settings.generate import GenerateSettings, Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.stopwatch import Phase
@@ -30,6 +31,12 @@ class Task(BaseModel):
     created_at: datetime
     save_frames: Path | None = None
     """An npz file that receives the unquantised frames too: `frames`, (3, T, H, W) float32 in [-1, 1]."""
+    checks: CheckSettings = Field(default_factory=CheckSettings)
+    """The thresholds that a segment misses if it came out badly."""
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what the video shows, as JSON."""
+        return decisive(self.settings, self.checks)
 
 
 class Request(BaseModel):
@@ -211,6 +218,8 @@ class Progress(BaseModel):
     step: int = 0
     """Number of denoising steps of this segment that are done."""
     steps: int = 0
+    take: int = 1
+    """The take of this segment, from 1: above 1 if the segment is made again."""
     seconds_per_step: float | None = None
     """None until the first denoising step of this run is done."""
     eta_seconds: float | None = None
@@ -219,7 +228,7 @@ class Progress(BaseModel):
     @property
     def words(self) -> str:
         """What is being done."""
-        segment = f"segment {self.segment} of {self.segments}"
+        segment = f"segment {self.segment} of {self.segments}" + (f", take {self.take}" if self.take > 1 else "")
         if self.fraction == 1:
             return "the video is made"
         match self.phase:
@@ -304,18 +313,84 @@ class Quality(BaseModel):
     """Why a measure is missing, by its name."""
 
 
+class SegmentMeasures(BaseModel):
+    """Measures of one take of a segment; None for those that could not be taken, see `not_measured`."""
+
+    finite: bool
+    """False if a decoded frame held NaN or infinity."""
+    blank_frames: int | None = None
+    """Number of frames that show a single colour."""
+    frozen_frames: int | None = None
+    """The longest run of frames in which the picture stands still while the pose moves."""
+    colour_drift: float | None = None
+    """Distance from the first segment, in units of CIE 1976 colour difference."""
+    seam: float | None = None
+    """The change from the segment before, relative to the changes inside earlier segments; about 1 or less is good."""
+    pose_similarity: float | None = None
+    """OKS in 0..1 of the pose that an estimator finds, relative to the driving pose."""
+    identity: float | None = None
+    """Cosine of the CLIP features of the person and of the reference picture."""
+    colours: list[float] = []
+    """Means, then standard deviations of L, a and b."""
+    change: float | None = None
+    """How much a frame differs from the one before: mean absolute difference of values (of 255), 95th percentile."""
+    pose_change: float | None = None
+    """The same of the pose clip."""
+    not_measured: dict[str, str] = {}
+    """Why a measure is missing, by its name."""
+
+
+class Take(BaseModel):
+    """A segment as it was made with one seed."""
+
+    take: int
+    """From 0."""
+    seed: int
+    """Of the noise. Take 0 of each segment uses the next part of the sequence that the job's seed gives."""
+    seconds: float
+    measures: SegmentMeasures
+    misses: dict[str, float] = {}
+    """By measure, how far it misses its threshold, relative to the threshold."""
+    kept: bool = False
+    """Whether the video shows this take."""
+
+    @property
+    def score(self) -> float:
+        """The sum of the misses: the best take has the lowest."""
+        return sum(self.misses.values())
+
+    @property
+    def missed(self) -> str:
+        """The misses in words; empty if there are none."""
+        plain = ("finite", "blank")
+        return ", ".join(name if name in plain else f"{name} by {share:.0%}" for name, share in self.misses.items())
+
+    def __str__(self) -> str:
+        return f"take {self.take + 1} " + (f"misses {self.missed}" if self.misses else "is good")
+
+
 class SegmentFacts(BaseModel):
     """A finished segment of a video."""
 
     frames: int
     seconds: float
-    """Without loading. The first segment of a run includes encoding the prompts and the picture."""
+    """Of all takes, without loading. The first segment of a run includes encoding the prompts and the picture."""
     seconds_per_step: float
     """Per denoising step."""
     placement: str | None = None
     """Where the models lay; None for segments of a version that did not record it."""
     character: int | None = None
     """The character whom the segment puts in, from 1; None if the job has no `characters`."""
+    takes: list[Take] = []
+    """How the segment was made, and again; empty for segments of a version that did not measure them."""
+
+    character: int | None = None
+    """The character whom the segment puts in, from 1; None if the job has no `characters`."""
+
+    @property
+    def kept(self) -> Take | None:
+        """The take that the video shows; None for segments of a version that did not measure them."""
+        return next((take for take in self.takes if take.kept), None)
 
 
 class FinishedSegment(SegmentFacts):
@@ -330,7 +405,10 @@ class FinishedSegment(SegmentFacts):
     segments: Annotated[int, Field(alias="clips")]
 
     def __str__(self) -> str:
-        return f"{self.job_id}: segment {self.segment} of {self.segments}, {self.frames} frames in {self.seconds:.1f} s"
+        line = f"{self.job_id}: segment {self.segment} of {self.segments}, {self.frames} frames in {self.seconds:.1f} s"
+        if len(self.takes) > 1 and self.kept:
+            line += f", {len(self.takes)} takes, take {self.kept.take + 1} is kept"
+        return line
 
 
 class Result(BaseModel):

@@ -10,6 +10,8 @@ SIDE = 192
 """Before measuring, frames are reduced to this many px on the longer side."""
 STILL = 0.05
 """Frames whose values differ by less than this on average (of 255) are the same: encoding causes such differences."""
+BLANK_DEVIATION = 1.0
+"""A frame is blank if its values deviate from their mean by less than this (of 255)."""
 LEAST_CHANGE = 0.5
 """A jump between two frames with a smaller mean difference (of 255) is invisible."""
 
@@ -30,8 +32,15 @@ class SegmentSums:
     """Sums over the frames of one segment: of the mean and of the standard deviation of L, a and b."""
 
     frames: int = 0
+    blank: int = 0
+    """Number of frames that show a single colour."""
     mean: np.ndarray = field(default_factory=lambda: np.zeros(3))
     spread: np.ndarray = field(default_factory=lambda: np.zeros(3))
+
+    @property
+    def colours(self) -> list[float]:
+        """Means, then standard deviations of L, a and b."""
+        return (np.concatenate([self.mean, self.spread]) / max(self.frames, 1)).round(4).tolist()
 
 
 class FrameMeasures:
@@ -46,16 +55,20 @@ class FrameMeasures:
         self.segments = [SegmentSums() for _ in lengths]
         self.frozen = 0
         """The longest run of frames in which the picture stands still while the pose moves."""
+        self.changes: list[float] = []
+        """How much each frame differs from the one before: mean absolute difference (of 255). 0 for the first."""
+        self.pose_changes: list[float] = []
+        """The same of the pose clip."""
         self._frozen_now = 0
-        self._changes: list[float] = []
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, frame: np.ndarray, pose: np.ndarray) -> None:
         """Add the next frame and its driving pose, both (H, W, 3) uint8 RGB."""
-        index, frame, pose = len(self._changes), small(frame), small(pose)
+        index, frame, pose = len(self.changes), small(frame), small(pose)
         segment = self.segments[int(np.searchsorted(self.borders, index, side="right"))]
         lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
         segment.frames += 1
+        segment.blank += bool(frame.std() < BLANK_DEVIATION)
         segment.mean += lab.mean(axis=0)
         segment.spread += lab.std(axis=0)
         change, moved = 0.0, 0.0
@@ -63,7 +76,8 @@ class FrameMeasures:
             change, moved = (difference(*pair) for pair in zip((frame, pose), self._last))
         self._frozen_now = self._frozen_now + 1 if index and change < STILL < moved else 0
         self.frozen = max(self.frozen, self._frozen_now)
-        self._changes.append(change)
+        self.changes.append(change)
+        self.pose_changes.append(moved)
         self._last = frame, pose
 
     def colour_drift(self) -> list[float]:
@@ -71,8 +85,8 @@ class FrameMeasures:
 
         In units of CIE 1976 colour difference. A difference of about 2 is visible side by side.
         """
-        means = [np.concatenate([segment.mean, segment.spread]) / max(segment.frames, 1) for segment in self.segments]
-        return [round(float(np.linalg.norm(mean - means[0])), 3) for mean in means]
+        colours = [segment.colours for segment in self.segments]
+        return [distance(one, colours[0]) for one in colours]
 
     def seam(self) -> tuple[float, int | None]:
         """The largest change at a border of two segments relative to those inside segments, and the frame after it.
@@ -80,12 +94,17 @@ class FrameMeasures:
         1 equals the 95th percentile of the changes inside segments, or `LEAST_CHANGE` if that is larger. 0 for a single
         segment.
         """
-        inside = [change for i, change in enumerate(self._changes) if i and i not in self.borders]
+        inside = [change for i, change in enumerate(self.changes) if i and i not in self.borders]
         if not self.borders or not inside:
             return 0.0, None
         usual = max(float(np.percentile(inside, 95)), LEAST_CHANGE)
-        worst = max(self.borders, key=lambda border: self._changes[border])
-        return round(self._changes[worst] / usual, 3), int(worst)
+        worst = max(self.borders, key=lambda border: self.changes[border])
+        return round(self.changes[worst] / usual, 3), int(worst)
+
+
+def distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """Distance of two segments' colours."""
+    return round(float(np.linalg.norm(np.subtract(one, other))), 3)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:

@@ -73,7 +73,7 @@ def measure(
     people = [clips, *clips.characters]
     references = [read_image(one.reference) for one in people]
     measures, samples, strips = FrameMeasures(lengths), [[] for _ in people], []
-    sampled, shown = _evenly_spaced(sum(lengths), SAMPLES), _evenly_spaced(sum(lengths), FRAMES)
+    sampled, shown = evenly_spaced(sum(lengths), SAMPLES), evenly_spaced(sum(lengths), FRAMES)
     with ExitStack() as stack:
         readers = [stack.enter_context(FrameReader(one.pose.path)) for one in people]
         for index, frame in enumerate(iter_frames(video)):
@@ -120,6 +120,6 @@ def measure(
     return quality
 
 
-def _evenly_spaced(total: int, count: int) -> set[int]:
+def evenly_spaced(total: int, count: int) -> set[int]:
     """Indices of up to `count` frames, evenly spaced."""
     return set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())

@@ -1,9 +1,11 @@
 """Settings of the checks of clips and videos: thresholds, and which checks keep a job from generation."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from wan_orchestration.settings.generate import GenerateSettings
 
 BlockingCheck = Literal["skeleton", "face", "mask", "no_jumps"]
 
@@ -54,3 +56,12 @@ class CheckSettings(BaseSettings):
         le=1,
         description="Smallest cosine similarity of CLIP features: the person in the video, and the reference picture.",
     )
+
+    def of_segments(self) -> dict[str, float]:
+        """The thresholds that a segment misses if it came out badly."""
+        return self.model_dump(include={"frozen_seconds", "colour_drift", "seam", "pose", "identity"})
+
+
+def decisive(generate: GenerateSettings, checks: CheckSettings) -> dict[str, Any]:
+    """The settings that decide what a video shows, as JSON. With retakes, those of segments are included."""
+    return generate.decisive() | ({"thresholds": checks.of_segments()} if generate.retakes else {})

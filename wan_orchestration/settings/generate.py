@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The fields that each value of `GenerateSettings.preset` fills."""
 
-LATER_FIELDS = ("pose_strength", "face_strength")
+LATER_FIELDS = ("pose_strength", "face_strength", "retakes")
 """Fields that `decisive()` leaves out at their defaults, so that an update of this program makes no video stale."""
 
 Mode = Literal["animate", "replace"]
@@ -131,10 +131,18 @@ class GenerateSettings(BaseModel):
         "those of each field; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: "
         "6 steps without such a LoRA, for a first look. All but exact set trim_last_clip.",
     )
-    color_match: Literal["off", "lab"] = Field(
+    color_match: Literal["off", "auto", "lab"] = Field(
         default="off",
-        description="lab: give each segment the means and standard deviations of L, a and b of the first segment, "
-        "against colour drift in long videos.",
+        description="Against colour drift in long videos. auto: compare the frames that a segment repeats with the "
+        "segment before, and correct the whole segment if their colours differ; lab: give each segment the means and "
+        "standard deviations of L, a and b of the first segment.",
+    )
+    retakes: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="How often a segment that came out badly is made again with another seed; the best take is kept. "
+        "The thresholds are those of the checks.",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Precision of the transformer; auto: bfloat16 on CUDA, float32 on the CPU."

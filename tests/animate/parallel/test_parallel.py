@@ -16,6 +16,7 @@ from wan_orchestration.animate.animator import Animator
 from wan_orchestration.generate import runner
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
+from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.settings.generate import GenerateSettings
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +28,7 @@ LAUNCHED = Path(__file__).with_name("launched.py")
 JOBS = {
     "even": ({"frames": 6, "height": 64, "width": 80}, {}),
     "odd": ({"frames": 5, "height": 80, "width": 80}, {"use_relighting_lora": True}),
-    "guided": ({"frames": 5, "height": 64, "width": 80}, {"guide_scale": 2.0, "cfg_parallel": True}),
+    "guided": ({"frames": 6, "height": 64, "width": 80}, {"guide_scale": 2.0, "cfg_parallel": True, "retakes": 1}),
     "replace": (
         {"frames": 6, "height": 48, "width": 64, "mode": "replace"},
         {"mode": "replace", "use_relighting_lora": True},
@@ -88,6 +89,7 @@ def request_of(make_job, tmp_path):
                     settings=GenerateSettings(clip_len=5, sampling_steps=2, device="cpu", **settings),
                     created_at=datetime.now(UTC),
                     save_frames=tmp_path / "alone" / f"{name}.npz",
+                    checks=CheckSettings(identity=1.0),  # every segment misses it
                 )
             )
         return Request(snapshot=tmp_path / "snapshot", tasks=tasks)
@@ -119,7 +121,10 @@ def test_ranks_make_the_same_video_as_one(ranks, jobs, launch, request_of):
         names = jobs[: len(results)]
         assert [result["error"] for result in results] == [None] * len(results)
         assert {result["placement"] for result in results} == {"swap" if word == "full" else "resident"}
-        for name in names:
+        for name, result, one in zip(names, results, alone):
+            kept = [[take["kept"] for take in segment["takes"]] for segment in result["made_clips"]]
+            assert kept == [[take.kept for take in segment.takes] for segment in one.made_segments]
+            assert {len(takes) for takes in kept} == {2 if name == "guided" else 1}
             expected = frames(request.tasks[jobs.index(name)].save_frames)
             ours = frames(folder / word / f"{name}.npz")
             assert ours.shape == expected.shape

@@ -7,7 +7,10 @@ const QUALITY = {
   draft: { preset: "draft", preprocess: { resolution_area: 480 * 832 } },
   balanced: { preset: "balanced" },
   standard: {},
+  careful: { retakes: 2 },
 };
+
+const NAMES = ["name", "seed", "sampling_steps", "clip_len", "pose_strength", "face_strength", "prompt"];
 
 export function setUpForm(form, onSubmitted) {
   const error = form.querySelector(".error");
@@ -46,11 +49,12 @@ export function setUpForm(form, onSubmitted) {
 
 function formData(form, reference, driving) {
   const settings = structuredClone(QUALITY[form.elements.quality.value]);
-  for (const name of ["name", "seed", "sampling_steps", "clip_len", "prompt"]) {
+  for (const name of NAMES) {
     const value = form.elements[name].value.trim();
     if (value) settings[name] = value;
   }
   settings.mode = form.elements.mode.value;
+  if (form.elements.review.checked) settings.review = true;
   const data = new FormData();
   for (const [name, value] of Object.entries(settings)) {
     data.set(name, typeof value === "object" ? JSON.stringify(value) : value);

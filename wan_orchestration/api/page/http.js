@@ -11,6 +11,11 @@ export async function request(path, options = {}) {
   throw toError(response.status, await response.text());
 }
 
+export function postJson(path, body) {
+  const headers = { "Content-Type": "application/json" };
+  return request(path, { method: "POST", headers, body: JSON.stringify(body) });
+}
+
 export function toError(status, body) {
   let problem;
   try {

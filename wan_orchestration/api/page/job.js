@@ -1,7 +1,9 @@
-// One job: follows it while it runs, then plays its video.
+// One job: follows it while it runs, shows its clips if somebody wants to look first, then plays its video.
 
-import { showBadge, showText } from "./dom.js";
+import { figure, showBadge, showText } from "./dom.js";
 import { finished, request } from "./http.js";
+import { Look } from "./look.js";
+import { duration } from "./times.js";
 
 export class JobView {
   constructor(section, onChanged, onRemoved) {
@@ -9,20 +11,34 @@ export class JobView {
     this.onChanged = onChanged;
     this.onRemoved = onRemoved;
     this.find = (selector) => section.querySelector(selector);
+    this.look = new Look(this.find(".look"), (job) => this.submitted(job));
     this.find(".cancel").addEventListener("click", () => this.send("DELETE", this.job.links.self));
     this.find(".purge").addEventListener("click", () => this.purge());
     this.find(".together").addEventListener("click", () => this.playTogether());
     this.find(".log").addEventListener("toggle", () => this.showLog());
   }
 
-  // Shows a job and follows it until it ends.
+  // Shows a job and follows it until it ends or waits for somebody to look.
   open(job) {
-    this.close();
     this.job = null;
+    this.look.hide();
     this.find(".log").open = false;
-    this.find(".stage").replaceChildren();
+    this.find(".inputs").replaceChildren();
     this.show(job);
     this.section.hidden = false;
+    this.follow(job);
+  }
+
+  // Follows the run that the look panel has started.
+  submitted(job) {
+    this.show(job);
+    this.onChanged(job);
+    this.follow(job);
+    this.find("h2").focus({ preventScroll: true });
+  }
+
+  follow(job) {
+    this.close();
     if (finished(job)) return;
     this.events = new EventSource(job.links.events);
     this.events.addEventListener("job", ({ data }) => {
@@ -44,6 +60,7 @@ export class JobView {
 
   hide() {
     this.close();
+    this.look.hide();
     this.job = null;
     this.section.hidden = true;
   }
@@ -68,6 +85,7 @@ export class JobView {
     if (job.links.media) download.href = job.links.media;
     else download.removeAttribute("href");
     if (statusChanged) this.showMedia(job);
+    this.look.show(job);
     if (statusChanged && this.find(".log").open) this.showLog();
   }
 
@@ -77,7 +95,7 @@ export class JobView {
     if (reference) figures.push(figure("img", reference, "Character", { alt: "The picture of the character" }));
     if (driving) figures.push(figure("video", driving, "Driving video", { muted: true, loop: true }));
     if (media) figures.push(figure("video", versioned(media, job), "Result", { poster: versioned(poster ?? "", job), loop: false }));
-    this.find(".stage").replaceChildren(...figures);
+    this.find(".inputs").replaceChildren(...figures);
     this.find(".together").hidden = !(driving && media);
   }
 
@@ -119,23 +137,6 @@ export class JobView {
   }
 }
 
-function figure(kind, source, caption, properties) {
-  const element = document.createElement("figure");
-  element.className = caption.toLowerCase().replaceAll(" ", "-");
-  const media = document.createElement(kind);
-  Object.assign(media, kind === "video" ? { controls: true, playsInline: true, preload: "metadata" } : {}, properties);
-  media.src = source;
-  media.setAttribute("aria-label", caption);
-  const text = document.createElement("figcaption");
-  text.textContent = caption;
-  media.addEventListener("error", () => {
-    text.textContent = `${caption}: this browser cannot show it`;
-    media.remove();
-  });
-  element.append(media, text);
-  return element;
-}
-
 // A later run puts another video at the same address.
 const versioned = (path, job) => path && `${path}?run=${job.run_id}`;
 
@@ -143,12 +144,7 @@ function statusText(job) {
   const { progress, video } = job;
   if (job.status === "queued") return job.queue_position > 1 ? `number ${job.queue_position} in the queue` : "next to run";
   if (progress) return progress.words + (progress.eta_seconds == null ? "" : `, about ${duration(progress.eta_seconds)} left`);
+  if (job.status === "ready") return "look at the clips, then make the video";
   if (video?.frames) return `${video.frames} frames of ${video.width}×${video.height}, made in ${duration(video.seconds)}`;
   return "";
-}
-
-function duration(seconds) {
-  if (seconds < 90) return `${Math.ceil(seconds)} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  return `${(seconds / 3600).toFixed(1)} h`;
 }

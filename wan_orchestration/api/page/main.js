@@ -3,7 +3,7 @@
 import { showText } from "./dom.js";
 import { setUpForm } from "./form.js";
 import { History } from "./history.js";
-import { JOBS, SignedOut, request } from "./http.js";
+import { JOBS, SignedOut, postJson, request } from "./http.js";
 import { JobView } from "./job.js";
 
 const find = (selector) => document.querySelector(selector);
@@ -49,9 +49,8 @@ function signIn() {
 find("#sign-in").addEventListener("submit", async (event) => {
   event.preventDefault();
   const error = find("#sign-in .error");
-  const body = JSON.stringify({ token: find("#token").value });
   try {
-    await request("/session", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    await postJson("/session", { token: find("#token").value });
     find("#token").value = "";
     showText(error, "");
     sessionStorage.setItem("signed-in", "yes");

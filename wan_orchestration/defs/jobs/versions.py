@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from wan_orchestration.jobs.folder import Job, JobFile
+from wan_orchestration.settings.checks import decisive
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -45,7 +46,7 @@ class JobVersion:
                     *(one.picture for one in job.file.characters),
                 ]
             ),
-            settings=_hash(generate.decisive()),
+            settings=_hash(decisive(generate, job.check_settings())),
             review=job.file.review,
         )
 

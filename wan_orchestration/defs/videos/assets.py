@@ -75,6 +75,7 @@ def generated_video(
                 output=environment().videos_root / job.key,
                 settings=settings,
                 created_at=datetime.now(UTC),
+                checks=job.check_settings(),
             )
             if _made_by_this_run(context, task, snapshot):
                 context.log.info(f"{job.key}: already finished by an earlier try of this run")
@@ -171,7 +172,7 @@ def _finished(
 
 def video_version(task: Task, snapshot: Snapshot) -> str:
     """Data version of a video: a hash of clips, weights and settings, not of machine choices such as precision."""
-    settings = json.dumps(task.settings.decisive(), sort_keys=True)
+    settings = json.dumps(task.decisive(), sort_keys=True)
     return hashlib.sha256(f"{task.clips.version} {snapshot.fingerprint} {settings}".encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import dagster as dg
 from wan_orchestration.defs.clips.metadata import notices_table
 from wan_orchestration.defs.metadata import animation, poster
 from wan_orchestration.errors import validate
-from wan_orchestration.protocol.messages import Notice, Result
+from wan_orchestration.protocol.messages import Notice, Result, Take
 from wan_orchestration.settings.service import ClientSettings
 
 
@@ -31,6 +31,7 @@ def video_metadata(result: Result) -> dict[str, Any]:
         "peak_memory_gb": result.peak_memory_bytes and round(result.peak_memory_bytes / 1e9, 2),
         "seconds_per_step": segments and round(sum(one.seconds_per_step for one in segments) / len(segments), 3),
         "segments_table": segments and segments_table(result),
+        "retakes": segments and sum(max(len(one.takes) - 1, 0) for one in segments),
         "colour_drift": quality and max(quality.colour_drift, default=None),
         "seam": quality and quality.seam,
         "pose_similarity": quality and quality.pose_similarity,
@@ -50,31 +51,44 @@ def video_metadata(result: Result) -> dict[str, Any]:
 
 
 def segments_table(result: Result) -> dg.TableMetadataValue:
-    """A row for each segment."""
+    """A row for each take of each segment; one row for a segment of a version that did not measure them."""
     drift = result.quality.colour_drift if result.quality else []
     # Of several characters, only the segments of the last one are in the video.
     unseen = len(result.made_segments) - len(drift)
     columns = {
         "segment": "int",
+        "take": "int",
+        "kept": "bool",
+        "misses": "string",
         "frames": "int",
         "seconds": "float",
         "seconds_per_step": "float",
         "colour_drift": "float",
+        "seam": "float",
+        "pose_similarity": "float",
+        "identity": "float",
     }
-    rows = [
-        dg.TableRecord(
-            {
-                "segment": number,
-                "frames": segment.frames,
-                "seconds": round(segment.seconds, 2),
-                "seconds_per_step": round(segment.seconds_per_step, 3),
-                "colour_drift": drift[number - 1 - unseen] if drift and number > unseen else None,
-            }
-        )
-        for number, segment in enumerate(result.made_segments, 1)
-    ]
+    rows = []
+    for number, segment in enumerate(result.made_segments, 1):
+        whole = {
+            "segment": number,
+            "take": 1,
+            "kept": True,
+            "misses": "",
+            "frames": segment.frames,
+            "seconds": round(segment.seconds, 2),
+            "seconds_per_step": round(segment.seconds_per_step, 3),
+            "colour_drift": drift[number - 1 - unseen] if drift and number > unseen else None,
+        }
+        rows += [whole | _of_take(take) for take in segment.takes] or [whole]
     schema = dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()])
-    return dg.MetadataValue.table(rows, schema)
+    return dg.MetadataValue.table([dg.TableRecord({name: row.get(name) for name in columns}) for row in rows], schema)
+
+
+def _of_take(take: Take) -> dict[str, Any]:
+    measures = take.measures.model_dump(include={"colour_drift", "seam", "pose_similarity", "identity"})
+    known = {"take": take.take + 1, "kept": take.kept, "misses": take.missed, "seconds": round(take.seconds, 2)}
+    return known | {name: value for name, value in measures.items() if value is not None}
 
 
 def api_url() -> str:

@@ -1,0 +1,233 @@
+// Look first: a job's clips before its video is made. They can be made again with other settings, or used as they are.
+
+import { figure, make, showText } from "./dom.js";
+import { finished, postJson, request } from "./http.js";
+import { MaskHints } from "./mask_hints.js";
+import { People } from "./people.js";
+import { Playback } from "./playback.js";
+import { Timeline } from "./timeline.js";
+import { clock, duration } from "./times.js";
+
+const MOST_MOMENTS = 6;
+// Settings of job.yaml that clients cannot send.
+const OF_THE_SERVER = ["mode", "keypoints", "mask_file", "light_models"];
+
+export class Look {
+  // Calls `onSubmitted` with the job after the server has accepted a new run for it.
+  constructor(section, onSubmitted) {
+    this.section = section;
+    this.onSubmitted = onSubmitted;
+    this.find = (selector) => section.querySelector(selector);
+    const changed = () => this.showButtons();
+    this.playback = new Playback(section, (seconds) => this.timeline.showPlayhead(this.offset + seconds));
+    this.timeline = new Timeline(this.find(".part"), (moment) => {
+      this.playback.seek((moment - this.offset) * this.info.fps);
+      changed();
+    });
+    this.people = new People(this.find(".who"), changed);
+    this.mask = new MaskHints(this.find(".who"), changed);
+    this.find("[name=retarget]").addEventListener("change", changed);
+    this.find(".again").addEventListener("click", () => this.makeAgain());
+    this.find(".reset").addEventListener("click", () => this.loadChoices());
+    this.find(".go").addEventListener("click", () => this.submit(this.job.links.start, {}));
+  }
+
+  // Shows the clips of a job that waits for somebody to look, or whose clips are being made for that.
+  async show(job) {
+    const before = this.job;
+    if (before?.job_id !== job.job_id) this.hide();
+    this.job = job;
+    if (!isWanted(job)) return this.hide();
+    this.showButtons();
+    const facts = ({ status, run_id, links }) => `${status} ${run_id} ${links.clips}`;
+    if (this.asked && facts(before) === facts(job)) return;
+    const asked = (this.asked = Symbol());
+    let info;
+    try {
+      info = await request(job.links.clips);
+    } catch (problem) {
+      if (this.asked === asked) this.asked = null;
+      if (this.job === job && finished(job)) this.showProblem(problem);
+      return;
+    }
+    // Only the answer to the newest request counts.
+    if (this.asked !== asked) return;
+    if (job.status === "failed" && !job.review && !job.links.start && !info.blocked) return;
+    this.showInfo(info);
+  }
+
+  hide() {
+    this.playback.unload();
+    this.info = this.asked = null;
+    this.section.hidden = true;
+    this.find(".views").replaceChildren();
+  }
+
+  showInfo(info) {
+    const isNew = info.links.pose !== this.info?.links.pose;
+    this.info = info;
+    this.section.hidden = false;
+    this.showFindings();
+    if (isNew) {
+      this.showClips();
+      this.loadChoices();
+    }
+    this.showButtons();
+  }
+
+  get offset() {
+    return this.info.look?.start ?? 0;
+  }
+
+  showClips() {
+    const { links, look, mode, preview, frames, fps, width, height } = this.info;
+    const { reference } = this.job.links;
+    const figures = [
+      links.overlay
+        ? clip(links.overlay, "Motion", look.source_width / look.source_height)
+        : clip(links.pose, "Pose", width / height),
+      clip(links.face, "Face", 1),
+    ];
+    if (mode === "replace" && links.mask) figures.push(clip(links.mask, "Mask", width / height));
+    if (reference) figures.push(figure("img", reference, "Character", { alt: "The picture of the character" }));
+    this.find(".views").replaceChildren(...figures);
+    this.find(".preview").hidden = !preview;
+    this.playback.load([...this.find(".views").querySelectorAll("video")], { frames, fps });
+  }
+
+  showFindings() {
+    const { look, checks, blocked, fps } = this.info;
+    const warnings = (look?.warnings ?? []).map(({ text, frames }) => {
+      const moments = frames.slice(0, MOST_MOMENTS).map(([first, last]) => this.momentButton(first, last, fps));
+      const more = frames.length > MOST_MOMENTS ? ` and ${frames.length - MOST_MOMENTS} more` : "";
+      return make("li", {}, sentence(text), ...moments.flatMap((moment) => [" ", moment]), more);
+    });
+    const failed = checks.filter(({ passed }) => !passed);
+    const words = failed.map(({ name, text, blocks }) => {
+      const label = make("strong", { textContent: sentence(name.replaceAll("_", " ")) });
+      return make("li", { className: blocks ? "blocks" : "" }, label, `: ${text}`);
+    });
+    this.find(".findings").replaceChildren(...words, ...warnings);
+    const passed = checks.length - failed.length;
+    const all = failed.length ? `${passed} of ${checks.length} checks passed.` : "All checks passed.";
+    showText(this.find(".passed"), checks.length ? all : "");
+    showText(this.find(".blocked"), blocked ?? "");
+  }
+
+  momentButton(first, last, fps) {
+    const span = first === last ? clock(first / fps) : `${clock(first / fps)} to ${clock(last / fps)}`;
+    const button = make("button", { type: "button", className: "moment", textContent: span });
+    button.setAttribute("aria-label", `Show ${span}`);
+    button.addEventListener("click", () => this.playback.seek(first));
+    return button;
+  }
+
+  // Sets all controls to the settings of the clips that are shown.
+  loadChoices() {
+    const { look, links, mode } = this.info;
+    const settings = this.info.settings ?? {};
+    this.find(".who").hidden = !links.people;
+    this.find(".who legend").textContent = mode === "replace" ? "Person and mask" : "Person";
+    if (links.people) this.people.load(links.people, look);
+    this.mask.load(settings.mask_hints ?? [], mode === "replace" ? look : null);
+    this.find(".part").hidden = !look;
+    if (look) {
+      const { start, end } = settings;
+      this.timeline.load({ pictures: links.timeline, seconds: look.source_seconds, start, end });
+    }
+    this.find(".retarget").hidden = !look || mode === "replace";
+    this.find("[name=retarget]").checked = settings.retarget !== "off";
+    this.first = look && this.choices();
+    this.showProblem(null);
+    this.showButtons();
+  }
+
+  choices() {
+    const { mode, settings } = this.info;
+    const { chosen } = this.people;
+    const { start, end, seconds } = this.timeline;
+    const fitted = settings.retarget === "off" ? "robust" : settings.retarget;
+    return {
+      person: chosen == null ? settings.person : `index:${chosen}`,
+      start,
+      end,
+      ...(mode === "replace"
+        ? { mask_hints: this.mask.hints }
+        : { retarget: this.find("[name=retarget]").checked ? fitted : "off" }),
+    };
+  }
+
+  changes() {
+    if (!this.first) return {};
+    const isChanged = ([name, value]) => JSON.stringify(value) !== JSON.stringify(this.first[name]);
+    return Object.fromEntries(Object.entries(this.choices()).filter(isChanged));
+  }
+
+  // One of two buttons is offered: make the clips again after a change, or make the video of these clips.
+  showButtons() {
+    if (!this.info) return;
+    const { estimate, blocked, preview } = this.info;
+    const busy = !finished(this.job);
+    const changed = Object.keys(this.changes()).length > 0;
+    const canStart = Boolean(this.job.links.start) && !preview;
+    for (const group of this.section.querySelectorAll("fieldset")) group.disabled = busy;
+    this.find(".go").hidden = !canStart || changed;
+    this.find(".go").disabled = Boolean(blocked);
+    this.find(".go").textContent = ["Make the video", costs(estimate)].filter(Boolean).join(": ");
+    showText(this.find(".basis"), canStart && !changed && !blocked ? `Estimate: ${estimate.basis}` : "");
+    this.find(".again").hidden = busy || !this.first || (canStart && !changed && !blocked);
+    this.find(".reset").hidden = busy || !changed;
+    showText(this.find(".advice"), changed && !busy ? "Make the clips again to see what you changed." : "");
+  }
+
+  makeAgain() {
+    const given = { ...this.job.settings.preprocess };
+    for (const name of OF_THE_SERVER) delete given[name];
+    return this.submit(`${this.job.links.self}/clips`, { preprocess: { ...given, ...this.changes() } });
+  }
+
+  async submit(path, body) {
+    this.showProblem(null);
+    const buttons = [this.find(".go"), this.find(".again")];
+    for (const button of buttons) button.disabled = true;
+    try {
+      this.onSubmitted(await postJson(path, body));
+    } catch (problem) {
+      this.showProblem(problem);
+    } finally {
+      for (const button of buttons) button.disabled = false;
+      this.showButtons();
+    }
+  }
+
+  // Shows each line of an error at the control that caused it, the others at the buttons.
+  showProblem(problem) {
+    const lines = problem?.message.split("\n") ?? [];
+    const places = { who: /^(preprocess\.)?(person|mask_hints)\b/, part: /^(preprocess\.)?(start|end)\b/ };
+    for (const [place, pattern] of Object.entries(places)) {
+      showText(this.find(`.${place} .error`), lines.filter((line) => pattern.test(line)).join("\n"));
+    }
+    const rest = lines.filter((line) => !Object.values(places).some((pattern) => pattern.test(line)));
+    showText(this.find(".other"), rest.join("\n"));
+  }
+}
+
+function clip(source, caption, proportions) {
+  const element = figure("video", source, caption, { controls: false, muted: true, loop: true, preload: "auto" });
+  element.firstChild.style.aspectRatio = proportions;
+  return element;
+}
+
+function isWanted({ status, review, links }) {
+  if (!links.clips || status === "succeeded") return false;
+  return status === "ready" || status === "failed" || Boolean(links.start || review);
+}
+
+const sentence = (words) => words[0].toUpperCase() + words.slice(1);
+
+// What the video will take, in words.
+function costs({ seconds, price }) {
+  const time = seconds == null ? "" : `about ${duration(seconds)}`;
+  const money = price == null ? "" : price < 0.01 ? "under 0.01" : price.toFixed(2);
+  return [time, money].filter(Boolean).join(", ");
+}

@@ -32,6 +32,7 @@ PARTS = (
     Part("steps_720p", 110, "gpu_parts.steps:steps_720p"),
     Part("vae", 45, "gpu_parts.beside:vae"),
     Part("encoders", 20, "gpu_parts.beside:encoders"),
+    Part("measuring", 45, "gpu_parts.measuring:measuring"),
     # Uses the compiled blocks of steps_480p.
     Part("job_480p", 70, "gpu_parts.job:job_480p", cache="480p"),
     Part("cap_24gb", 95, "gpu_parts.memory:cap_24gb"),

@@ -4,14 +4,18 @@
     OMP_NUM_THREADS=1 uv run python benchmarks/long_take.py --clip-len 93 --cases "tint, auto"    # 60 s at 30 a second
 
 Uses the demo's mini model (`mini/README.md`) on a held-out figure in animate mode. Without --clip-len, segments are as
-long as those it was trained on. Faults are made on purpose: `tint` is a decoder that tints every frame a little, so that
-each segment adds to the tint of the one before; `noise` is one segment with noise in all frames. Prints a Markdown table.
+long as those it was trained on. Faults are made on purpose: `tint` is a decoder that tints every frame a little, so
+that each segment adds to the tint of the one before; `noise` is one segment with noise in all frames.
+
+Prints a Markdown table. PSNR is against the drawn truth. Skin, background and drift are differences of mean colours
+(CIE 1976): from the truth, and from the first segment. The seam is that of `result.json`.
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +34,7 @@ from mini.samples import CLIP_LEN
 from mini.scene import Scene, scene
 from mini.train import HELD_OUT
 from wan_orchestration.animate.animator import Animator
+from wan_orchestration.animate.transformer.model import AnimateTransformer
 from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.generate.runner import run
 from wan_orchestration.infer import TerminalReporter
@@ -56,17 +61,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "off": {},
             "lab": {"color_match": "lab"},
             "auto": {"color_match": "auto"},
-            "off, retakes 2": {"retakes": 2},
         },
         "noise": {
             "off": {},
+            "lab": {"color_match": "lab"},
             "auto": {"color_match": "auto"},
             "off, retakes 2": {"retakes": 2},
             "auto, retakes 2": {"color_match": "auto", "retakes": 2},
         },
     }.items()
     for name, settings in several.items()
-}
+} | {"tint, off, retakes 2": ("tint", {"retakes": 2})}
 """Fault and settings by name."""
 
 
@@ -82,7 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     whole = scene(HELD_OUT + arguments.figure, 1 + arguments.segments * (arguments.clip_len - 1))
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, remembering():
         clips = write_clips(Path(scratch) / "job", whole)
         for name in arguments.cases:
             fault, fields = CASES[name]
@@ -110,6 +115,28 @@ def make(scratch: Path, clips: Path, snapshot: Path, settings: GenerateSettings,
     if result.status != "succeeded":
         raise SystemExit(result.error)
     return result
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """All cases have the same pose and face clips: encode each segment of them once."""
+    known: dict[str, Tensor] = {}
+
+    def remembered(whole: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def encode(self: Any, values: Any, *others: Any, **options: Any) -> Tensor:
+            content = np.asarray(values).tobytes() + repr(options).encode()
+            key = whole.__qualname__ + hashlib.sha256(content).hexdigest()
+            if key not in known:
+                known[key] = whole(self, values, *others, **options)
+            return known[key].clone()
+
+        return encode
+
+    with (
+        patch.object(AnimateVae, "encode_video", remembered(AnimateVae.encode_video)),
+        patch.object(AnimateTransformer, "encode_face", remembered(AnimateTransformer.encode_face)),
+    ):
+        yield
 
 
 @contextmanager
@@ -207,12 +234,11 @@ def table(found: dict[str, Any]) -> str:
         "PSNR, dB",
         "last quarter",
         "worst segment",
-        "skin",
+        "skin, last quarter",
         "background",
         "drift",
-        "seam",
-        "retakes",
     ]
+    heads += ["seam", "retakes"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for case, figures in found.items():
         lines.append("| " + " | ".join([case, *(f"{figures['mean'][name]:g}" for name in names)]) + " |")

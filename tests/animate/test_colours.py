@@ -1,10 +1,10 @@
-"""Colours of segments, matched to those of the first."""
+"""Colours of segments, matched to those of the first or of the one before."""
 
 import numpy as np
 import torch
 from media import moving_frames
 
-from wan_orchestration.animate.colours import colours_of, from_lab, matched, to_lab
+from wan_orchestration.animate.colours import colours_of, continued, from_lab, matched, to_lab
 from wan_orchestration.animate.conditioning import to_frames, to_tensor
 from wan_orchestration.quality.frame_measures import FrameMeasures
 
@@ -40,3 +40,35 @@ def test_a_segment_with_nan_is_unchanged():
     broken = segment()
     broken[0, 2] = float("nan")
     assert matched(broken, colours_of(segment())) is broken
+
+
+RANDOM = torch.Generator().manual_seed(0)
+GAIN, OFFSET = torch.tensor([1.04, 1.0, 0.96]).view(3, 1, 1, 1), torch.tensor([0.02, 0.0, -0.02]).view(3, 1, 1, 1)
+
+
+def test_a_drift_of_repeated_frames_is_corrected_in_the_whole_segment():
+    """The rest of the segment shows something else, so its own colours do not tell what the drift is."""
+    clean = torch.cat([_scene(0, 1), _scene(1, 4)], dim=1)
+    drifted = (clean * GAIN + OFFSET).clamp(-1, 1)
+    corrected = continued(drifted + 0.02 * torch.randn(drifted.shape, generator=RANDOM), clean[:, :1])
+    before, after = (to_lab(each[:, -1]) for each in (drifted, corrected))
+    true = to_lab(clean[:, -1])
+    assert (before - true).mean(dim=(1, 2)).norm() > 1.5
+    assert (after - true).mean(dim=(1, 2)).norm() < 0.4
+
+
+def test_without_drift_nothing_changes():
+    clean = _scene(0, 5)
+    noisy = clean + 0.05 * torch.randn(clean.shape, generator=RANDOM)
+    assert continued(noisy, clean[:, :1]) is noisy, "details changed"
+    assert continued(clean, clean[:, :1]) is clean
+    assert continued(clean, _scene(7, 1)) is clean, "the frames show different things"
+    broken = clean * float("nan")
+    assert continued(broken, clean[:, :1]) is broken
+
+
+def _scene(seed: int, frames: int) -> torch.Tensor:
+    """(3, frames, 64, 96): patches of 16 px in random colours."""
+    random = torch.Generator().manual_seed(seed)
+    patches = torch.rand(3, 4, 6, generator=random) * 1.6 - 0.8
+    return patches.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None].expand(-1, frames, -1, -1).contiguous()

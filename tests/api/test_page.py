@@ -18,6 +18,7 @@ from two_people import write_two_people
 from wan_orchestration.protocol.messages import PreprocessResult
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.reader import FrameReader
+from wan_orchestration.video.writer import write_lossless
 
 pytestmark = pytest.mark.heavy
 
@@ -284,6 +285,20 @@ def mask_at(project: Path, key: str) -> np.ndarray:
     with FrameReader(project / "data/clips" / key / "src_mask.mp4") as reader:
         mask = next(iter(reader.read(range(1))))
     return mask[:, mask.shape[1] * 2 // 3 :] > 127
+
+
+def test_blocked_clips_are_not_started(project, page, add_job):
+    add_job("faceless", "review: true\nchecks: {block: [face]}")
+    write_lossless(project / "data/jobs/faceless/src_face.mp4", [np.zeros((512, 512, 3), np.uint8)] * 5, 30)
+    with daemon(project), serving(project, free_port()) as url:
+        httpx.post(url + JOBS, json={"src_root_path": "data/jobs/faceless"}, timeout=60).raise_for_status()
+        page.goto(f"{url}/#faceless")
+        page.locator("#job .badge").get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        page.get_by_label("Pose", exact=True).wait_for()
+        page.locator(".look .blocked").get_by_text("face").wait_for()
+        assert page.locator(".findings .blocks").get_by_text("Face").count() == 1
+        assert page.locator("#job").get_by_role("button", name="Make the video").is_disabled()
+        shot(page, "look-blocked", "#job")
 
 
 def test_looking_first_by_keyboard_on_a_phone(project, browser, two_people):  # noqa: F811

@@ -65,7 +65,7 @@ def generate(data_root, instance, monkeypatch):
         )
         (failed,) = [event for event in result.all_events if event.is_step_failure]
         lines = [entry.user_message for entry in instance.all_logs(result.run_id)]
-        return failed.step_failure_data.user_failure_data.description, [
+        return failed.step_failure_data.user_failure_data.description or "", [
             line for line in lines if line.startswith("launched")
         ]
 
@@ -91,7 +91,7 @@ def test_dagster_blocks_by_the_environment(faceless, instance, data_root, monkey
     faceless("a")
     faceless("b", yaml="checks: {block: []}")
     instance.add_dynamic_partitions("jobs", ["a", "b"])
-    (checks,) = clips_checks_definitions().asset_checks
+    [checks] = list(clips_checks_definitions().asset_checks or [])
     blocking = {spec.name for spec in checks.check_specs if spec.blocking}
     assert blocking == {"face"}
 

@@ -60,10 +60,10 @@ def segments(monkeypatch):
         made.append([segment])
         return stock(self, segment, guide)
 
-    def animate(self, conditions, on_step, seed=None, stock=Animator.animate):
+    def animate(self, *arguments, stock=Animator.animate):
         if len(made) == segments.fails:
             raise RuntimeError("stopped")
-        made[-1].append(stock(self, conditions, on_step, seed))
+        made[-1].append(stock(self, *arguments))
         return made[-1][1]
 
     segments = type("Segments", (), {"made": made, "fails": 0})()

@@ -142,7 +142,7 @@ def test_a_hopeless_segment_keeps_its_best_take(tiny_snapshot, make_task, spoil)
     assert len(seeds) == 5
     strict = CheckSettings(colour_drift=8)
     assert max(result.quality.colour_drift) > strict.colour_drift
-    assert not judge(result)["colour_drift"].passed
+    assert not judge(result, strict)["colour_drift"].passed
     assert sorted(path.name for path in result.video_path.parent.iterdir()) == [
         "poster.jpg", "preview.webp", "result.json", "video.mp4",
     ]  # fmt: skip

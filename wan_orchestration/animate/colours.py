@@ -19,10 +19,13 @@ MOST_STRETCH = 1.25
 
 BLOCK = 8
 """`continued` compares means of blocks of this many px a side, because details change from one decoding to the next."""
-LEAST_DRIFT = 0.25
-"""A smaller drift (CIE 1976) is not corrected."""
-LEAST_EXPLAINED = 0.5
-"""Share of the difference that a correction of colours must explain. Otherwise the frames show different things."""
+LEAST_DRIFT, MOST_DRIFT = 0.3, 8.0
+"""`continued` corrects no smaller and no larger drift (CIE 1976). Frames that differ more show different things."""
+LEAST_EXPLAINED = 0.7
+"""Share of the difference that the correction must explain. Otherwise it may be chance: with the demo's mini model,
+which does not drift, a correction explains up to 0.6."""
+ITERATIONS, SURE = 6, 3.0
+"""Blocks that differ by more than `SURE` times the median show something else, and do not count (Tukey's biweight)."""
 RIDGE = 1e-3
 """Holds the correction near the identity for colours that the frames do not have."""
 
@@ -80,19 +83,17 @@ def drift_correction(drifted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor] |
     own, target = _blocks(drifted), _blocks(wanted)
     if not (torch.isfinite(own).all() and torch.isfinite(target).all()):
         return None
-    weights, identity = torch.ones(len(own), dtype=own.dtype), torch.eye(4, 3, dtype=own.dtype)
-    terms = torch.cat([own, torch.ones_like(own[:, :1])], dim=1)
-    solution = identity
-    for _ in range(3):
-        weighted = terms * weights[:, None]
-        products = weighted.T @ terms / weights.sum() + RIDGE * torch.eye(4, dtype=own.dtype)
-        solution = identity + torch.linalg.solve(products, weighted.T @ (target - own) / weights.sum())
+    identity = torch.eye(4, 3, dtype=own.dtype)
+    terms, solution, weights = torch.cat([own, torch.ones_like(own[:, :1])], dim=1), identity, own[:, 0] * 0 + 1
+    for _ in range(ITERATIONS):
         off = (terms @ solution - target).norm(dim=1)
-        # Blocks that show something else count less (Huber's weights).
-        weights = (1.5 * off.median().clamp(min=1e-6) / off.clamp(min=1e-9)).clamp(max=1)
+        weights = (1 - (off / (SURE * off.median().clamp(min=1e-3))) ** 2).clamp(min=0) ** 2
+        weighted = terms * weights[:, None] / weights.sum()
+        products = weighted.T @ terms + RIDGE * torch.eye(4, dtype=own.dtype)
+        solution = identity + torch.linalg.solve(products, weighted.T @ (target - own))
     moved = _lab_distance(terms @ solution, own, weights)
     before, after = (((each - target).square().sum(dim=1) * weights).sum() for each in (own, terms @ solution))
-    if moved < LEAST_DRIFT or after > (1 - LEAST_EXPLAINED) * before:
+    if not LEAST_DRIFT <= moved <= MOST_DRIFT or after > (1 - LEAST_EXPLAINED) * before:
         return None
     return solution[:3].T.contiguous(), solution[3]
 

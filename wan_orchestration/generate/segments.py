@@ -163,21 +163,21 @@ class SegmentMaker:
         with _input_reader(plan) as start_reading:
             coming = start_reading(plan.first)
             for index in range(plan.first, plan.count):
-                conditions, background, decided = None, None, None
+                inputs, conditions, decided = None, None, None
                 for take in count(plan.first_take if index == plan.first else 0):
                     report = partial(self._report, on_step, index, take)
                     report(0)
                     if conditions is None:
                         inputs = coming.result()
                         conditions = animator.condition(inputs, kept and kept.guide)
-                        background, inputs = inputs if plan.pass_number else None, None
+                        inputs = inputs if plan.pass_number else None  # frees memory
                         # Not earlier, so that only one segment's inputs are in memory at a time.
                         coming = start_reading(index + 1) if index + 1 < plan.count else Future()
                     seed = seed_of(settings.seed, index, take)
                     video = animator.animate(conditions, report, seed if take else None)
                     compilation = animator.compilation
                     self.execution = replace(execution, compiled=compilation.compiled, compile_error=compilation.error)
-                    video, own = self._finish(plan, index, video, kept, background)
+                    video, own = self._finish(plan, index, video, kept, inputs)
                     now = self.stopwatch.read()
                     facts, before = _facts(plan, video.shape[1], since(now, before)), now
                     decided = self._decide(plan, Segment(index, take, seed, video, own, facts), receive)
@@ -187,13 +187,12 @@ class SegmentMaker:
                 kept = decided
 
     def _finish(
-        self, plan: Plan, index: int, video: Tensor, before: Kept | None, background: SegmentInput | None
+        self, plan: Plan, index: int, video: Tensor, before: Kept | None, inputs: SegmentInput | None
     ) -> tuple[Tensor, Kept]:
         """Match a take's colours, and cut off the frames that the video has already or does not need.
 
-        After a task's first pass, `background` has the frames of the pass before. Outside of the mask they are kept.
-
-        Returns the new frames, and what the next segment builds on if this take is kept.
+        With `inputs`, the video keeps their background. Returns the new frames, and what the next segment builds on if
+        this take is kept.
         """
         settings = plan.task.settings
         colours = before and before.colours
@@ -201,12 +200,13 @@ class SegmentMaker:
             with self.stopwatch.during("decoding"):
                 colours = colours or colours_of(video)
                 video = matched(video, colours) if index else video
-        if settings.color_match == "auto" and before:
+        # In replace mode the background clip holds the colours: only the repeated frames are decoded a second time.
+        if settings.color_match == "auto" and settings.mode == "animate" and before:
             with self.stopwatch.during("decoding"):
                 video = continued(video, before.guide)
-        if background is not None and background.background is not None and background.mask is not None:
+        if inputs and inputs.background is not None and inputs.mask is not None:
             with self.stopwatch.during("decoding"):
-                video = keep_background(video, background.background, background.mask)
+                video = keep_background(video, inputs.background, inputs.mask)
         guide = video[:, -settings.refert_num :].cpu()
         repeated = settings.refert_num if index else 0
         return video[:, repeated : plan.task.clips.pose.frames - index * settings.stride], Kept(guide, colours)

@@ -48,7 +48,7 @@ class Overlay:
             fit = self._fit
             inner = mask[fit.top : fit.top + fit.inner[1], fit.left : fit.left + fit.inner[0]]
             inside = cv2.resize(inner, self._size, interpolation=cv2.INTER_NEAREST) > 0
-            picture[inside] = picture[inside] // 2 + _MASK // 2
+            picture[inside] = picture[inside] // 3 * 2 + _MASK // 3
         box = self._boxes[index]
         if np.isfinite(box).all():
             x0, y0, x1, y1 = (round(float(value) * self._scale[axis % 2]) for axis, value in enumerate(box))

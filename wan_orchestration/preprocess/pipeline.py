@@ -164,8 +164,9 @@ def _kept_apart(part: Path, people: Sequence[_Person], steps: _Steps) -> Iterato
             hints = moving_hints(inputs.video, person.followed, inputs.size, person.settings, person.notices)
             write_outline(file, inputs.video, inputs.outline, hints, person.pose_at, steps.next())
         for person, file in zip(people, files):
-            others = [other for other in files if other != file]
-            person.inputs.outline = OutlineBesideOthers(person.inputs.outline.name, file, others)
+            inputs, others = person.inputs, [other for other in files if other != file]
+            assert inputs.outline is not None
+            inputs.outline = OutlineBesideOthers(inputs.outline.name, file, others)
         yield
         for person in people:
             if isinstance(person.inputs.outline, OutlineBesideOthers):

@@ -264,7 +264,7 @@ def _assign(scores: Sequence[Mapping[int, float]]) -> list[int | None]:
         if row == len(scores):
             return 0.0, ()
         total, rest = best(row + 1, used)
-        options = [(total, (None, *rest))]
+        options: list[tuple[float, tuple[int | None, ...]]] = [(total, (None, *rest))]
         for column, score in scores[row].items():
             if column not in used:
                 total, rest = best(row + 1, used | {column})

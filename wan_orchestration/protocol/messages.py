@@ -384,9 +384,6 @@ class SegmentFacts(BaseModel):
     takes: list[Take] = []
     """How the segment was made, and again; empty for segments of a version that did not measure them."""
 
-    character: int | None = None
-    """The character whom the segment puts in, from 1; None if the job has no `characters`."""
-
     @property
     def kept(self) -> Take | None:
         """The take that the video shows; None for segments of a version that did not measure them."""

@@ -58,7 +58,7 @@ def overlay_preview(overlay: Path) -> bytes:
     with FrameReader(overlay) as reader:
         frames = reader.info.frames
         places = np.linspace(0, frames - 1, min(FRAMES, frames)).round().astype(int)
-        strips = [strip(reader.read([place])) for place in places.tolist()]
+        strips = [strip([reader.read([place])[0]]) for place in places.tolist()]
         return _animated(strips, min(reader.info.duration, LONGEST_OVERLAY))
 
 

@@ -134,8 +134,8 @@ class GenerateSettings(BaseModel):
     color_match: Literal["off", "auto", "lab"] = Field(
         default="off",
         description="Against colour drift in long videos. auto: compare the frames that a segment repeats with the "
-        "segment before, and correct the whole segment if their colours differ; lab: give each segment the means and "
-        "standard deviations of L, a and b of the first segment.",
+        "segment before, and correct the whole segment if their colours differ (in animate mode); lab: give each "
+        "segment the means and standard deviations of L, a and b of the first segment.",
     )
     retakes: int = Field(
         default=0,

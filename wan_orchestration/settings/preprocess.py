@@ -111,7 +111,8 @@ class PreprocessSettings(BaseModel):
         "@S after them names another moment, second S of the driving video (point:0.5,0.4@1.2). Hints move with the "
         "person's keypoints through the whole video. For sam2 they are prompts. Outlines of light and file are cut to "
         "the boxes; not removes the connected part of the outline at the point, where it was drawn and where it moves "
-        "to, or a small disc if this part is the person; point adds a small disc.",
+        "to, or a small disc if this part is the person; point adds a small disc. Afterwards the mask is dilated and "
+        "fills its grid (mask_columns, mask_rows): with one cell, only what changes its bounding box shows.",
     )
     truncated_ok: bool = Field(
         default=False, description="Accept a truncated driving video, and use the frames that are complete."

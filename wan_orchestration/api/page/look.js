@@ -24,7 +24,8 @@ export class Look {
       this.playback.seek((moment - this.offset) * this.info.fps);
       changed();
     });
-    this.people = new People(this.find(".who"), changed);
+    // Marks mean the person who was followed when they were drawn.
+    this.people = new People(this.find(".who"), () => this.mask.set([]));
     this.mask = new MaskHints(this.find(".who"), changed);
     this.find("[name=retarget]").addEventListener("change", changed);
     this.find(".again").addEventListener("click", () => this.makeAgain());
@@ -128,7 +129,7 @@ export class Look {
     const settings = this.info.settings ?? {};
     this.find(".who").hidden = !links.people;
     this.find(".who legend").textContent = mode === "replace" ? "Person and mask" : "Person";
-    if (links.people) this.people.load(links.people, look);
+    this.people.load(links.people, look);
     this.mask.load(settings.mask_hints ?? [], mode === "replace" ? look : null);
     this.find(".part").hidden = !look;
     if (look) {
@@ -171,11 +172,12 @@ export class Look {
     const changed = Object.keys(this.changes()).length > 0;
     const canStart = Boolean(this.job.links.start) && !preview;
     for (const group of this.section.querySelectorAll("fieldset")) group.disabled = busy;
+    for (const part of this.section.querySelectorAll(".handle, .layer")) part.setAttribute("aria-disabled", String(busy));
     this.find(".go").hidden = !canStart || changed;
     this.find(".go").disabled = Boolean(blocked);
     this.find(".go").textContent = ["Make the video", costs(estimate)].filter(Boolean).join(": ");
     showText(this.find(".basis"), canStart && !changed && !blocked ? `Estimate: ${estimate.basis}` : "");
-    this.find(".again").hidden = busy || !this.first || (canStart && !changed && !blocked);
+    this.find(".again").hidden = busy || !this.first || (canStart && !changed);
     this.find(".reset").hidden = busy || !changed;
     showText(this.find(".advice"), changed && !busy ? "Make the clips again to see what you changed." : "");
   }

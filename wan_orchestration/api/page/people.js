@@ -11,7 +11,10 @@ export class People {
   }
 
   // `people`: number, box in fractions of the frame, and whether the clips follow the person.
-  load(picture, { people, source_width, source_height }) {
+  load(picture, look) {
+    this.chosen = null;
+    if (!picture) return;
+    const { people, source_width, source_height } = look;
     const proportions = source_width / source_height;
     this.picture.src = picture;
     this.picture.style.aspectRatio = proportions;

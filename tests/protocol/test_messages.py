@@ -19,7 +19,9 @@ def test_result_json_keeps_its_keys(tmp_path):
     (tmp_path / "result.json").write_text(result.model_dump_json())
     written = json.loads((tmp_path / "result.json").read_text())
     assert (written["clips"], written["resumed_clips"]) == (3, 1)
-    assert written["made_clips"] == [{"frames": 5, "seconds": 2.0, "seconds_per_step": 0.5, "placement": None}]
+    assert written["made_clips"] == [
+        {"frames": 5, "seconds": 2.0, "seconds_per_step": 0.5, "placement": None, "takes": [], "character": None}
+    ]
     assert Result.read(tmp_path / "result.json") == result
 
     (tmp_path / "result.json").write_text("{")

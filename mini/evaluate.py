@@ -5,7 +5,7 @@ Markdown table; `--sheet` also writes a picture of reference, pose, truth and re
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,8 @@ from PIL import Image
 
 from mini import measure
 from mini.figures import Act, Figure
-from mini.jobs import write_clips
+from mini.group import two_figures
+from mini.jobs import write_clips, write_group
 from mini.samples import CLIP_LEN
 from mini.scene import scene
 from mini.train import HELD_OUT
@@ -24,7 +25,8 @@ from wan_orchestration.generate.runner import run
 from wan_orchestration.infer import TerminalReporter
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job
-from wan_orchestration.protocol.messages import Request, Task
+from wan_orchestration.preprocess.pipeline import preprocess
+from wan_orchestration.protocol.messages import CharacterRequest, Request, Task
 from wan_orchestration.video.reader import FrameReader
 from wan_orchestration.weights.snapshot import open_snapshot
 
@@ -108,7 +110,7 @@ def measure_case(case: Case, made: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def make_videos(
-    folder: Path, snapshot: Path, jobs: dict[str, Path], settings: dict[str, dict[str, float]], steps: int
+    folder: Path, snapshot: Path, jobs: dict[str, Path], settings: Mapping[str, Mapping[str, float | str]], steps: int
 ) -> dict[str, np.ndarray]:
     """Frames of each job's video. `jobs` are folders of clips; `settings` has more settings of some jobs.
 
@@ -173,6 +175,39 @@ def measure_strength(cases: list[Case], made: dict[str, np.ndarray], strength: f
     return [f"{mean['limbs']:.2f}", f"{mean['moved']:.1f} dB", f"{mean['mouth']:.2f}", f"{mean['faces']:.1f} dB"]
 
 
+def measure_groups(folder: Path, snapshot: Path, count: int, steps: int) -> dict[str, float]:
+    """Replaces two drivers in one video by two characters: how the results compare with the drawn truth.
+
+    Every other pair crosses. Videos that are already in the folder are kept.
+    """
+    psnr, right = [], []
+    for number in range(count):
+        group = two_figures(HELD_OUT + 1 + number, 2 * CLIP_LEN - 1, crossing=number % 2 == 1)
+        job, clips = (folder / kind / f"pair-{number}" for kind in ("jobs", "clips"))
+        if not job.is_dir():
+            with replacing(job) as part:
+                write_group(part, group)
+        if not clips.is_dir():
+            opened = Job.open(job)
+            pictures = [CharacterRequest(reference=file, settings=one) for file, one in opened.other_characters()]
+            preprocess(
+                opened.inputs["driving"],
+                opened.inputs["reference"],
+                clips,
+                opened.preprocess_settings(),
+                snapshot=None,
+                models_root=folder,
+                others=pictures,
+            )
+        videos = make_videos(
+            folder, snapshot, {f"pair-{number}": clips}, {f"pair-{number}": {"mode": "replace"}}, steps
+        )
+        made = videos[f"pair-{number}"]
+        psnr.append(measure.psnr(made, np.stack([group.truth(t) for t in group.frames])))
+        right.append(measure.limbs_told_apart(made, group, group.frames).mean())
+    return {"psnr": float(np.mean(psnr)), "right": float(np.mean(right))}
+
+
 def sheet(case: Case, made: np.ndarray) -> np.ndarray:
     """The reference, then pose, truth and result of some frames, one above the other."""
     rows = []
@@ -189,6 +224,7 @@ def main() -> None:
     parser.add_argument("--figures", type=int, default=20)
     parser.add_argument("--long", type=int, default=5, help="figures with four segments; the others have one")
     parser.add_argument("--strengths", type=int, default=6, help="figures for the table of strengths")
+    parser.add_argument("--pairs", type=int, default=4, help="videos of two figures, both replaced")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument(
         "--folder",
@@ -227,6 +263,10 @@ def main() -> None:
         ("last of 4 segments against the first, PSNR", f"{mean['drift']:+.1f} dB", "within 2 dB"),
     ):
         print(f"| {what} | {measured} | {aim} |")
+    if arguments.pairs:
+        pairs = measure_groups(folder, arguments.snapshot, arguments.pairs, arguments.steps)
+        print(f"| two characters, {arguments.pairs} videos: whole picture, PSNR | {pairs['psnr']:.1f} dB | |")
+        print(f"| two characters: limbs in the own character's colours | {100 * pairs['right']:.0f} % | >= 90 % |")
     if not arguments.strengths:
         return
     cases = cases[: arguments.strengths]

@@ -1,8 +1,11 @@
 """Measures what a generated video shows, compared with the drawn truth."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mini.figures import ARMS, LEGS, MOUTH, PUPIL, WHITE, Figure, Look, shade
+from mini.group import Group
 
 PARTS = ("hair", "torso", *ARMS, *LEGS)
 """Parts of a character that have their own colour."""
@@ -65,6 +68,28 @@ def wears(made: np.ndarray, truth: np.ndarray, look: Look, other: Look) -> bool:
         if np.linalg.norm(own - others) > DIFFERENT:
             nearer.append(np.linalg.norm(colour - own) < np.linalg.norm(colour - others))
     return sum(nearer) >= max(len(nearer) - 1, 1)
+
+
+def limbs_told_apart(made: np.ndarray, group: Group, frames: Sequence[int]) -> np.ndarray:
+    """For each visible knee and elbow of the characters in frames of (T, H, W, 3): whether it has their limb's colour.
+
+    Returns (n,) bool. Theirs, or one like it, must be the nearest of the colours of all characters' and drivers' limbs.
+    """
+    looks = [look for one in group.scenes for look in (one.character, one.driver)]
+    colours = {(index, limb): np.array(getattr(look, limb)) for index, look in enumerate(looks) for limb in LIMBS}
+    right = []
+    for t in frames:
+        frame = made[t]
+        for index, one in enumerate(group.scenes):
+            shown = group.mask(index, t)
+            for limb, joints in zip(LIMBS, (*one.driving.elbows, *one.driving.knees)):
+                x, y = np.floor(joints[t] * frame.shape[0] + (frame.shape[1] / 2, 0)).astype(int)
+                if not (0 <= x < frame.shape[1] and 0 <= y < frame.shape[0] and shown[y, x]):
+                    continue
+                colour = frame[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].mean((0, 1))
+                nearest = min(colours.values(), key=lambda one: np.linalg.norm(one - colour))
+                right.append(np.linalg.norm(nearest - colours[2 * index, limb]) < DIFFERENT)
+    return np.array(right)
 
 
 def face_region(figure: Figure, t: int, size: tuple[int, int]) -> tuple[slice, slice]:

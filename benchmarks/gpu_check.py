@@ -26,7 +26,7 @@ PARTS = (
     Part("machine", 15, "gpu_parts.machine:machine"),
     Part("worker", 40, "gpu_parts.correctness:worker", correctness=True, beside=True),
     Part("parity", 40, "gpu_parts.correctness:parity", correctness=True),
-    Part("agreement", 40, "gpu_parts.correctness:agreement", correctness=True),
+    Part("agreement", 55, "gpu_parts.correctness:agreement", correctness=True),
     Part("peaks", 30, "gpu_parts.machine:peaks"),
     Part("steps_480p", 75, "gpu_parts.steps:steps_480p", cache="480p"),
     Part("steps_720p", 110, "gpu_parts.steps:steps_720p"),
@@ -34,8 +34,8 @@ PARTS = (
     Part("encoders", 20, "gpu_parts.beside:encoders"),
     Part("measuring", 45, "gpu_parts.measuring:measuring"),
     # Uses the compiled blocks of steps_480p.
-    Part("job_480p", 70, "gpu_parts.job:job_480p", cache="480p"),
-    Part("cap_24gb", 95, "gpu_parts.memory:cap_24gb"),
+    Part("job_480p", 85, "gpu_parts.job:job_480p", cache="480p"),
+    Part("cap_24gb", 150, "gpu_parts.memory:cap_24gb"),
     Part("memory_720p", 55, "gpu_parts.memory:memory_720p"),
     Part("fp8_480p", 60, "gpu_parts.steps:fp8_480p"),
 )

@@ -47,8 +47,8 @@ GAIN, OFFSET = torch.tensor([1.04, 1.0, 0.96]).view(3, 1, 1, 1), torch.tensor([0
 
 
 def test_a_drift_of_repeated_frames_is_corrected_in_the_whole_segment():
-    """The rest of the segment shows something else, so its own colours do not tell what the drift is."""
-    clean = torch.cat([_scene(0, 1), _scene(1, 4)], dim=1)
+    """Its end shows something else, so its own colours do not tell what the drift is."""
+    clean = torch.cat([_scene(0, 2), _scene(1, 3)], dim=1)
     drifted = (clean * GAIN + OFFSET).clamp(-1, 1)
     corrected = continued(drifted + 0.02 * torch.randn(drifted.shape, generator=RANDOM), clean[:, :1])
     before, after = (to_lab(each[:, -1]) for each in (drifted, corrected))
@@ -63,6 +63,8 @@ def test_without_drift_nothing_changes():
     assert continued(noisy, clean[:, :1]) is noisy, "details changed"
     assert continued(clean, clean[:, :1]) is clean
     assert continued(clean, _scene(7, 1)) is clean, "the frames show different things"
+    once = torch.cat([clean[:, :1] * GAIN + OFFSET, clean[:, 1:]], dim=1)
+    assert continued(once, clean[:, :1]) is once, "only the repeated frame has drifted"
     broken = clean * float("nan")
     assert continued(broken, clean[:, :1]) is broken
 

@@ -57,8 +57,10 @@ def test_people_of_a_ready_job_get_pictures(api, raw, project, report_event, add
     report_event(key, dg.DagsterEventType.RUN_SUCCESS)
     assert api.post(path, **form(raw, "reference_3", driving=False, characters=["index:1"])).status_code == 422
 
+    given["data"]["preprocess"] = json.dumps({"start": 0.2})
     answer = api.post(path, **given)
     assert answer.status_code == 202, answer.text
+    assert answer.json()["settings"]["preprocess"] == {"start": 0.2}
     assert (answer.json()["status"], answer.json()["review"]) == ("queued", True)
     assert answer.json()["characters"] == ["index:1", "index:2"]
     folder = project / "data" / "jobs" / key

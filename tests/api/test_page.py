@@ -15,6 +15,7 @@ from PIL import Image
 from test_daemon import daemon, settings  # noqa: F401
 from two_people import write_two_people
 
+from wan_orchestration.api.jobs import UPLOADED
 from wan_orchestration.protocol.messages import PreprocessResult
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.reader import FrameReader
@@ -185,8 +186,7 @@ def two_people(project, monkeypatch) -> Callable[..., None]:
         monkeypatch.setenv(f"WAN_{name}", str(value))
 
     def submit(url: str, key: str, mode: str = "animate") -> None:
-        folder = write_two_people(project / "data" / "jobs" / key, frames=100)
-        (folder / "job.yaml").write_text(f"mode: {mode}\npreprocess: {{resolution_area: 16384}}")
+        write_two_people(project / "data" / "jobs" / key, 100, mode)
         body = {"src_root_path": f"data/jobs/{key}", "review": True}
         httpx.post(url + JOBS, json=body, timeout=60).raise_for_status()
 
@@ -236,6 +236,7 @@ def test_looking_first_at_two_people(project, page, two_people):
         assert used.start == 0
         assert used.end == pytest.approx(100 / 30 / 2, abs=0.05)
 
+        page.locator(".look .passed").wait_for()
         for name, scheme, width in (("look", "light", 1200), ("look-dark", "dark", 1200), ("look-phone", "light", 390)):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})
@@ -252,14 +253,14 @@ def test_looking_first_at_two_people(project, page, two_people):
             assert reader.info.frames == pytest.approx(50, abs=2)
 
 
-def test_marking_the_mask(project, page, two_people):
-    """The job's mask holds both people. A mark takes the person away who is not replaced."""
+def test_marks_for_the_mask_and_a_picture_for_a_second_person(project, page, two_people):
+    """The job's mask holds both people. A mark takes the person away who is not replaced; then both are replaced."""
     with daemon(project), serving(project, free_port()) as url:
         two_people(url, "mask", "replace")
         page.goto(f"{url}/#mask")
         badge = page.locator("#job .badge")
         badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
-        second = page.get_by_role("button", name="Person 2").bounding_box()
+        second = page.get_by_role("button", name="Person 2", exact=True).bounding_box()
         frame = page.locator(".frame").bounding_box()
         assert second and frame
         assert mask_at(project, "mask").any()
@@ -278,6 +279,20 @@ def test_marking_the_mask(project, page, two_people):
         badge.get_by_text("running").wait_for(timeout=MINUTES)
         badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
         assert not mask_at(project, "mask").any(), "the second person belongs to the mask no longer"
+
+        folder = project / "data/jobs/mask"
+        (folder / UPLOADED).touch()
+        picture = (folder / "reference.png").read_bytes()
+        page.get_by_label("Picture for person 2").set_input_files(str(folder / "reference.png"))
+        shot(page, "look-pictures", "#job")
+        page.get_by_role("button", name="Make the clips again").click()
+        page.get_by_text("cannot tell people apart").wait_for()
+        (folder / "mask.mp4").unlink()
+        page.get_by_role("button", name="Make the clips again").click()
+        page.get_by_role("button", name="Cancel").click()
+        badge.get_by_text("cancelled").wait_for(timeout=MINUTES)
+        assert httpx.get(f"{url}{JOBS}/mask").json()["characters"] == ["index:1", "index:2"]
+        assert httpx.get(f"{url}{JOBS}/mask/inputs/reference_2").content == picture
 
 
 def mask_at(project: Path, key: str) -> np.ndarray:

@@ -24,6 +24,8 @@ LEAST_DRIFT, MOST_DRIFT = 0.3, 8.0
 LEAST_EXPLAINED = 0.7
 """Share of the difference that the correction must explain. Otherwise it may be chance: with the demo's mini model,
 which does not drift, a correction explains up to 0.6."""
+LEAST_NEARER = 0.8
+"""The correction must bring the new frames at least this much nearer to the guide."""
 ITERATIONS, SURE = 6, 3.0
 """Blocks that differ by more than `SURE` times the median show something else, and do not count (Tukey's biweight)."""
 RIDGE = 1e-3
@@ -65,8 +67,9 @@ def continued(video: Tensor, guide: Tensor) -> Tensor:
     The correction maps RGB to RGB by a matrix and an offset. It is the same for all frames and pixels. A segment that
     shows no drift is returned unchanged.
     """
-    correction = drift_correction(video[:, : guide.shape[1]], guide.to(video.device))
-    if correction is None:
+    repeated, guide = guide.shape[1], guide.to(video.device)
+    correction = drift_correction(video[:, :repeated], guide)
+    if correction is None or not _meets(correction, video[:, repeated : repeated + 1], guide[:, -1:]):
         return video
     matrix, offset = (one.to(video) for one in correction)
     result = torch.empty_like(video)
@@ -96,6 +99,17 @@ def drift_correction(drifted: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor] |
     if not LEAST_DRIFT <= moved <= MOST_DRIFT or after > (1 - LEAST_EXPLAINED) * before:
         return None
     return solution[:3].T.contiguous(), solution[3]
+
+
+def _meets(correction: tuple[Tensor, Tensor], following: Tensor, last: Tensor) -> bool:
+    """Whether the correction brings the first new frame nearer to the last frame of the guide, in most places.
+
+    Otherwise only the repeated frames have drifted, and the model has taken the others' colours from the picture.
+    """
+    matrix, offset = correction
+    own, target = _blocks(following), _blocks(last)
+    before, after = ((each - target).norm(dim=1).median() for each in (own, own @ matrix.T + offset))
+    return bool(after < LEAST_NEARER * before)
 
 
 def _blocks(frames: Tensor) -> Tensor:

@@ -116,6 +116,9 @@ class Characters(BaseModel):
         description="JSON list: whom each picture replaces, in the order of the files `reference`, `reference_2`, ... "
         "Without a file `reference`, the first is the job's present picture.",
     )
+    preprocess: PreprocessOptions | None = Field(
+        default=None, description="How the clips are made. Default: as in the earlier request."
+    )
 
 
 class NewClips(BaseModel):

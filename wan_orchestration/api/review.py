@@ -80,22 +80,24 @@ class Reviews:
             raise Problem(409, f"job {key} was not uploaded; write characters into its job.yaml")
         if job.kind == "clips":
             raise BadInput(f"characters: job {key} holds ready clips; characters replace people of a driving video")
-        persons = fields_of(form, Characters).characters
+        fields = fields_of(form, Characters)
         if unknown := form.files.keys() - set(PICTURES):
             raise Problem(422, f"found a file {min(unknown)}; expected only {', '.join(PICTURES)}")
         try:
-            _with_characters(job, form, persons)
+            _with_characters(job, form, fields.characters)
             changed = Job.open(form.folder, key)
-            self.submissions.check_contents(changed, {}, {})
+            given = given_settings(run)
+            preprocess = fields.preprocess.model_dump(exclude_none=True) if fields.preprocess else given["preprocess"]
+            preprocess = {name: value for name, value in preprocess.items() if name not in ("mode", "person")}
+            self.submissions.check_contents(changed, {}, preprocess)
         except BadInput as error:
             raise form.to_problem(error) from None
-        given = given_settings(run)
         new_run = NewRun(
             job=JobVersion.of(changed),
-            digest=digest([key, form.digest, persons]),
+            digest=digest([key, form.digest, fields.characters, preprocess]),
             makes="clips",
             generate={name: value for name, value in given["generate"].items() if name != "mode"},
-            preprocess={name: value for name, value in given["preprocess"].items() if name not in ("mode", "person")},
+            preprocess=preprocess,
             webhook_url=run.tags.get(URL),
             priority=priority(run),
             idempotency_key=idempotency_key,

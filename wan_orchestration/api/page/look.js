@@ -4,6 +4,7 @@ import { figure, make, showText } from "./dom.js";
 import { finished, postJson, request } from "./http.js";
 import { MaskHints } from "./mask_hints.js";
 import { People } from "./people.js";
+import { Pictures } from "./pictures.js";
 import { Playback } from "./playback.js";
 import { Timeline } from "./timeline.js";
 import { clock, duration } from "./times.js";
@@ -25,12 +26,16 @@ export class Look {
       changed();
     });
     // Marks mean the person who was followed when they were drawn.
-    this.people = new People(this.find(".who"), () => this.mask.set([]));
+    this.people = new People(this.find(".who"), () => {
+      this.mask.set([]);
+      this.showPictures();
+    });
+    this.pictures = new Pictures(this.find(".who"), () => this.showPictures());
     this.mask = new MaskHints(this.find(".who"), changed);
     this.find("[name=retarget]").addEventListener("change", changed);
     this.find(".again").addEventListener("click", () => this.makeAgain());
     this.find(".reset").addEventListener("click", () => this.loadChoices());
-    this.find(".go").addEventListener("click", () => this.submit(this.job.links.start, {}));
+    this.find(".go").addEventListener("click", () => this.send(() => postJson(this.job.links.start, {})));
   }
 
   // Shows the clips of a job that waits for somebody to look, or whose clips are being made for that.
@@ -129,7 +134,8 @@ export class Look {
     const settings = this.info.settings ?? {};
     this.find(".who").hidden = !links.people;
     this.find(".who legend").textContent = mode === "replace" ? "Person and mask" : "Person";
-    this.people.load(links.people, look);
+    this.pictures.load(this.job, mode === "replace" ? look : null);
+    this.people.load(links.people, look, this.pictures.first);
     this.mask.load(settings.mask_hints ?? [], mode === "replace" ? look : null);
     this.find(".part").hidden = !look;
     if (look) {
@@ -140,6 +146,11 @@ export class Look {
     this.find("[name=retarget]").checked = settings.retarget !== "off";
     this.first = look && this.choices();
     this.showProblem(null);
+    this.showPictures();
+  }
+
+  showPictures() {
+    this.pictures.draw(this.people.chosen);
     this.showButtons();
   }
 
@@ -169,7 +180,7 @@ export class Look {
     if (!this.info) return;
     const { estimate, blocked, preview } = this.info;
     const busy = !finished(this.job);
-    const changed = Object.keys(this.changes()).length > 0;
+    const changed = Object.keys(this.changes()).length > 0 || this.pictures.changed;
     const canStart = Boolean(this.job.links.start) && !preview;
     for (const group of this.section.querySelectorAll("fieldset")) group.disabled = busy;
     for (const part of this.section.querySelectorAll(".handle, .layer")) part.setAttribute("aria-disabled", String(busy));
@@ -185,15 +196,23 @@ export class Look {
   makeAgain() {
     const given = { ...this.job.settings.preprocess };
     for (const name of OF_THE_SERVER) delete given[name];
-    return this.submit(`${this.job.links.self}/clips`, { preprocess: { ...given, ...this.changes() } });
+    const preprocess = { ...given, ...this.changes() };
+    const { self } = this.job.links;
+    return this.send(async () => {
+      if (!this.pictures.changed) return postJson(`${self}/clips`, { preprocess });
+      const form = await this.pictures.form();
+      form.set("preprocess", JSON.stringify(preprocess));
+      return request(`${self}/characters`, { method: "POST", body: form });
+    });
   }
 
-  async submit(path, body) {
+  // Sends a request that starts a run.
+  async send(post) {
     this.showProblem(null);
     const buttons = [this.find(".go"), this.find(".again")];
     for (const button of buttons) button.disabled = true;
     try {
-      this.onSubmitted(await postJson(path, body));
+      this.onSubmitted(await post());
     } catch (problem) {
       this.showProblem(problem);
     } finally {
@@ -205,7 +224,7 @@ export class Look {
   // Shows each line of an error at the control that caused it, the others at the buttons.
   showProblem(problem) {
     const lines = problem?.message.split("\n") ?? [];
-    const places = { who: /^(preprocess\.)?(person|mask_hints)\b/, part: /^(preprocess\.)?(start|end)\b/ };
+    const places = { who: /^(preprocess\.)?(person|mask_hints|characters|reference)\b/, part: /^(preprocess\.)?(start|end)\b/ };
     for (const [place, pattern] of Object.entries(places)) {
       showText(this.find(`.${place} .error`), lines.filter((line) => pattern.test(line)).join("\n"));
     }

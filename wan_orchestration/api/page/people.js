@@ -10,8 +10,9 @@ export class People {
     this.onChange = onChange;
   }
 
-  // `people`: number, box in fractions of the frame, and whether the clips follow the person.
-  load(picture, look) {
+  // `look.people`: number, box in fractions of the frame, and whether the clips follow the person.
+  // `first`: the number of the person who was given the job's own picture, if several people have pictures.
+  load(picture, look, first) {
     this.chosen = null;
     if (!picture) return;
     const { people, source_width, source_height } = look;
@@ -19,7 +20,7 @@ export class People {
     this.picture.src = picture;
     this.picture.style.aspectRatio = proportions;
     this.frame.style.width = `min(100%, ${45 * proportions}vh)`;
-    this.chosen = people.find(({ followed }) => followed)?.number ?? null;
+    this.chosen = first ?? people.find(({ followed }) => followed)?.number ?? null;
     this.frame.querySelectorAll(".person").forEach((button) => button.remove());
     // Smaller people come later, because a click where boxes overlap reaches the last one.
     const area = ({ box: [x0, y0, x1, y1] }) => (x1 - x0) * (y1 - y0);

@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--figures", type=int, default=20)
     parser.add_argument("--long", type=int, default=5, help="figures with four segments; the others have one")
     parser.add_argument("--strengths", type=int, default=6, help="figures for the table of strengths")
-    parser.add_argument("--pairs", type=int, default=4, help="videos of two figures, both replaced")
+    parser.add_argument("--pairs", type=int, default=2, help="videos of two figures, both replaced")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument(
         "--folder",

@@ -1,6 +1,7 @@
 """A job with several characters: a pass for each, on top of the pass before."""
 
 import shutil
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -51,6 +52,12 @@ def task_of(folder, frames, output):
     )
 
 
+@dataclass
+class Segments:
+    made: list[list]
+    fails: int = 0
+
+
 @pytest.fixture
 def segments(monkeypatch):
     """Inputs and frames of each segment as it is generated; segment number `fails`, if given, fails."""
@@ -66,7 +73,7 @@ def segments(monkeypatch):
         made[-1].append(stock(self, *arguments))
         return made[-1][1]
 
-    segments = type("Segments", (), {"made": made, "fails": 0})()
+    segments = Segments(made)
     monkeypatch.setattr(Animator, "condition", condition)
     monkeypatch.setattr(Animator, "animate", animate)
     return segments

@@ -108,7 +108,7 @@ def test_a_token_is_needed(run, monkeypatch):
 def test_client_and_server_know_the_same_files():
     from wan_orchestration.api.uploads import FILES
 
-    assert set(client.FILES) == set(FILES)
+    assert set(client.FILES) <= set(FILES), "the pictures of further characters come with a job folder or the page"
     assert ClientSettings.model_fields["url"].default == "http://127.0.0.1:8000"
     assert Path(client.__file__).read_text().count("wan_orchestration.api") == 0
 

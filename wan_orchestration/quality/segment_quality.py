@@ -1,6 +1,7 @@
 """Measures a segment as soon as it is decoded, and scores it, so that a bad one can be made again."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from statistics import median
 
 import numpy as np
@@ -74,6 +75,27 @@ class SegmentMeter:
         estimator = self._estimator()
         count = 0 if estimator is None else POSE_FRAMES if estimator.name == "light" else SLOW_POSE_FRAMES
         posed, compared = evenly_spaced(len(frames), count), evenly_spaced(len(frames), LIKENESS_FRAMES)
+        with ThreadPoolExecutor(1) as thread:
+            # The networks that find the pose work beside the rest: together they take as long as the slower one.
+            samples, joints = {start + index: frames[index] for index in sorted(posed)}, self._joints
+            posing: Future[float | None] | None = None
+            if estimator and joints is not None:
+                posing = thread.submit(followed, samples, joints, estimator, self.several)
+            found, subjects = self._look_at_frames(frames, start, before, compared)
+            measures = _of_frames(found, finite, before is not None, earlier)
+            if self._open_likeness:
+                self._likeness = self._likeness or self._open_likeness(self._reference)
+                measures.identity = round(self._likeness(subjects), 4)
+            if posing:
+                measures.pose_similarity = posing.result()
+            elif self._no_pose:
+                measures.not_measured["pose_similarity"] = self._no_pose
+        return measures
+
+    def _look_at_frames(
+        self, frames: np.ndarray, start: int, before: np.ndarray | None, compared: set[int]
+    ) -> tuple[FrameMeasures, list[np.ndarray]]:
+        """The measures of all frames, and the person in those that are compared with the reference picture."""
         found = FrameMeasures([len(frames)] if before is None else [1, len(frames)])
         subjects = []
         with FrameReader(self.clips.pose.path) as reader:
@@ -84,16 +106,7 @@ class SegmentMeter:
                 found.add(frame, pose)
                 if index in compared:
                     subjects.append(VideoSample(index, frame, pose).subject())
-        measures = _of_frames(found, finite, before is not None, earlier)
-        if self._open_likeness:
-            self._likeness = self._likeness or self._open_likeness(self._reference)
-            measures.identity = round(self._likeness(subjects), 4)
-        if estimator and self._joints is not None:
-            samples = {start + index: frames[index] for index in sorted(posed)}
-            measures.pose_similarity = followed(samples, self._joints, estimator, self.several)
-        elif self._no_pose:
-            measures.not_measured["pose_similarity"] = self._no_pose
-        return measures
+        return found, subjects
 
     def _estimator(self) -> Estimator | None:
         """An estimator that has seen no frame; None if the pose cannot be measured."""

@@ -110,6 +110,7 @@ def preprocess(
             result, *further = [_make_clips(part, output, person, steps.next()) for person in people]
         result.characters = further
         result.warnings = [notice for made in (result, *further) for notice in made.warnings]
+        write_look(part, video, persons[0].people, settings, result.warnings)
         result.seconds |= {"keypoints": found_after, "clips": steps.seconds, "total": time.monotonic() - started}
         result.peak_memory_bytes = host_memory.peak()
         (part / RESULT).write_text(result.model_dump_json(indent=1))
@@ -306,7 +307,7 @@ def _write_outputs(
     notices: Notices,
     progress: Callable[[int], None],
 ) -> bool:
-    """Writes the clips with their sound, and what shows them to people. Returns whether there is sound."""
+    """Writes the clips with their sound, and the contact sheet. Returns whether there is sound."""
     video = inputs.video
     write_reference(folder / "src_ref.png", inputs.picture)
     write_clips(
@@ -324,7 +325,6 @@ def _write_outputs(
     sound_start = video.info.start + Fraction(settings.start).limit_denominator(48000)
     has_audio = add_sound(folder / "src_pose.mp4", inputs.sound, sound_start, notices)
     write_contact_sheet(folder / CONTACT_SHEET, person.samples, person.motion, float(video.fps))
-    write_look(folder, video, person.people, settings, notices.all)
     return has_audio
 
 

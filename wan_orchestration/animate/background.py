@@ -21,7 +21,11 @@ def keep_background(video: Tensor, background: np.ndarray, mask: np.ndarray) -> 
         background: (T, H, W, 3) uint8 RGB.
         mask: (T, H, W, 3) uint8, white where the character is.
     """
-    shares = [cv2.distanceTransform((frame[..., 0] <= 127).astype(np.uint8), cv2.DIST_L2, 3) for frame in mask]
-    share = torch.from_numpy(1 - np.clip(np.stack(shares) / SOFT_EDGE, 0, 1)).to(video)
-    kept = to_tensor(background, video.device)[0].to(video.dtype)
-    return torch.where(share > 0, share * video + (1 - share) * kept, kept)
+    result = torch.empty_like(video)
+    for index, frame in enumerate(video.unbind(1)):
+        outside = (mask[index, ..., 0] <= 127).astype(np.uint8)
+        distance = torch.from_numpy(cv2.distanceTransform(outside, cv2.DIST_L2, 3))
+        share = (1 - (distance / SOFT_EDGE).clamp(0, 1)).to(video)
+        kept = to_tensor(background[index : index + 1], video.device)[0, :, 0].to(video)
+        result[:, index] = torch.where(share > 0, share * frame + (1 - share) * kept, kept)
+    return result

@@ -132,7 +132,7 @@ def _restart(plan: Plan, unfinished: UnfinishedVideo, fingerprint: str, log: Cal
     if not unfinished.segments:
         unfinished.restart(fingerprint)
         return
-    place = f"segment {len(unfinished.segments)} of {plan.count}"
+    place = f"segment {plan.before + len(unfinished.segments)} of {plan.total}"
     reason = f"only placement tiled fits into memory, and its seams would begin after {place}"
     if plan.task.settings.tiled_fallback == "fail":
         raise torch.OutOfMemoryError(

@@ -23,10 +23,11 @@ def fingerprints(
     dtype: torch.dtype,
     ranks: int,
     before: str | None = None,
+    lossless: bool = False,
 ) -> dict[bool, str]:
     """The task's fingerprints by whether the video has seams between bands, for the placements that it allows.
 
-    `before` is the fingerprint of the video that is its background.
+    `before` is the fingerprint of the video that is its background, `lossless` whether its segments are written so.
     """
     settings, clips, packages = task.settings, task.clips, ["av", "diffusers", "torch", "transformers"]
     packages += ["torchao"] if settings.quantization != "off" and find_spec("torchao") else []
@@ -42,7 +43,7 @@ def fingerprints(
         "files": [sha256(file) for file in files],
         "snapshot": snapshot.fingerprint,
     }
-    facts |= {"before": before} if before else {}
+    facts |= ({"before": before} if before else {}) | ({"lossless": True} if lossless else {})
     return {
         seams: hashlib.sha256(json.dumps(facts | {"tiled": seams}, sort_keys=True).encode()).hexdigest()
         for seams in sorted({has_seams(name, clips.pose.height, ranks) for name in names})

@@ -217,10 +217,6 @@ class UnfinishedVideo:
                 for part in parts:
                     entry.write(part[channel].tobytes())
 
-    def discard(self) -> None:
-        """Remove the folder. Call it once the video and its result are complete."""
-        remove(self.folder)
-
     def __enter__(self) -> Self:
         return self
 

@@ -220,10 +220,13 @@ class Runner:
         def allow(one: Pass) -> dict[bool, str]:
             """The fingerprints under which a pass may be resumed."""
             before = passes[one.number - 1].unfinished.fingerprint if one.number else None
-            return fingerprints(one.task, self.snapshot, loras, device, dtype, self.ranks.size, before)
+            world, lossless = self.ranks.size, one.unfinished.lossless
+            return fingerprints(one.task, self.snapshot, loras, device, dtype, world, before, lossless)
 
+        allowed: list[dict[bool, str]] = []
         for one in passes:
-            one.unfinished.open(*allow(one).values())
+            allowed.append(allow(one))
+            one.unfinished.open(*allowed[-1].values())
         count, done = segment_count(task.clips.pose.frames, task.settings), len(passes.segments)
         plan = Plan(self.snapshot, task, loras, done, count, passes=len(passes))
         if done:
@@ -233,17 +236,18 @@ class Runner:
             for one in passes:
                 if (first := len(one.unfinished.segments)) == count:
                     continue
-                allowed = allow(one)
                 if one.number:
+                    # The pass before may have been generated under another of its fingerprints since.
+                    allowed[one.number] = allow(one)
                     with self.stopwatch.during("encoding"):
                         one.put_on(passes[one.number - 1])
                 takes = len(one.unfinished.takes)
-                plan = replace(plan, task=one.task, first=first, first_take=takes, pass_number=one.number)
+                plan = replace(plan, task=one.task, first=first, pass_number=one.number)
                 if takes:
                     number = plan.before + first + 1
                     self.reporter.log(f"{task.job_id}: resumes with take {takes + 1} of segment {number}")
                 ticker.before = plan.before
-                execution = self._make_segments(plan, one.unfinished, allowed, ticker)
+                execution = self._make_segments(plan, one.unfinished, allowed[one.number], ticker)
             last = passes[-1]
             with self.stopwatch.during("finishing"):
                 video = join(last.task, last.unfinished)
@@ -279,7 +283,8 @@ class Runner:
             networks=self.networks,
         )
         if len(unfinished.segments) < plan.count:
-            self.reporter.log(f"{plan.task.job_id}: stopped after segment {len(unfinished.segments)} of {plan.count}")
+            done = plan.before + len(unfinished.segments)
+            self.reporter.log(f"{plan.task.job_id}: stopped after segment {done} of {plan.total}")
             raise Cancelled
         execution = self.maker.execution
         if execution and execution.compile_error:

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,6 +36,8 @@ class TakeKeeper:
         self._meter = _meter(plan, maker, networks)
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[str | None] | None = None
+        self._failed = False
+        """Whether the generation has failed. The last segment is then written without being measured."""
         guide = unfinished.guide()
         self._before = None if guide is None else _last_frame(torch.from_numpy(guide))
         """The last frame of the segment before, (H, W, 3) uint8 RGB."""
@@ -45,6 +48,7 @@ class TakeKeeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._failed = error is not None
         with self.stopwatch.during("finishing"), self._writer:
             if error is None:
                 self._wait()
@@ -55,6 +59,8 @@ class TakeKeeper:
             finite = bool(torch.isfinite(segment.video).all())
             exact = segment.video.cpu().numpy() if self.plan.task.save_frames else None
             frames = to_frames(segment.video)
+            # The thread gets a segment without frames: it must not keep those on the device.
+            segment = replace(segment, video=segment.video.new_empty(0))
             self._wait()
             if self.plan.task.settings.retakes:
                 kept = self._judge(segment, frames, finite, exact)
@@ -79,7 +85,7 @@ class TakeKeeper:
             self._write(self.unfinished.keep_take, one, frames, guide, exact)
             return None
         takes, all_facts = [*(one.take for one in earlier), take], [*(one.facts for one in earlier), segment.facts]
-        chosen = best(takes)
+        chosen = best([one for one in takes if one.measures.frozen_frames is not None] or takes)
         facts = all_facts[takes.index(chosen)].model_copy(
             update={
                 "seconds": sum(one.seconds for one in takes),
@@ -118,7 +124,7 @@ class TakeKeeper:
         nothing, trouble = SegmentMeasures(finite=finite), None
         earlier = [one.kept.measures if one.kept else SegmentMeasures(finite=True) for one in self.unfinished.segments]
         try:
-            measures = self._meter.measure(frames, start, finite, before, earlier)
+            measures = nothing if self._failed else self._meter.measure(frames, start, finite, before, earlier)
         except Exception:
             measures, trouble = nothing, f"{self._name(segment.index)} could not be measured\n{traceback.format_exc()}"
         take = Take(

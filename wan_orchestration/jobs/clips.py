@@ -221,7 +221,8 @@ def place_clips(source: Path, target: Path, mode: Mode, refert_num: int = 1) -> 
     """
     from wan_orchestration.video.reader import FrameReader  # noqa: PLC0415
 
-    clips = check_clips(source, mode, refert_num)
+    # Ready clips are those of one character.
+    clips = replace(check_clips(source, mode, refert_num), characters=())
     for info in clips.videos():
         with FrameReader(info.path) as reader:
             reader.verify()

@@ -45,8 +45,8 @@ class Likeness:
     def _on_device(self) -> Iterator[None]:
         """The encoder's weights are copied to the device. The originals stay, so they are not copied back."""
         held = [(weight, weight.data) for weight in self.encoder.parameters()]
-        nn.Module.to(self.encoder, self.device)
         try:
+            nn.Module.to(self.encoder, self.device)
             yield
         finally:
             for weight, data in held:

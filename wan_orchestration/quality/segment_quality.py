@@ -1,7 +1,8 @@
 """Measures a segment as soon as it is decoded, and scores it, so that a bad one can be made again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from statistics import median
 
 import numpy as np
@@ -84,10 +85,12 @@ class SegmentMeter:
             found, subjects = self._look_at_frames(frames, start, before, compared)
             measures = _of_frames(found, finite, before is not None, earlier)
             if self._open_likeness:
-                self._likeness = self._likeness or self._open_likeness(self._reference)
-                measures.identity = round(self._likeness(subjects), 4)
+                with _explained(measures, "identity"):
+                    self._likeness = self._likeness or self._open_likeness(self._reference)
+                    measures.identity = round(self._likeness(subjects), 4)
             if posing:
-                measures.pose_similarity = posing.result()
+                with _explained(measures, "pose_similarity"):
+                    measures.pose_similarity = posing.result()
             elif self._no_pose:
                 measures.not_measured["pose_similarity"] = self._no_pose
         return measures
@@ -129,6 +132,15 @@ class SegmentMeter:
         if not estimator.detect([Frame(0, 0.0, self._reference)])[0]:
             raise BadInput(f"{estimator.name} finds no person in the reference picture")
         return np.load(joints)["body"]
+
+
+@contextmanager
+def _explained(measures: SegmentMeasures, name: str) -> Iterator[None]:
+    """An error of a network leaves its measure out, for instance because memory ran out. The others are kept."""
+    try:
+        yield
+    except Exception as error:
+        measures.not_measured[name] = f"{type(error).__name__}: {error}"
 
 
 def misses(measures: SegmentMeasures, limits: CheckSettings, fps: float) -> dict[str, float]:

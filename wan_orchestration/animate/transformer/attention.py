@@ -228,3 +228,5 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # the package that holds the module is missing
         return False
+    except (ImportError, OSError):  # it is broken
+        return True

@@ -8,7 +8,7 @@ import dagster as dg
 from wan_orchestration.defs import asset_checks
 from wan_orchestration.defs.asset_checks import Results, at_least, at_most, integrity, quality
 from wan_orchestration.defs.resources import JobFolders
-from wan_orchestration.errors import BadInput
+from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Result
 from wan_orchestration.settings.checks import CheckSettings
@@ -44,7 +44,10 @@ def video_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
     folder = environment().videos_root / key
     result = Result.read(folder / "result.json")
     mode = result.settings.mode if result and result.settings else job_folders.open(key).generate_settings().mode
-    limits = job_folders.open(key).check_settings()
+    try:
+        limits = job_folders.open(key).check_settings()
+    except BadInput:  # the job's folder is gone
+        limits = validate(CheckSettings, {})
     results = inspect(folder / "video.mp4", job_folders.clips(key, mode).pose) | judge(result, limits)
     yield from asset_checks.of_step(VIDEO, results, CHECKS)
 

@@ -56,6 +56,9 @@ def test_earlier_videos_are_scaled(env, made, monkeypatch):
     made("c", spent.model_copy(update={"denoise": 10}), 9)
     made("another card", spent.model_copy(update={"denoise": 99}), 1, device="cpu")
     made("interrupted", spent.model_copy(update={"denoise": 0.1}), 2, resumed_segments=1)
+    purged = env.videos_root / "purged" / "result.json"
+    purged.parent.mkdir()
+    purged.symlink_to("missing")
     made("other weights", spent, 3, snapshot=SnapshotInfo(path=Path("/other"), layout="original"))
     # Two segments of 2.5 million pixels, with four times the forwards.
     found = estimate(env, settings, 9, 500_000)

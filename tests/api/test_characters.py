@@ -1,11 +1,17 @@
 """Several pictures for one driving video: uploaded together, or given to people of a job that is ready."""
 
+import io
 import json
+import os
 
 import dagster as dg
+import pillow_heif
 import pytest
 import yaml
 from api_server import JOBS
+from PIL import Image
+
+from wan_orchestration.api.review import link_or_copy
 
 
 def form(raw, *pictures, driving=True, **fields):
@@ -30,6 +36,31 @@ def test_a_job_with_two_pictures(api, raw, project):
     }
     assert api.get(f"{JOBS}/{job['job_id']}/inputs/reference_2").status_code == 200
     assert api.get(f"{JOBS}/{job['job_id']}/inputs/reference_3").status_code == 404
+
+
+def test_each_heic_picture_is_shown(api, raw, project, monkeypatch):
+    given = form(raw, "reference", "reference_2", characters=["index:1", "index:2"])
+    for name, size in (("reference", (60, 80)), ("reference_2", (40, 50))):
+        pillow_heif.from_pillow(Image.new("RGB", size)).save(content := io.BytesIO())
+        given["files"][name] = ("a.heic", content.getvalue())
+    key = api.post(JOBS, **given).json()["job_id"]
+    for name, size in (("reference", (60, 80)), ("reference_2", (40, 50))):
+        assert Image.open(io.BytesIO(api.get(f"{JOBS}/{key}/inputs/{name}").content)).size == size
+    monkeypatch.setattr("wan_orchestration.api.jobs.viewable", lambda picture, cache: cache.with_name("gone.jpg"))
+    assert api.get(f"{JOBS}/{key}/inputs/reference").status_code == 404, "it was removed meanwhile"
+    assert len(list((project / "data" / "playable").glob(f"{key}*"))) == 2
+    assert api.delete(f"{JOBS}/{key}", params={"purge": True}).status_code == 204
+    assert not list((project / "data" / "playable").glob(f"{key}*"))
+
+
+def test_files_are_copied_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").write_text("text")
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "text"
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,19 @@ def test_marks_for_the_mask_and_a_picture_for_a_second_person(project, page, two
         assert httpx.get(f"{url}{JOBS}/mask").json()["characters"] == ["index:1", "index:2"]
         assert httpx.get(f"{url}{JOBS}/mask/inputs/reference_2").content == picture
 
+        # The page keeps the words for people that it would not use itself.
+        content = yaml.safe_load((folder / "job.yaml").read_text())
+        for one, person in zip(content["characters"], persons := ["largest", "point:0.75,0.5"]):
+            one["person"] = person
+        (folder / "job.yaml").write_text(yaml.safe_dump(content))
+        page.get_by_role("button", name="Make the clips again").click()
+        badge.get_by_text("running").wait_for(timeout=MINUTES)
+        badge.get_by_text("ready").wait_for(timeout=2 * MINUTES)
+        page.locator("#job").get_by_role("button", name="Make the video").wait_for()
+        assert page.get_by_role("button", name="Make the clips again").is_hidden()
+        assert page.get_by_role("button", name="Remove the picture of person 2").is_visible()
+        assert httpx.get(f"{url}{JOBS}/mask").json()["characters"] == persons
+
 
 def mask_at(project: Path, key: str) -> np.ndarray:
     """The right third of the mask clip's first frame, where the second person stands."""
@@ -340,6 +353,7 @@ def test_looking_first_by_keyboard_on_a_phone(project, browser, two_people):  # 
         tab_to(page, "Start")
         for _ in range(5):
             page.keyboard.press("ArrowRight")
+        page.get_by_text("Numbers are counted again from the new start").wait_for()
         tab_to(page, "End")
         page.keyboard.press("PageDown")
         tab_to(page, "Person 2")

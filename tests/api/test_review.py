@@ -72,6 +72,7 @@ def test_from_the_clips_to_the_video(api, project, execute, instance):
     assert api.get(f"{JOBS}/{key}/events").text.count("event: job") == 1, "the stream ends"
     clips = api.get(job["links"]["clips"]).json()
     assert (clips["preview"], clips["frames"], clips["estimator"]) == (False, 8, "file")
+    assert clips["settings"]["estimator"] == "file" and "light_models" not in clips["settings"]
     assert {check["name"]: check["passed"] for check in clips["checks"]}["skeleton"] is True
     assert clips["blocked"] is None and clips["estimate"]["seconds"] is None and "unknown" in clips["estimate"]["basis"]
     for name in ("pose", "face", "contact_sheet"):
@@ -174,3 +175,12 @@ def test_a_start_that_failed_can_be_repeated(api, ready, report_event):
     report_event(key, dg.DagsterEventType.RUN_CANCELED)
     assert get(api, key)["links"]["start"]
     assert api.post(f"{JOBS}/{key}/start").json()["settings"] == {"seed": 1}
+
+
+def test_long_settings_fit_into_indexed_tags(api, add_job, instance):
+    key = add_job("long")
+    body = {"src_root_path": f"data/jobs/{key}", "review": True, "prompt": "é" * 5000, "n_prompt": "n" * 3000}
+    job = api.post(JOBS, json=body).json()
+    assert job["settings"] == {"prompt": body["prompt"], "n_prompt": body["n_prompt"]}
+    tags = instance.get_run_by_id(job["run_id"]).tags
+    assert max(len(value.encode()) for value in tags.values()) <= 2000

@@ -57,6 +57,10 @@ def test_earlier_videos_are_scaled(env, made, monkeypatch):
     made("another card", spent.model_copy(update={"denoise": 99}), 1, device="cpu")
     made("interrupted", spent.model_copy(update={"denoise": 0.1}), 2, resumed_segments=1)
     made("other weights", spent, 3, snapshot=SnapshotInfo(path=Path("/other"), layout="original"))
+    glob, purged = Path.glob, env.videos_root / "purged" / "result.json"
+    monkeypatch.setattr(
+        Path, "glob", lambda self, pattern: [*glob(self, pattern), *[purged] * (self == env.videos_root)]
+    )
     # Two segments of 2.5 million pixels, with four times the forwards.
     found = estimate(env, settings, 9, 500_000)
     assert (found.seconds, found.price, found.basis) == (3 + 5 * (2.5 + 4 * 20), None, "from 3 earlier videos")

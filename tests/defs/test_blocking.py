@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wan_orchestration.defs.clips.assets import preprocessed_clips
-from wan_orchestration.defs.clips.checks import clips_checks_definitions
+from wan_orchestration.defs.clips.checks import clips_checks_definitions, judge
 from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.defs.videos import assets
 from wan_orchestration.jobs.clips import check_clips
@@ -19,7 +19,8 @@ from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.video.writer import write_lossless
 
 FACE = (
-    "src_face.mp4 shows a face in 20 % of the frames, expected 80 %: give other clips, or take face out of checks.block"
+    "src_face.mp4 shows a face in 20 % of the frames, expected 80 %: give other clips, "
+    "or do not let face block (checks.block, WAN_CHECK_BLOCK)"
 )
 
 
@@ -149,7 +150,8 @@ def test_the_line_says_what_to_change():
     assert why_blocked(measured, CheckSettings(), ready_clips=False) is None
     assert why_blocked(measured, CheckSettings(block=["face"]), ready_clips=False) == (
         "src_face.mp4 shows a face in 12.3 % of the frames, expected 80 %: choose another part of the video "
-        "(preprocess.start, end) or another person (preprocess.person), or take face out of checks.block"
+        "(preprocess.start, end) or another person (preprocess.person), "
+        "or do not let face block (checks.block, WAN_CHECK_BLOCK)"
     )
     line = why_blocked(measured, CheckSettings(block=["skeleton", "mask", "no_jumps"]), ready_clips=False)
     assert line and "\n" not in line
@@ -159,7 +161,26 @@ def test_the_line_says_what_to_change():
         "by 0.4 ",
         "before frame 7",
         "mask_hints",
-        "take skeleton and mask and no_jumps out",
+        "do not let skeleton and mask and no_jumps block",
     ):
         assert part in line
     assert why_blocked(measured, CheckSettings(block=["face"], face=0.1), ready_clips=False) is None
+
+
+def test_a_check_that_blocks_is_shown_as_failed():
+    for face in (0.79996, 0.8):
+        measured = ClipsQuality(
+            stamps={},
+            frames={"src_pose.mp4": 5},
+            fps=30,
+            width=64,
+            height=64,
+            skeleton=1,
+            face=face,
+            largest_jump=0,
+            jump_frame=None,
+            empty_masks=None,
+            confidence=None,
+        )
+        blocked = why_blocked(measured, CheckSettings(block=["face"]), ready_clips=True)
+        assert judge(measured, CheckSettings())["face"].passed == (blocked is None)

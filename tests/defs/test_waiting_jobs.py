@@ -48,3 +48,17 @@ def test_a_video_waits_until_a_person_starts_it(make_job, run, instance, reposit
     video = repository.get_job("make_videos")
     instance.report_run_canceled(instance.create_run_for_job(video, tags={"dagster/partition": "look"}))
     assert [job.key for job in stale_jobs(instance).jobs] == ["look", "other"]
+
+
+def test_a_look_that_a_request_asked_for(make_job, run, instance, repository, reason):
+    folders = {key: make_job(key) for key in ("failed", "changed")}
+    instance.add_dynamic_partitions("jobs", list(folders))
+    clips, asked = repository.get_job("make_clips"), {"wan/review": "wanted"}
+    instance.report_run_canceled(instance.create_run_for_job(clips, tags={"dagster/partition": "failed", **asked}))
+    assert run("make_clips", "changed", **asked).success
+    with (folders["changed"] / "src_ref.png").open("ab") as picture:
+        picture.write(b"\0")
+    assert stale_jobs(instance).waiting == ["failed", "changed"], "nobody has seen their clips"
+
+    started = run("make_videos", "changed", **{"wan/review": "done"})
+    assert reason(started) == "changed: it has changed since its clips were looked at; make the clips again"

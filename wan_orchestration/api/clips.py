@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from wan_orchestration.api.estimate import estimate
-from wan_orchestration.api.models import ClipsCheck, ClipsInfo, ClipsLinks, Estimate, Status
+from wan_orchestration.api.models import NOT_FOR_CLIENTS, ClipsCheck, ClipsInfo, ClipsLinks, Estimate, Status
 from wan_orchestration.api.playable import playable
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.defs.clips.checks import judge
@@ -112,7 +112,7 @@ def clips_info(env: Environment, job: Job, folder: ClipsFolder, settings: Genera
         estimator=made and made.estimator,
         retarget=made and made.retarget,
         masks=made and made.masks,
-        settings=made and made.settings.model_dump(mode="json"),
+        settings=made and made.settings.model_dump(mode="json", exclude=NOT_FOR_CLIENTS - {"mode"}),
         checks=_checks(job, folder),
         blocked=blocked(job, folder),
         estimate=expected,

@@ -85,11 +85,19 @@ def _rates(env: Environment, settings: GenerateSettings) -> tuple[Rates | None, 
 
 def _earlier(videos: Path, snapshot: Path, settings: GenerateSettings) -> list[Rates]:
     """The rates of the newest videos with these weights, on the device of the newest of them."""
-    files = sorted(videos.glob("*/result.json"), key=lambda file: file.stat().st_mtime, reverse=True)[:SCANNED]
+    files = sorted(videos.glob("*/result.json"), key=_written_at, reverse=True)[:SCANNED]
     found = [result for file in files if (result := Result.read(file)) and _snapshot(result) == snapshot]
     found = [result for result in found if result.settings and _speed(result.settings) == _speed(settings)] or found
     rates = [Rates.of(result) for result in found if result.device == found[0].device]
     return [one for one in rates if one][:USED]
+
+
+def _written_at(file: Path) -> float:
+    """0 if the job was purged meanwhile: its result is then not read either."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _snapshot(result: Result) -> Path | None:

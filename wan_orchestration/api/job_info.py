@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,10 @@ QUEUED = [dg.DagsterRunStatus.QUEUED]
 
 SETTINGS = "wan/settings"
 """Tag of a run that makes only clips, or the video of such clips: the settings of the requests, as JSON by `generate`
-and `preprocess`. The run's own config cannot hold both."""
+and `preprocess`. The run's own config cannot hold both. A long text is continued in `wan/settings-2` and so on."""
+
+TAG_BYTES = 2000
+"""Longest part of the settings in one tag. Dagster indexes tags, and Postgres indexes at most 2.7 kB."""
 
 MAX_QUEUED = 2000
 """How many queued runs are read to find a run's position."""
@@ -197,10 +202,21 @@ def _settings(folder: Job | None, run: dg.DagsterRun) -> dict[str, Any]:
     return generate | ({"preprocess": preprocess} if preprocess else {})
 
 
+def settings_tags(generate: dict[str, Any], preprocess: dict[str, Any]) -> dict[str, str]:
+    """Tags that keep the settings of requests, for `given_settings`."""
+    text = json.dumps({"generate": generate, "preprocess": preprocess})  # ASCII: a character is a byte
+    parts = [text[start : start + TAG_BYTES] for start in range(0, len(text), TAG_BYTES)]
+    return dict(zip(_settings_names(), parts))
+
+
+def _settings_names() -> Iterator[str]:
+    return chain([SETTINGS], (f"{SETTINGS}-{number}" for number in count(2)))
+
+
 def given_settings(run: dg.DagsterRun) -> dict[str, dict[str, Any]]:
     """The settings of the requests that led to a run, by `generate` and `preprocess`."""
     if SETTINGS in run.tags:
-        return json.loads(run.tags[SETTINGS])
+        return json.loads("".join(run.tags[name] for name in takewhile(run.tags.__contains__, _settings_names())))
     ops: Any = run.run_config.get("ops", {})
     names = {"generate": "generated_video", "preprocess": "preprocessed_clips"}
     return {name: ops.get(op, {}).get("config", {}) for name, op in names.items()}

@@ -18,6 +18,7 @@ from wan_orchestration.api.job_info import PATH, QUEUED, inputs_for_clients, job
 from wan_orchestration.api.models import JobInfo, JobList, Status
 from wan_orchestration.api.playable import playable, viewable
 from wan_orchestration.api.problems import Problem
+from wan_orchestration.api.uploads import PICTURES
 from wan_orchestration.defs.jobs.review import newest_plan
 from wan_orchestration.defs.jobs.run_requests import CLIPS, VIDEO, makes_only_clips
 from wan_orchestration.errors import BadInput
@@ -115,8 +116,8 @@ class Jobs:
         for copies in converted_folders(self.env, key):
             shutil.rmtree(copies, ignore_errors=True)
         progress.delete(self.env.progress_root, key)
-        for suffix in ("mp4", "jpg"):
-            remove(self._converted(key, suffix))
+        for name in ("driving", *PICTURES):
+            remove(self._converted(key, name))
 
     def output(self, key: str, name: str) -> Path:
         """A file of the finished job. Problem 404: no such file; 409: the job has not succeeded."""
@@ -134,9 +135,8 @@ class Jobs:
         path = inputs_for_clients(open_folder(self.env, key)).get(name)
         if path is None:
             raise Problem(404, f"job {key} has no {name} any more")
-        if name == "driving":
-            return playable(path, self._converted(key, "mp4"))
-        return viewable(path, self._converted(key, "jpg"))
+        convert = playable if name == "driving" else viewable
+        return convert(path, self._converted(key, name))
 
     def log(self, key: str) -> Iterator[str]:
         """Lines of the log of the job's run. Problem 404."""
@@ -166,9 +166,10 @@ class Jobs:
             if len(records) < 100:
                 return
 
-    def _converted(self, key: str, suffix: str) -> Path:
+    def _converted(self, key: str, name: str) -> Path:
         """The place for a copy of an input that browsers cannot show."""
-        return self.env.data_root / "playable" / f"{key}.{suffix}"
+        suffix = "mp4" if name == "driving" else "jpg"
+        return self.env.data_root / "playable" / f"{key}.{name}.{suffix}"
 
 
 def _purged_tag(key: str) -> str:

@@ -1,6 +1,7 @@
 """Jobs that wait for a look at their clips: shows the clips, makes them again, starts the video."""
 
 import os
+import shutil
 from pathlib import Path
 
 import yaml
@@ -168,10 +169,18 @@ def _with_characters(job: Job, form: Form, persons: list[str]) -> None:
         kept.append(job.inputs["reference"])
         pictures = {"reference": job.inputs["reference"]} | pictures
     for path in (*kept, job.folder / UPLOADED):
-        os.link(path, form.folder / path.name)
+        link_or_copy(path, form.folder / path.name)
     file = job.file.model_dump(mode="json", exclude_defaults=True) | {
         "mode": "replace",
         "characters": uploads.characters_of(pictures, persons),
         "preprocess": {name: value for name, value in job.file.preprocess.items() if name != "person"},
     }
     (form.folder / JOB_FILE).write_text(yaml.safe_dump(file, allow_unicode=True, sort_keys=False), "utf-8")
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """Make a hard link, or a copy where the file system has no hard links."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)

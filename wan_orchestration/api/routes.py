@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -308,8 +308,8 @@ def _binary(*types: str) -> dict[int | str, dict[str, Any]]:
 )
 def output(request: Request, services: Injected, job_id: JobId, output: Name) -> Response:
     """The video, a still image of it, or a small animation, after the job has succeeded. Supports Range."""
-    path = services.jobs.output(job_id, OUTPUTS[output])
-    return _file(request, path, f"{job_id}.mp4" if output == "media" else None)
+    filename = f"{job_id}.mp4" if output == "media" else None
+    return _file(request, lambda: services.jobs.output(job_id, OUTPUTS[output]), filename)
 
 
 @files.head("/{job_id}/inputs/{name}", include_in_schema=False)
@@ -321,7 +321,7 @@ def output(request: Request, services: Injected, job_id: JobId, output: Name) ->
 )
 def input_(request: Request, services: Injected, job_id: JobId, name: InputName) -> Response:
     """The picture of a character, or the driving video; for ready clips, the pose clip."""
-    return _file(request, services.jobs.input(job_id, name), None)
+    return _file(request, lambda: services.jobs.input(job_id, name), None)
 
 
 @files.head("/{job_id}/clips/{name}", include_in_schema=False)
@@ -333,15 +333,21 @@ def input_(request: Request, services: Injected, job_id: JobId, name: InputName)
 )
 def clips_file(request: Request, services: Injected, job_id: JobId, name: ClipsFile) -> Response:
     """A clip, or a picture of what was found, in a format that browsers show. Supports Range."""
-    return _file(request, services.reviews.file(job_id, name), None)
+    return _file(request, lambda: services.reviews.file(job_id, name), None)
 
 
-def _file(request: Request, path: Path, filename: str | None) -> Response:
+def _file(request: Request, find: Callable[[], Path], filename: str | None) -> Response:
+    """The file that `find` returns. Problem 404: it was removed or replaced meanwhile."""
+    try:
+        path = find()
+        stat = path.stat()
+    except FileNotFoundError:
+        raise Problem(404, "the file was removed or replaced meanwhile; try again") from None
     response = FileResponse(
         path,
         media_type=TYPES[path.suffix[1:].lower()],
         filename=filename,
-        stat_result=path.stat(),
+        stat_result=stat,
         content_disposition_type="inline",
         headers={"cache-control": "private, no-cache"},
     )

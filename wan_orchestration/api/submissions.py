@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, HttpUrl, ValidationError
 
 from wan_orchestration.api import uploads
-from wan_orchestration.api.job_info import SETTINGS
+from wan_orchestration.api.job_info import settings_tags
 from wan_orchestration.api.jobs import UPLOADED, Jobs
 from wan_orchestration.api.models import JobInfo, Settings, Submission, Upload
 from wan_orchestration.api.paths import check_inputs, check_loras, job_key
@@ -91,7 +91,7 @@ class NewRun:
             tags |= webhook_tags(self.webhook_url)
         if self.makes != "clips and video":
             tags[REVIEW] = WANTED if self.makes == "clips" else DONE
-            tags[SETTINGS] = json.dumps({"generate": self.generate, "preprocess": self.preprocess})
+            tags |= settings_tags(self.generate, self.preprocess)
         return tags
 
 

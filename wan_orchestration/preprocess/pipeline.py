@@ -8,7 +8,7 @@ crops faces, masks the person, and encodes the clips.
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -157,7 +157,7 @@ def _kept_apart(part: Path, people: Sequence[_Person], steps: _Steps) -> Iterato
     if len(people) == 1:
         yield
         return
-    with TemporaryDirectory(dir=part, prefix=".outlines-") as folder:
+    with TemporaryDirectory(dir=part, prefix=".outlines-") as folder, ExitStack() as readers:
         files = [Path(folder, f"{number}.mp4") for number in range(len(people))]
         for person, file in zip(people, files):
             inputs = person.inputs
@@ -168,10 +168,8 @@ def _kept_apart(part: Path, people: Sequence[_Person], steps: _Steps) -> Iterato
             inputs, others = person.inputs, [other for other in files if other != file]
             assert inputs.outline is not None
             inputs.outline = OutlineBesideOthers(inputs.outline.name, file, others)
+            readers.callback(inputs.outline.close)
         yield
-        for person in people:
-            if isinstance(person.inputs.outline, OutlineBesideOthers):
-                person.inputs.outline.close()
 
 
 def _make_clips(part: Path, output: Path, person: _Person, progress: Callable[[int], None]) -> PreprocessResult:

@@ -106,8 +106,8 @@ def _measure(clips: Clips) -> ClipsQuality:
         fps=float(clips.pose.fps),
         width=clips.pose.width,
         height=clips.pose.height,
-        skeleton=float(np.mean([centre is not None for centre in centres])),
-        face=float(np.mean(faces)),
+        skeleton=round(float(np.mean([centre is not None for centre in centres])), 4),
+        face=round(float(np.mean(faces)), 4),
         largest_jump=round(max(steps, default=0.0), 4),
         jump_frame=worst,
         empty_masks=None if masks is None else 1 - float(np.mean(masks)),
@@ -153,7 +153,8 @@ def why_blocked(measured: ClipsQuality, limits: CheckSettings, ready_clips: bool
         advice = "give other clips"
     elif "mask" in found:
         advice += ", or another mask (preprocess.masks, mask_hints)"
-    return f"{'; '.join(found.values())}: {advice}, or take {' and '.join(found)} out of checks.block"
+    allow = f"do not let {' and '.join(found)} block (checks.block, WAN_CHECK_BLOCK)"
+    return f"{'; '.join(found.values())}: {advice}, or {allow}"
 
 
 def _percent(share: float) -> str:

@@ -106,6 +106,7 @@ class PreprocessSettings(BaseModel):
     )
     mask_hints: list[str] = Field(
         default=[],
+        max_length=100,
         description="Corrections of the person's outline (replace mode). box:x0,y0,x1,y1: the person is inside; "
         "point:x,y: belongs to the person; not:x,y: does not. Coordinates as for person, in the frame of people.jpg; "
         "@S after them names another moment, second S of the driving video (point:0.5,0.4@1.2). Hints move with the "

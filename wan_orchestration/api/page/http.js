@@ -6,8 +6,19 @@ export const finished = (job) => !["queued", "running"].includes(job.status);
 export class SignedOut extends Error {}
 
 export async function request(path, options = {}) {
+  const response = await checked(path, options);
+  return response.status === 204 ? null : response.json();
+}
+
+// The content of a file, as a Blob.
+export async function download(path) {
+  const response = await checked(path);
+  return response.blob();
+}
+
+async function checked(path, options = {}) {
   const response = await fetch(path, options);
-  if (response.ok) return response.status === 204 ? null : response.json();
+  if (response.ok) return response;
   throw toError(response.status, await response.text());
 }
 

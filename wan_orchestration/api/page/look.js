@@ -10,6 +10,7 @@ import { Timeline } from "./timeline.js";
 import { clock, duration } from "./times.js";
 
 const MOST_MOMENTS = 6;
+const RECOUNTED = "Numbers are counted again from the new start: check who is followed.";
 // Settings of job.yaml that clients cannot send.
 const OF_THE_SERVER = ["mode", "keypoints", "mask_file", "light_models"];
 
@@ -28,6 +29,7 @@ export class Look {
     // Marks mean the person who was followed when they were drawn.
     this.people = new People(this.find(".who"), () => {
       this.mask.set([]);
+      this.pictures.choose(this.people.chosen);
       this.showPictures();
     });
     this.pictures = new Pictures(this.find(".who"), () => this.showPictures());
@@ -45,7 +47,6 @@ export class Look {
     this.job = job;
     if (!isWanted(job)) return this.hide();
     this.showButtons();
-    const facts = ({ status, run_id, links }) => `${status} ${run_id} ${links.clips}`;
     if (this.asked && facts(before) === facts(job)) return;
     const asked = (this.asked = Symbol());
     let info;
@@ -89,7 +90,7 @@ export class Look {
     const { links, look, mode, preview, frames, fps, width, height } = this.info;
     const { reference } = this.job.links;
     const figures = [
-      links.overlay
+      links.overlay && look
         ? clip(links.overlay, "Motion", look.source_width / look.source_height)
         : clip(links.pose, "Pose", width / height),
       clip(links.face, "Face", 1),
@@ -132,7 +133,7 @@ export class Look {
   loadChoices() {
     const { look, links, mode } = this.info;
     const settings = this.info.settings ?? {};
-    this.find(".who").hidden = !links.people;
+    this.find(".who").hidden = !links.people || !look;
     this.find(".who legend").textContent = mode === "replace" ? "Person and mask" : "Person";
     this.pictures.load(this.job, mode === "replace" ? look : null);
     this.people.load(links.people, look, this.pictures.first);
@@ -144,20 +145,20 @@ export class Look {
     }
     this.find(".retarget").hidden = !look || mode === "replace";
     this.find("[name=retarget]").checked = settings.retarget !== "off";
-    this.first = look && this.choices();
+    this.first = look && this.info.settings && this.choices();
     this.showProblem(null);
     this.showPictures();
   }
 
   showPictures() {
-    this.pictures.draw(this.people.chosen);
+    this.pictures.draw();
     this.showButtons();
   }
 
   choices() {
     const { mode, settings } = this.info;
     const { chosen } = this.people;
-    const { start, end, seconds } = this.timeline;
+    const { start, end } = this.timeline;
     const fitted = settings.retarget === "off" ? "robust" : settings.retarget;
     return {
       person: chosen == null ? settings.person : `index:${chosen}`,
@@ -188,6 +189,8 @@ export class Look {
     this.find(".go").disabled = Boolean(blocked);
     this.find(".go").textContent = ["Make the video", costs(estimate)].filter(Boolean).join(": ");
     showText(this.find(".basis"), canStart && !changed && !blocked ? `Estimate: ${estimate.basis}` : "");
+    const isRecounted = this.first && this.timeline.start !== this.first.start && this.info.look.people.length > 1;
+    showText(this.find(".recounted"), isRecounted ? RECOUNTED : "");
     this.find(".again").hidden = busy || !this.first || (canStart && !changed);
     this.find(".reset").hidden = busy || !changed;
     showText(this.find(".advice"), changed && !busy ? "Make the clips again to see what you changed." : "");
@@ -197,12 +200,20 @@ export class Look {
     const given = { ...this.job.settings.preprocess };
     for (const name of OF_THE_SERVER) delete given[name];
     const preprocess = { ...given, ...this.changes() };
+    // Each of several characters names its own person.
+    if (this.job.characters.length) delete preprocess.person;
     const { self } = this.job.links;
     return this.send(async () => {
       if (!this.pictures.changed) return postJson(`${self}/clips`, { preprocess });
       const form = await this.pictures.form();
       form.set("preprocess", JSON.stringify(preprocess));
-      return request(`${self}/characters`, { method: "POST", body: form });
+      const job = await request(`${self}/characters`, { method: "POST", body: form });
+      if (this.info && this.job.job_id === job.job_id) {
+        // The server's pictures are in the new order.
+        this.pictures.load(job, this.info.look);
+        this.pictures.draw();
+      }
+      return job;
     });
   }
 
@@ -244,6 +255,7 @@ function isWanted({ status, review, links }) {
   return status === "ready" || status === "failed" || Boolean(links.start || review);
 }
 
+const facts = ({ status, run_id, links }) => `${status} ${run_id} ${links.clips}`;
 const sentence = (words) => words[0].toUpperCase() + words.slice(1);
 
 // What the video will take, in words.

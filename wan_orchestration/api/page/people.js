@@ -14,7 +14,7 @@ export class People {
   // `first`: the number of the person who was given the job's own picture, if several people have pictures.
   load(picture, look, first) {
     this.chosen = null;
-    if (!picture) return;
+    if (!picture || !look) return;
     const { people, source_width, source_height } = look;
     const proportions = source_width / source_height;
     this.picture.src = picture;
@@ -23,7 +23,6 @@ export class People {
     this.chosen = first ?? people.find(({ followed }) => followed)?.number ?? null;
     this.frame.querySelectorAll(".person").forEach((button) => button.remove());
     // Smaller people come later, because a click where boxes overlap reaches the last one.
-    const area = ({ box: [x0, y0, x1, y1] }) => (x1 - x0) * (y1 - y0);
     this.buttons = people.toSorted((one, other) => area(other) - area(one)).map((person) => this.button(person));
     this.picture.after(...this.buttons);
     this.draw();
@@ -33,7 +32,6 @@ export class People {
     const button = make("button", { type: "button", className: "person" }, make("span", { textContent: number }));
     button.dataset.number = number;
     button.setAttribute("aria-label", `Person ${number}`);
-    const percent = (fraction) => `${fraction * 100}%`;
     Object.assign(button.style, {
       left: percent(x0),
       top: percent(y0),
@@ -41,6 +39,7 @@ export class People {
       height: percent(y1 - y0),
     });
     button.addEventListener("click", () => {
+      if (number === this.chosen) return;
       this.chosen = number;
       this.draw();
       this.onChange();
@@ -58,3 +57,6 @@ export class People {
     else this.words.textContent = `Person ${this.chosen} is followed. Choose another one by its number.`;
   }
 }
+
+const area = ({ box: [x0, y0, x1, y1] }) => (x1 - x0) * (y1 - y0);
+const percent = (fraction) => `${fraction * 100}%`;

@@ -85,8 +85,8 @@ def judge(measured: "ClipsQuality", limits: CheckSettings) -> Results:
         jump += f", at frame {measured.jump_frame}"
     ready = "ready clips come without confidences"
     results = {
-        "skeleton": at_least(round(measured.skeleton, 4), limits.skeleton, "share of frames with a skeleton"),
-        "face": at_least(round(measured.face, 4), limits.face, "share of frames with a face"),
+        "skeleton": at_least(measured.skeleton, limits.skeleton, "share of frames with a skeleton"),
+        "face": at_least(measured.face, limits.face, "share of frames with a face"),
         "confidence": at_least(measured.confidence, limits.confidence, "mean confidence of the joints", ready),
         "no_jumps": at_most(measured.largest_jump, limits.jump, jump),
         "mask": at_most(

@@ -22,6 +22,7 @@ from wan_orchestration.defs.freshness import (
     video_tags,
 )
 from wan_orchestration.defs.jobs.assets import job_settings
+from wan_orchestration.defs.jobs.review import DONE, REVIEW
 from wan_orchestration.defs.partitions import jobs
 from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.defs.videos import checks
@@ -137,11 +138,13 @@ def _failure(failures: dict[str, dg.Failure], jobs: int) -> dg.Failure:
 def _up_to_date_clips(
     context: dg.AssetExecutionContext, launcher: Launcher, job_folders: JobFolders, job: Job, snapshot: Snapshot
 ) -> Iterator[dg.AssetMaterialization]:
-    """Makes a job's clips, unless there are up-to-date ones."""
+    """Makes a job's clips, unless there are up-to-date ones. BadInput: a person started this run for other clips."""
     version = job_folders.version(job.key)
     last = latest(context.instance, "preprocessed_clips", job.key)
     if (environment().clips_root / job.key).is_dir() and last and clips_are_fresh(last.tags, version):
         return
+    if context.run.tags.get(REVIEW) == DONE:
+        raise BadInput(f"{job.key}: it has changed since its clips were looked at; make the clips again")
     clips, metadata = make_clips(context, launcher, job_folders, job, {})
     yield dg.AssetMaterialization(
         preprocessed_clips.key,

@@ -179,8 +179,8 @@ def test_a_start_that_failed_can_be_repeated(api, ready, report_event):
 
 def test_long_settings_fit_into_indexed_tags(api, add_job, instance):
     key = add_job("long")
-    body = {"src_root_path": f"data/jobs/{key}", "review": True, "prompt": "é" * 5000, "n_prompt": "n" * 3000}
+    body = {"src_root_path": f"data/jobs/{key}", "review": True, "prompt": "é" * 5000, "negative_prompt": "n" * 3000}
     job = api.post(JOBS, json=body).json()
-    assert job["settings"] == {"prompt": body["prompt"], "n_prompt": body["n_prompt"]}
+    assert job["settings"] == {"prompt": body["prompt"], "negative_prompt": body["negative_prompt"]}
     tags = instance.get_run_by_id(job["run_id"]).tags
     assert max(len(value.encode()) for value in tags.values()) <= 2000

@@ -74,6 +74,7 @@ def measure_clips(clips: Clips) -> ClipsQuality:
     """
     first, *others = (_measure(one) for one in (clips, *clips.characters))
     for one, measured in zip(clips.characters, others):
+        confidences = [each.confidence for each in (first, measured) if each.confidence is not None]
         jumpy = max(first, measured, key=lambda each: each.largest_jump)
         first = first.model_copy(
             update={
@@ -83,7 +84,7 @@ def measure_clips(clips: Clips) -> ClipsQuality:
                 "largest_jump": jumpy.largest_jump,
                 "jump_frame": jumpy.jump_frame,
                 "empty_masks": max(first.empty_masks or 0.0, measured.empty_masks or 0.0),
-                "confidence": min(first.confidence or 0.0, measured.confidence or 0.0),
+                "confidence": min(confidences, default=None),
             }
         )
     return first

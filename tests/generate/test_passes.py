@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from media import moving_frames
 from PIL import Image
+from recorder import Recorder
 
 from wan_orchestration.animate.animator import Animator
 from wan_orchestration.generate import runner
@@ -19,15 +20,6 @@ from wan_orchestration.video.writer import write_lossless
 
 SETTINGS = GenerateSettings(mode="replace", clip_len=5, sampling_steps=1)
 """A segment after the first has four new frames."""
-
-
-class Recorder:
-    def __init__(self):
-        self.steps, self.segments, self.lines = [], [], []
-        self.log, self.progress, self.segment = self.lines.append, self.steps.append, self.segments.append
-
-    def finished(self, result):
-        pass
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+import recorder
 import torch
 from media import moving_frames, sine, without_decoder, write_video
 
@@ -27,21 +28,9 @@ from wan_orchestration.weights.snapshot import open_snapshot
 OUTPUTS = ["poster.jpg", "preview.webp", "result.json", "video.mp4"]
 
 
-class Recorder:
-    def __init__(self):
-        self.lines, self.steps, self.segments, self.results = [], [], [], []
-
-    def log(self, message):
-        self.lines.append(message)
-
-    def progress(self, progress):
-        self.steps.append(progress)
-
-    def segment(self, segment):
-        self.segments.append(segment)
-
+class Recorder(recorder.Recorder):
     def finished(self, result):
-        self.results.append(result)
+        super().finished(result)
         if result.video_path:
             output = result.video_path.parent
             assert (output / "result.json").is_file(), "it is written first"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from media import moving_frames
+from recorder import Recorder
 
 from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.memory.placement import Placement
@@ -27,23 +28,6 @@ from wan_orchestration.settings.generate import GenerateSettings
 
 LENIENT = CheckSettings(frozen_seconds=99, colour_drift=40, seam=1000, pose=0, identity=-1)
 """Random weights meet these thresholds, unless a fault is made."""
-
-
-class Recorder:
-    def __init__(self):
-        self.lines, self.steps, self.segments = [], [], []
-
-    def log(self, message):
-        self.lines.append(message)
-
-    def progress(self, progress):
-        self.steps.append(progress)
-
-    def segment(self, segment):
-        self.segments.append(segment)
-
-    def finished(self, result):
-        pass
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def find_clips(env: Environment, key: str, status: Status) -> ClipsFolder:
 
 def clips_info(env: Environment, job: Job, folder: ClipsFolder, settings: GenerateSettings, path: str) -> ClipsInfo:
     """Describes the clips in a folder. `settings` are those of the video, `path` is that of the clips in the API."""
+    measured = ClipsQuality.read(folder.path)
     made = _read(PreprocessResult, folder.path / "preprocess.json")
     clip = made or probe(folder.path / FILES["pose"])
     if folder.preview:
@@ -113,22 +114,21 @@ def clips_info(env: Environment, job: Job, folder: ClipsFolder, settings: Genera
         retarget=made and made.retarget,
         masks=made and made.masks,
         settings=made and made.settings.model_dump(mode="json", exclude=NOT_FOR_CLIENTS - {"mode"}),
-        checks=_checks(job, folder),
-        blocked=blocked(job, folder),
+        checks=_checks(job, measured),
+        blocked=blocked(job, measured),
         estimate=expected,
         links=ClipsLinks(**{name: f"{path}/{name}?v={folder.version}" for name in FILES if folder.file(name)}),
     )
 
 
-def blocked(job: Job, folder: ClipsFolder) -> str | None:
+def blocked(job: Job, measured: ClipsQuality | None) -> str | None:
     """Why no video is made of the clips, and what to change; None if nothing prevents it. BadInput."""
-    measured = ClipsQuality.read(folder.path)
     return measured and why_blocked(measured, job.check_settings(), ready_clips=job.kind == "clips")
 
 
-def _checks(job: Job, folder: ClipsFolder) -> list[ClipsCheck]:
+def _checks(job: Job, measured: ClipsQuality | None) -> list[ClipsCheck]:
     """The results of the checks; none if the clips were not measured, as those of a preview."""
-    measured, limits = ClipsQuality.read(folder.path), job.check_settings()
+    limits = job.check_settings()
     return [
         ClipsCheck(name=name, passed=result.passed, text=result.description or "", blocks=name in limits.block)
         for name, result in (judge(measured, limits).items() if measured else ())

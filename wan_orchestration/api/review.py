@@ -22,6 +22,7 @@ from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import JOB_FILE, Job
+from wan_orchestration.quality.clips_quality import ClipsQuality
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
 
@@ -154,7 +155,7 @@ class Reviews:
         last = latest(self.instance, CLIPS.to_user_string(), job.key)
         if last is None or not clips_are_fresh(last.tags, version):
             raise Problem(409, f"the folder of job {job.key} has changed since its clips were made; make them again")
-        if reason := blocked(job, folder):
+        if reason := blocked(job, ClipsQuality.read(folder.path)):
             raise Problem(409, reason)
         with DECODING:
             check_clips(folder.path, settings.mode, settings.refert_num)

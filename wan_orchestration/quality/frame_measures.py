@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from wan_orchestration.settings.checks import BLANK_DEVIATION
+
 SIDE = 192
 """Before measuring, frames are reduced to this many px on the longer side."""
 STILL = 0.05
 """Frames whose values differ by less than this on average (of 255) are the same: encoding causes such differences."""
-BLANK_DEVIATION = 1.0
-"""A frame is blank if its values deviate from their mean by less than this (of 255)."""
 LEAST_CHANGE = 0.5
 """A jump between two frames with a smaller mean difference (of 255) is invisible."""
 

@@ -7,6 +7,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from wan_orchestration.settings.generate import GenerateSettings
 
+BLANK_DEVIATION = 1.0
+"""A frame is blank if its values deviate from their mean by less than this (of 255)."""
+
 BlockingCheck = Literal["skeleton", "face", "mask", "no_jumps"]
 
 

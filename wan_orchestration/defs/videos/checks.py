@@ -11,12 +11,9 @@ from wan_orchestration.defs.resources import JobFolders
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Result
-from wan_orchestration.settings.checks import CheckSettings
+from wan_orchestration.settings.checks import BLANK_DEVIATION, CheckSettings
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.video.info import VideoInfo
-
-BLANK_DEVIATION = 1.0
-"""A frame is blank if its values deviate from their mean by less than this (of 255)."""
 
 CHECKS = {
     "decodable": "Every frame of the video can be decoded.",

@@ -63,10 +63,10 @@ def test_running_out_of_memory_is_not_a_failure_to_compile(monkeypatch):
         Compilation(wanted=True).run(double, torch.ones(1, 3, 2))
 
 
+@torch._dynamo.config.patch(recompile_limit=2)  # monkeypatch would delete PyTorch's own value when it ends
 def test_a_function_is_compiled_for_any_number_of_dtypes(monkeypatch):
     """Beyond PyTorch's limit of graphs it would run uncompiled."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     monkeypatch.setattr(compiled, "_run_here", set())
     torch._dynamo.reset()
     counters.clear()

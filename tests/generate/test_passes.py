@@ -28,13 +28,8 @@ def make_task(make_job, tmp_path):
 
 
 def task_of(folder, frames, output):
-    """Two characters, whose masks lie apart."""
-    second = folder / "character_2"
-    shutil.copytree(folder, second)
-    Image.fromarray(moving_frames(1, 80, 60, 9)[0]).save(second / "src_ref.png")
-    mask = np.zeros((64, 96), np.uint8)
-    mask[:, 60:] = 255
-    write_lossless(second / "src_mask.mp4", [mask] * frames, 30, "gray")
+    """Two characters."""
+    add_character(folder, frames)
     return Task(
         job_id="job",
         clips=check_clips(folder, "replace"),
@@ -42,6 +37,16 @@ def task_of(folder, frames, output):
         settings=SETTINGS,
         created_at=datetime.now(UTC),
     )
+
+
+def add_character(folder, frames):
+    """A second character, whose mask lies apart from that of the first."""
+    second = folder / "character_2"
+    shutil.copytree(folder, second)
+    Image.fromarray(moving_frames(1, 80, 60, 9)[0]).save(second / "src_ref.png")
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:, 60:] = 255
+    write_lossless(second / "src_mask.mp4", [mask] * frames, 30, "gray")
 
 
 @dataclass

@@ -425,7 +425,7 @@ def test_the_parts_of_the_time_add_up(tiny_snapshot, make_task, monkeypatch):
 
 @pytest.mark.parametrize("frames, refert, segments", [(2, 1, 1), (5, 1, 1), (6, 1, 2), (9, 1, 2), (10, 1, 3)])
 def test_segment_count(frames, refert, segments):
-    assert runner.segment_count(frames, GenerateSettings(clip_len=5, refert_num=refert)) == segments
+    assert GenerateSettings(clip_len=5, refert_num=refert).segments(frames) == segments
 
 
 def test_segments_match_the_first_ones_colours_also_after_a_break(tiny_snapshot, make_task, monkeypatch):

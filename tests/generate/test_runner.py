@@ -15,7 +15,7 @@ from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
-from wan_orchestration.generate import fallback, runner
+from wan_orchestration.generate import fallback, resume, runner
 from wan_orchestration.generate.fingerprint import fingerprints
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Plan, enough_frames
@@ -179,7 +179,8 @@ def test_unwritable_output(tiny_snapshot, make_task, tmp_path):
     assert "cannot be written" in result.error
 
 
-def test_output_in_use(tiny_snapshot, make_task):
+def test_output_in_use(tiny_snapshot, make_task, monkeypatch):
+    monkeypatch.setattr(resume, "LOCK_SECONDS", 0.1)
     task = make_task()
     with UnfinishedVideo(task) as held:
         held.open("someone else's")

@@ -31,7 +31,7 @@ def finish(unfinished: UnfinishedVideo, finite: bool = True) -> None:
 
 
 def test_finished_segments_are_kept_under_their_fingerprint_only(task, monkeypatch):
-    monkeypatch.setattr(resume, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(resume, "LOCK_SECONDS", 0.1)
     with UnfinishedVideo(task) as unfinished:
         unfinished.open("one")
         finish(unfinished, finite=False)

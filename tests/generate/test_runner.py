@@ -180,7 +180,7 @@ def test_unwritable_output(tiny_snapshot, make_task, tmp_path):
 
 
 def test_output_in_use(tiny_snapshot, make_task, monkeypatch):
-    monkeypatch.setattr(resume, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(resume, "LOCK_SECONDS", 0.1)
     task = make_task()
     with UnfinishedVideo(task) as held:
         held.open("someone else's")

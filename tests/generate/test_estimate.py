@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from wan_orchestration.generate.estimate import Estimate, Rates, keep_rates, read_rates
+from wan_orchestration.generate.estimate import Estimate
+from wan_orchestration.protocol.rates import Rates, keep_rates, read_rates
 from wan_orchestration.stopwatch import PHASES
 
 RATES = Rates(loading=60, compiling=30, encoding=12, denoising=4, decoding=10, finishing=3)

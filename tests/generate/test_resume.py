@@ -8,6 +8,7 @@ import pytest
 from tasks import make_task
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.generate import resume
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.protocol.messages import SegmentFacts
 from wan_orchestration.settings.generate import GenerateSettings
@@ -27,7 +28,8 @@ def finish(unfinished: UnfinishedVideo, finite: bool = True) -> None:
     unfinished.finish_segment(FACTS, frames, guide, finite, colours=(1.0, 2.0))
 
 
-def test_finished_segments_are_kept_under_their_fingerprint_only(task):
+def test_finished_segments_are_kept_under_their_fingerprint_only(task, monkeypatch):
+    monkeypatch.setattr(resume, "LOCK_SECONDS", 0.1)
     with UnfinishedVideo(task) as unfinished:
         unfinished.open("one")
         finish(unfinished, finite=False)

@@ -15,7 +15,7 @@ from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.memory.placement import Placement
 from wan_orchestration.animate.models import Models
 from wan_orchestration.animate.parallel.ranks import Ranks
-from wan_orchestration.generate import fallback, runner
+from wan_orchestration.generate import fallback, resume, runner
 from wan_orchestration.generate.fingerprint import fingerprints
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Plan, enough_frames
@@ -179,7 +179,8 @@ def test_unwritable_output(tiny_snapshot, make_task, tmp_path):
     assert "cannot be written" in result.error
 
 
-def test_output_in_use(tiny_snapshot, make_task):
+def test_output_in_use(tiny_snapshot, make_task, monkeypatch):
+    monkeypatch.setattr(resume, "LOCK_SECONDS", 0.1)
     task = make_task()
     with UnfinishedVideo(task) as held:
         held.open("someone else's")
@@ -424,7 +425,7 @@ def test_the_parts_of_the_time_add_up(tiny_snapshot, make_task, monkeypatch):
 
 @pytest.mark.parametrize("frames, refert, segments", [(2, 1, 1), (5, 1, 1), (6, 1, 2), (9, 1, 2), (10, 1, 3)])
 def test_segment_count(frames, refert, segments):
-    assert runner.segment_count(frames, GenerateSettings(clip_len=5, refert_num=refert)) == segments
+    assert GenerateSettings(clip_len=5, refert_num=refert).segments(frames) == segments
 
 
 def test_segments_match_the_first_ones_colours_also_after_a_break(tiny_snapshot, make_task, monkeypatch):

@@ -7,16 +7,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from wan_orchestration.api.estimate import estimate
-from wan_orchestration.api.models import (
-    NOT_FOR_CLIENTS,
-    CharacterClips,
-    ClipsCheck,
-    ClipsInfo,
-    ClipsLinks,
-    Estimate,
-    Status,
-)
+from wan_orchestration.api.estimate import Estimator, unknown
+from wan_orchestration.api.models import NOT_FOR_CLIENTS, CharacterClips, ClipsCheck, ClipsInfo, ClipsLinks, Status
 from wan_orchestration.api.playable import playable
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.defs.clips.checks import judge
@@ -109,7 +101,7 @@ def find_clips(env: Environment, key: str, status: Status) -> ClipsFolder:
     return folder
 
 
-def clips_info(env: Environment, job: Job, folder: ClipsFolder, settings: GenerateSettings, path: str) -> ClipsInfo:
+def clips_info(estimator: Estimator, job: Job, folder: ClipsFolder, settings: GenerateSettings, path: str) -> ClipsInfo:
     """Describes the clips in a folder. `settings` are those of the video, `path` is that of the clips in the API."""
 
     def links(character: int = 1) -> ClipsLinks:
@@ -120,10 +112,10 @@ def clips_info(env: Environment, job: Job, folder: ClipsFolder, settings: Genera
     made = _read(PreprocessResult, folder.path / "preprocess.json")
     clip = made or probe(folder.path / FILES["pose"])
     if folder.preview:
-        expected = Estimate(seconds=None, price=None, basis="known when all clips are made")
+        expected = unknown("known when all clips are made")
     else:
         characters = 1 + len(made.characters) if made else 1
-        expected = estimate(env, settings, clip.frames, clip.width * clip.height, characters)
+        expected = estimator.estimate(settings, clip.frames, clip.width, clip.height, characters)
     return ClipsInfo(
         preview=folder.preview,
         mode=made.mode if made else settings.mode,

@@ -1,18 +1,22 @@
-"""Estimates how long a video will take and what it will cost, from earlier videos with the same weights.
+"""Estimates how long a video will take and what it will cost.
 
-The planner (`wan-animate plan`) is not used: it needs torch and the speed of a device that this process may not have.
+It uses earlier videos with the same weights. Without any, it uses the rates that the engine has learnt, or the planner.
 """
 
 import json
-import math
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 from wan_orchestration.api.models import Estimate
-from wan_orchestration.defs.resources import devices_of_a_run
+from wan_orchestration.defs.resources import cards_of_a_run, devices_of_a_run
 from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.protocol.messages import Result
+from wan_orchestration.protocol.rates import Rates, all_rates, rates_file
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.service import PriceSettings
@@ -25,62 +29,132 @@ SPEED = ("quantization", "vae_dtype", "step_cache", "dtype")
 """Settings with a large effect on the speed."""
 
 
-class Rates(NamedTuple):
-    """Seconds that parts of a video take, as `generate/estimate.py` learns them.
-
-    `loading` and `compiling` are for a whole video. The others are for a million generated pixels, `denoising` for one
-    forward of the transformer.
-    """
-
-    loading: float
-    compiling: float
-    encoding: float
-    denoising: float
-    decoding: float
-    finishing: float
-
-    @classmethod
-    def of(cls, result: Result) -> "Rates | None":
-        """Of a finished video; None if it cannot be told."""
-        settings, spent = result.settings, result.seconds
-        if not (settings and result.width and result.height and result.segments and spent.denoise):
-            return None
-        if result.status != "succeeded" or result.resumed_segments:
-            return None
-        size = result.width * result.height * settings.clip_len * result.segments / 1e6
-        denoising = spent.denoise / size / _forwards(settings)
-        return cls(spent.load, spent.compile, spent.encode / size, denoising, spent.decode / size, spent.finish / size)
-
-    def seconds(self, settings: GenerateSettings, frames: int, pixels: int, characters: int) -> float:
-        segments = characters * max(1, math.ceil((frames - settings.refert_num) / settings.stride))
-        size = pixels * settings.clip_len * segments / 1e6
-        each = self.encoding + self.denoising * _forwards(settings) + self.decoding + self.finishing
-        return self.loading + self.compiling + size * each
+PLANNING_SECONDS = 120.0
+"""Longest time that the planner may take. It imports torch, which takes about 10 s."""
+LEAST = 1e-9
+"""Seconds that a phase takes at least."""
 
 
-def estimate(env: Environment, settings: GenerateSettings, frames: int, pixels: int, characters: int = 1) -> Estimate:
-    """What a video will take. `frames` are those of the clips, `pixels` those of a frame."""
-    rates, basis = _rates(env, settings)
-    if rates is None:
-        return Estimate(seconds=None, price=None, basis=basis)
-    seconds, hourly = rates.seconds(settings, frames, pixels, characters), validate(PriceSettings, {}).per_hour
-    price = None if hourly is None else hourly * seconds / 3600 * devices_of_a_run()
-    return Estimate(seconds=round(seconds, 1), price=price and round(price, 4), basis=basis)
+class Estimator:
+    """Estimates videos. The planner needs torch, so it runs in a process of its own, once for each kind of video."""
+
+    def __init__(self, env: Environment) -> None:
+        self.env = env
+        self._plans: dict[tuple[str, ...], Future[float | None]] = {}
+        self._lock = threading.Lock()
+
+    def estimate(
+        self, settings: GenerateSettings, frames: int, width: int, height: int, characters: int = 1
+    ) -> Estimate:
+        """What a video of this size will take. `frames` are those of the clips."""
+        try:
+            snapshot = hub.resolve(self.env, allow_download=False)
+        except BadInput:
+            return unknown("unknown: the weights are not there yet")
+        segments = characters * settings.segments(frames)
+        size = width * height * settings.clip_len / 1e6
+        if earlier := _earlier(self.env.videos_root, snapshot.path, settings):
+            rates, count = _median(earlier), len(earlier)
+            basis = "from an earlier video" if count == 1 else f"from {count} earlier videos"
+        elif rates := self.env.cache_root and _learnt(rates_file(self.env.cache_root, snapshot.fingerprint)):
+            basis = "from earlier runs with the same weights"
+        else:
+            plan = self._plan(snapshot.path, settings, width, height)
+            if not plan.done():
+                return unknown("the planner is working", pending=True)
+            if (segment := plan.result()) is None:
+                return unknown("unknown until a first video is made with these weights")
+            rates = Rates.guess(snapshot.bytes, cuda=True)
+            once, each, after = rates.once, segment, rates.finishing * size
+            return _priced(once, segments * each, segments * after, settings.retakes, "from the planner")
+        each = (rates.encoding + rates.denoising * _forwards(settings) + rates.decoding) * size
+        return _priced(rates.once, segments * each, segments * rates.finishing * size, settings.retakes, basis)
+
+    def _plan(self, snapshot: Path, settings: GenerateSettings, width: int, height: int) -> "Future[float | None]":
+        """The planner's seconds of a segment, or None if it cannot tell. Starts the planner unless it was started."""
+        arguments = _planner_arguments(snapshot, settings, width, height)
+        with self._lock:
+            if (plan := self._plans.get(arguments)) is None:
+                plan = self._plans[arguments] = Future()
+                if arguments:
+                    threading.Thread(target=_run_planner, args=(arguments, plan), daemon=True).start()
+                else:
+                    plan.set_result(None)
+            return plan
 
 
-def _rates(env: Environment, settings: GenerateSettings) -> tuple[Rates | None, str]:
-    """How fast the weights are, and where that comes from."""
+def unknown(basis: str, pending: bool = False) -> Estimate:
+    return Estimate(seconds=None, most_seconds=None, price=None, most_price=None, pending=pending, basis=basis)
+
+
+def _planner_arguments(snapshot: Path, settings: GenerateSettings, width: int, height: int) -> tuple[str, ...]:
+    """Flags of `wan-animate plan` that describe the cards of a run; none if it has no card whose speed is known."""
+    cards = cards_of_a_run()
+    tflops = min((card.tflops or 0 for card in cards), default=0)
+    if not tflops:
+        return ()
+    return (
+        f"--checkpoint-dir={snapshot}",
+        f"--resolution={width}x{height}",
+        f"--clip-len={settings.clip_len}",
+        f"--steps={settings.sampling_steps}",
+        *(["--guidance"] if settings.guided else []),
+        f"--quantization={settings.quantization}",
+        f"--vae-dtype={settings.vae_dtype}",
+        f"--gpus={len(cards)}",
+        f"--vram={min(card.memory for card in cards) / 1e9}",
+        f"--tflops={tflops}",
+    )
+
+
+def _run_planner(arguments: tuple[str, ...], plan: "Future[float | None]") -> None:
+    command = [sys.executable, "-m", "wan_orchestration.cli", "plan", "--json", *arguments]
+    world = os.environ | {"CUDA_VISIBLE_DEVICES": ""}  # the cards belong to the launches
     try:
-        snapshot = hub.resolve(env, allow_download=False)
-    except BadInput:
-        return None, "unknown: the weights are not there yet"
-    earlier = _earlier(env.videos_root, snapshot.path, settings)
-    if earlier:
-        rates = Rates(*(median(values) for values in zip(*earlier, strict=True)))
-        return rates, "from an earlier video" if len(earlier) == 1 else f"from {len(earlier)} earlier videos"
-    if learnt := env.cache_root and _learnt(env.cache_root / snapshot.fingerprint[:16] / "seconds.json"):
-        return learnt, "from earlier runs with the same weights"
-    return None, "unknown until a first video is made with these weights"
+        printed = subprocess.run(command, check=True, capture_output=True, env=world, timeout=PLANNING_SECONDS).stdout
+        (chosen,) = [way for way in json.loads(printed)["ways"] if way["chosen"]]
+        plan.set_result(chosen["seconds"] if chosen["fits"] else None)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        plan.set_result(None)
+
+
+def _priced(once: float, segments: float, finishing: float, retakes: int, basis: str) -> Estimate:
+    """Adds the price. `segments` are the seconds of all segments, if none is made again."""
+    hourly = validate(PriceSettings, {}).per_hour
+    seconds, most = once + segments + finishing, once + segments * (1 + retakes) + finishing
+    price, most_price = (
+        None if hourly is None else round(hourly * one / 3600 * devices_of_a_run(), 4) for one in (seconds, most)
+    )
+    return Estimate(
+        seconds=round(seconds, 1),
+        most_seconds=round(most, 1),
+        price=price,
+        most_price=most_price,
+        pending=False,
+        basis=basis,
+    )
+
+
+def _rates_of(result: Result) -> Rates | None:
+    """Of a finished video; None if they cannot be told."""
+    settings, spent = result.settings, result.seconds
+    if not (settings and result.width and result.height and result.segments and spent.denoise):
+        return None
+    if result.status != "succeeded" or result.resumed_segments:
+        return None
+    size = result.width * result.height * settings.clip_len * result.segments / 1e6
+    return Rates(
+        loading=spent.load,
+        compiling=spent.compile,
+        encoding=max(spent.encode / size, LEAST),
+        denoising=max(spent.denoise / size / _forwards(settings), LEAST),
+        decoding=max(spent.decode / size, LEAST),
+        finishing=max(spent.finish / size, LEAST),
+    )
+
+
+def _median(earlier: list[Rates]) -> Rates:
+    return Rates(**{name: median(getattr(one, name) for one in earlier) for name in Rates.model_fields})
 
 
 def _earlier(videos: Path, snapshot: Path, settings: GenerateSettings) -> list[Rates]:
@@ -88,7 +162,7 @@ def _earlier(videos: Path, snapshot: Path, settings: GenerateSettings) -> list[R
     files = sorted(videos.glob("*/result.json"), key=_written_at, reverse=True)[:SCANNED]
     found = [result for file in files if (result := Result.read(file)) and _snapshot(result) == snapshot]
     found = [result for result in found if result.settings and _speed(result.settings) == _speed(settings)] or found
-    rates = [Rates.of(result) for result in found if result.device == found[0].device]
+    rates = [_rates_of(result) for result in found if result.device == found[0].device]
     return [one for one in rates if one][:USED]
 
 
@@ -106,11 +180,8 @@ def _snapshot(result: Result) -> Path | None:
 
 def _learnt(file: Path) -> Rates | None:
     """The rates that the engine keeps; None if it has used several kinds of devices, or none."""
-    try:
-        (rates,) = json.loads(file.read_bytes()).values()
-        return Rates(*(float(rates[name]) for name in Rates._fields))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    found = list(all_rates(file).values())
+    return found[0] if len(found) == 1 else None
 
 
 def _forwards(settings: GenerateSettings) -> int:

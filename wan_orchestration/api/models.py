@@ -202,8 +202,11 @@ class ClipsCheck(BaseModel):
 class Estimate(BaseModel):
     """What making the video of the clips will take, roughly."""
 
-    seconds: float | None
+    seconds: float | None = Field(description="If no segment is made again.")
+    most_seconds: float | None = Field(description="If each segment is made again as often as `retakes` allows.")
     price: float | None = Field(description="With `WAN_PRICE_PER_HOUR`, in its currency.")
+    most_price: float | None
+    pending: bool = Field(description="Whether the planner is still working. Ask again in some seconds.")
     basis: str = Field(description="What the estimate is derived from.", examples=["from 3 earlier videos"])
 
 

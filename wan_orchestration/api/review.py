@@ -8,6 +8,7 @@ import yaml
 
 from wan_orchestration.api import uploads
 from wan_orchestration.api.clips import ClipsFile, blocked, clips_info, find_clips
+from wan_orchestration.api.estimate import Estimator
 from wan_orchestration.api.job_info import PATH, can_start, given_settings, job_status, open_folder, priority
 from wan_orchestration.api.jobs import UPLOADED, Jobs
 from wan_orchestration.api.models import FINISHED, Characters, ClipsInfo, JobInfo, NewClips, Start, Status
@@ -32,6 +33,7 @@ class Reviews:
 
     def __init__(self, jobs: Jobs, submissions: Submissions, env: Environment) -> None:
         self.jobs, self.submissions, self.env, self.instance = jobs, submissions, env, jobs.instance
+        self.estimator = Estimator(env)
 
     def clips(self, key: str) -> ClipsInfo:
         """What a client needs to look at the clips. Problem 404; BadInput: they are damaged."""
@@ -41,7 +43,7 @@ class Reviews:
         if job is None:
             raise Problem(404, f"the folder of job {key} cannot be used any more")
         settings = job.generate_settings(**given_settings(record.dagster_run)["generate"])
-        return clips_info(self.env, job, folder, settings, f"{PATH}/{key}/clips")
+        return clips_info(self.estimator, job, folder, settings, f"{PATH}/{key}/clips")
 
     def file(self, key: str, name: ClipsFile, character: int) -> Path:
         """A file of a character's clips, in a format that browsers show. Problem 404; BadInput: it is damaged."""

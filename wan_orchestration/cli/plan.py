@@ -1,8 +1,10 @@
 """`wan-animate plan`: shows how the models fit this machine, or one that the flags describe."""
 
 import argparse
+import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -37,6 +39,9 @@ def main(argv: Sequence[str]) -> None:
     segment = SegmentShape(height, width, arguments.clip_len, guided=arguments.guidance)
     vae_dtype = getattr(torch, arguments.vae_dtype)
     exact, quantized = (snapshot_sizes(arguments.checkpoint_dir, eight, vae_dtype) for eight in (False, True))
+    if arguments.json:
+        print_json(arguments, segment, exact if arguments.quantization == "off" else quantized)
+        return
     if arguments.vram is None and not torch.cuda.is_available():
         print_cards(arguments, segment, exact, quantized)
     else:
@@ -55,18 +60,70 @@ def print_cards(arguments: argparse.Namespace, segment: SegmentShape, exact: Siz
     print_table(("GPUs", "placement", "GB each", "host GB", "s/segment", "quantization"), rows, NUMBERS)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """This machine, or the one that the flags describe."""
+
+    gpus: int
+    vram: int
+    """Bytes of each GPU."""
+    ram: int
+    """Bytes of the host."""
+    tflops: float
+    """Dense bfloat16 TFLOP/s of each GPU."""
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Machine":
+        device, described = torch.device("cuda", 0), arguments.vram is not None
+        return cls(
+            gpus=arguments.gpus or (1 if described else torch.cuda.device_count()),
+            vram=int(arguments.vram * GB) if described else device_memory(device),
+            ram=int(arguments.ram * GB) if arguments.ram else psutil.virtual_memory().total,
+            tflops=arguments.tflops or (ASSUMED_TFLOPS if described else measured_tflops(device, torch.bfloat16)),
+        )
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to place the models on a machine."""
+
+    name: str
+    """Of the placement, or `sharded`."""
+    vram: int
+    """Bytes on each GPU."""
+    ram: int
+    """Bytes of the host."""
+    fits: bool
+    chosen: bool
+    """Whether `placement: auto` chooses it."""
+    seconds: float
+    """Expected for a segment."""
+
+
+def print_json(arguments: argparse.Namespace, segment: SegmentShape, models: Sizes) -> None:
+    """The machine and the ways to place the models on it, as JSON. BadInput: there is no GPU, and none is described."""
+    if arguments.vram is None and not torch.cuda.is_available():
+        raise BadInput("--json needs a CUDA device, or --vram to describe one")
+    machine = Machine.of(arguments)
+    ways = list(machine_ways(models, segment, arguments.steps, machine))
+    print(json.dumps({**asdict(machine), "ways": [asdict(way) for way in ways]}))
+
+
 def print_machine(arguments: argparse.Namespace, segment: SegmentShape, models: Sizes) -> None:
     """A table of the ways to place the models on this machine, or on the one that the flags describe."""
-    device, described = torch.device("cuda", 0), arguments.vram is not None
-    ram = int(arguments.ram * GB) if arguments.ram else psutil.virtual_memory().total
-    vram = int(arguments.vram * GB) if described else device_memory(device)
-    gpus = arguments.gpus or (1 if described else torch.cuda.device_count())
-    tflops = arguments.tflops or (ASSUMED_TFLOPS if described else measured_tflops(device, torch.bfloat16))
-    print(
-        f"Segments of {arguments.resolution}x{arguments.clip_len} on {gpus} GPU(s) of {vram / GB:.0f} GB and "
-        f"{tflops:.0f} TFLOP/s, {ram / GB:.0f} GB of host memory:\n"
-    )
-    rows = machine_rows(models, segment, arguments.steps, gpus, vram, ram, tflops)
+    machine = Machine.of(arguments)
+    memory = f"{machine.vram / GB:.0f} GB and {machine.tflops:.0f} TFLOP/s, {machine.ram / GB:.0f} GB of host memory"
+    print(f"Segments of {arguments.resolution}x{arguments.clip_len} on {machine.gpus} GPU(s) of {memory}:\n")
+    rows = [
+        (
+            "*" if way.chosen else "",
+            way.name,
+            *_gigabytes(way),
+            f"{way.seconds:.0f}",
+            "fits" if way.fits else "does not fit",
+        )
+        for way in machine_ways(models, segment, arguments.steps, machine)
+    ]
     print_table(("", "placement", "GB each", "host GB", "s/segment", ""), rows, NUMBERS)
 
 
@@ -85,6 +142,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--ram", type=float, metavar="GB", help="host memory (default: that of this machine)")
     add("--tflops", type=float, help="dense bfloat16 TFLOP/s of each GPU (default: measured; 100 with --vram)")
     add("--checkpoint-dir", type=Path, metavar="DIR", help="a snapshot (default: the sizes of the 14B snapshot)")
+    add("--json", action="store_true", help="print JSON: bytes, and seconds of a segment")
     return parser.parse_args(argv)
 
 
@@ -122,15 +180,12 @@ def all_ways(models: Sizes, segment: SegmentShape, gpus: int) -> list[tuple[str,
     return ways
 
 
-def machine_rows(
-    models: Sizes, segment: SegmentShape, steps: int, gpus: int, vram: int, ram: int, tflops: float
-) -> Iterator[tuple[str, ...]]:
-    """A row for each way to place the models; `*` marks the one that `placement: auto` chooses."""
-    chosen = choose(placements(models, segment, gpus), vram, ram)[0].name
-    for name, _, way in all_ways(models, segment, gpus):
-        fits = "fits" if way.fits(vram, ram) else "does not fit"
-        seconds = segment_seconds(models, segment, steps, way.name, tflops, gpus)
-        yield ("*" if name == chosen else "", name, *_memory(way), f"{seconds:.0f}", fits)
+def machine_ways(models: Sizes, segment: SegmentShape, steps: int, machine: Machine) -> Iterator[Way]:
+    """The ways to place the models on a machine."""
+    chosen = choose(placements(models, segment, machine.gpus), machine.vram, machine.ram)[0].name
+    for name, _, way in all_ways(models, segment, machine.gpus):
+        seconds = segment_seconds(models, segment, steps, way.name, machine.tflops, machine.gpus)
+        yield Way(name, way.vram, way.ram, way.fits(machine.vram, machine.ram), name == chosen, seconds)
 
 
 def card_rows(
@@ -149,12 +204,12 @@ def card_rows(
         if fastest and fastest[0] not in found:
             name, _, way = fastest
             seconds = segment_seconds(models, segment, steps, way.name, tflops, gpus)
-            yield cards, name, *_memory(way), f"{seconds:.0f}", quantization
+            yield cards, name, *_gigabytes(way), f"{seconds:.0f}", quantization
             found.append(name)
     if not found:
         yield cards, "too small", "", "", "", "use a smaller --resolution or --clip-len, or --vae-dtype bfloat16"
 
 
-def _memory(way: Placement) -> tuple[str, str]:
+def _gigabytes(way: Placement | Way) -> tuple[str, str]:
     """GB of each GPU and of the host."""
     return f"{way.vram / GB:.1f}", f"{way.ram / GB:.0f}"

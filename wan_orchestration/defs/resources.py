@@ -18,6 +18,7 @@ from wan_orchestration.launch.launcher import Launcher
 from wan_orchestration.launch.run_launcher import HOST_TAG
 from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
+from wan_orchestration.protocol.devices import Card, cards
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.settings.variables import variables_model
@@ -95,6 +96,12 @@ def devices_of_a_run() -> int:
     if isinstance(chosen, SlurmClient):
         return chosen.nodes * max(1, chosen.gpus_per_node)
     return chosen.processes if isinstance(chosen, TorchrunClient) else 1
+
+
+def cards_of_a_run() -> list[Card]:
+    """The cards of this machine that work on one video; none on the CPU or a cluster. BadInput as above."""
+    chosen = launcher(gpus())
+    return cards(chosen.gpus.devices)[: chosen.processes] if isinstance(chosen, TorchrunClient) else []
 
 
 def _given(kind: type[dg.ConfigurableResource], prefix: str) -> dict[str, Any]:

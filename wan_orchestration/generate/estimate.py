@@ -1,12 +1,8 @@
 """How much of a video's generation is done, and how long the rest will take."""
 
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-
-from wan_orchestration.files import replacing
+from wan_orchestration.protocol.rates import Rates
 from wan_orchestration.stopwatch import PHASES, Phase, since
 
 STAGES: dict[Phase, int] = {
@@ -24,53 +20,6 @@ LEAST = 0.1
 """Fewest seconds that the current phase is expected to take from now."""
 SLOWLY = 0.1
 """The fraction slows to this share of its speed once it passes the end of the current phase or denoising step."""
-
-
-class Rates(BaseModel):
-    """Seconds that phases take with one snapshot on one device, learnt from the latest segments.
-
-    `loading` and `compiling` are for a whole launch. The others are per million pixels: of all frames of a segment for
-    `encoding`, `denoising` (one forward of the transformer) and `decoding`, of the whole video for `finishing`.
-    """
-
-    loading: float = Field(ge=0)
-    compiling: float = Field(default=0.0, ge=0)
-    encoding: float = Field(gt=0)
-    denoising: float = Field(gt=0)
-    decoding: float = Field(gt=0)
-    finishing: float = Field(gt=0)
-
-    @classmethod
-    def guess(cls, snapshot_bytes: int, cuda: bool) -> "Rates":
-        """Rates to start with, before any are learnt: roughly those of a card of 2023, or of a few CPU cores."""
-        loading = 2.0 + snapshot_bytes / 0.5e9
-        if cuda:
-            step = max(0.02, 8e-12 * snapshot_bytes)
-            return cls(loading=loading, encoding=0.2, denoising=step, decoding=0.2, finishing=0.05)
-        step = max(0.5, 6e-9 * snapshot_bytes)
-        return cls(loading=loading, encoding=4.0, denoising=step, decoding=2.0, finishing=0.5)
-
-
-_RatesByName = TypeAdapter(dict[str, Rates])
-
-
-def read_rates(file: Path, name: str) -> Rates | None:
-    """The rates learnt for `name`, a device and a precision; None if there are none."""
-    return _read(file).get(name)
-
-
-def keep_rates(file: Path, name: str, rates: Rates) -> None:
-    """Write the rates for later launches. Ignores a file that cannot be written."""
-    kept = _read(file) | {name: rates}
-    with suppress(OSError), replacing(file) as part:
-        part.write_bytes(_RatesByName.dump_json(kept, indent=2))
-
-
-def _read(file: Path) -> dict[str, Rates]:
-    try:
-        return _RatesByName.validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        return {}
 
 
 class Estimate:
@@ -168,7 +117,7 @@ class Estimate:
     @property
     def _whole(self) -> float:
         """Expected seconds of the whole video, including the part of an earlier run."""
-        once = self.rates.loading + self.rates.compiling if self.loads else 0.0
+        once = self.rates.once if self.loads else 0.0
         return once + self.segments * self._segment_seconds + self._finishing
 
     def _left(self, phase: Phase, seconds: Mapping[Phase, float]) -> tuple[float, float]:

@@ -1,7 +1,6 @@
 """Runs the tasks of one request after another, on all ranks of the launch together. The models stay loaded."""
 
 import logging
-import math
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -227,7 +226,7 @@ class Runner:
         for one in passes:
             allowed.append(allow(one))
             one.unfinished.open(*allowed[-1].values())
-        count, done = segment_count(task.clips.pose.frames, task.settings), len(passes.segments)
+        count, done = task.settings.segments(task.clips.pose.frames), len(passes.segments)
         plan = Plan(self.snapshot, task, loras, done, count, passes=len(passes))
         if done:
             self.reporter.log(f"{task.job_id}: resumes after segment {done} of {plan.total}")
@@ -326,11 +325,6 @@ class Runner:
             why = "guide_scale is not above 1" if not settings.guided else "the number of ranks is odd"
             line += f"; cfg_parallel has no effect, because {why}"
         self.reporter.log(line)
-
-
-def segment_count(frames: int, settings: GenerateSettings) -> int:
-    """Number of segments for a video of this many frames. Each segment after the first repeats refert_num frames."""
-    return max(1, math.ceil((frames - settings.refert_num) / settings.stride))
 
 
 def _reset_peak_memory(device: torch.device) -> None:

@@ -8,9 +8,10 @@ from typing import Self
 
 from wan_orchestration.animate.animator import forwards_per_step
 from wan_orchestration.animate.device import device_name, pick_device
-from wan_orchestration.generate.estimate import Estimate, Rates, keep_rates, read_rates
+from wan_orchestration.generate.estimate import Estimate
 from wan_orchestration.generate.segments import Plan, SegmentMaker
 from wan_orchestration.protocol.messages import Progress, Reporter
+from wan_orchestration.protocol.rates import Rates, keep_rates, rates_file, read_rates
 from wan_orchestration.stopwatch import Phase, Stopwatch
 
 SHORTEST, LONGEST = 1.0, 5.0
@@ -99,7 +100,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
     settings, pose, ranks = plan.task.settings, plan.task.clips.pose, maker.ranks
     device, dtype = pick_device(settings, ranks)
     cache, held = maker.cache_root, maker.models
-    file = cache and cache / plan.snapshot.fingerprint[:16] / "seconds.json"
+    file = cache and rates_file(cache, plan.snapshot.fingerprint)
     name = f"{device_name(device)} x {ranks.size}, {dtype}"
     rates = (file and read_rates(file, name)) or Rates.guess(plan.snapshot.bytes, device.type == "cuda")
     estimate = Estimate(

@@ -1,5 +1,6 @@
 """Settings of generation: the `generate` block of `job.yaml`, the launchpad, the API's fields and the flags."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -163,6 +164,10 @@ class GenerateSettings(BaseModel):
     def stride(self) -> int:
         """Frames from the start of one segment to the start of the next."""
         return self.clip_len - self.refert_num
+
+    def segments(self, frames: int) -> int:
+        """Number of segments of a video of this many frames. Each after the first repeats refert_num frames."""
+        return max(1, math.ceil((frames - self.refert_num) / self.stride))
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what a video shows, as JSON.

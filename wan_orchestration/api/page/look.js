@@ -13,6 +13,8 @@ import { clock, duration } from "./times.js";
 const MOST_MOMENTS = 6;
 const PREVIEW = "These are the first two seconds. The rest is being made.";
 const EARLIER = "These are the clips from before. You can still use them.";
+// Milliseconds after which the page asks again whether the planner has made its estimate.
+const PLANNING = 3000;
 const RECOUNTED = "Numbers are counted again from the new start: check who is followed.";
 // Settings of job.yaml that clients cannot send.
 const OF_THE_SERVER = ["mode", "keypoints", "mask_file", "light_models"];
@@ -83,6 +85,14 @@ export class Look {
       this.loadChoices();
     }
     this.showButtons();
+    if (info.estimate.pending) setTimeout(() => this.askAgain(info), PLANNING);
+  }
+
+  // Asks for the estimate of the clips that are shown.
+  async askAgain(shown) {
+    if (this.info !== shown) return;
+    const info = await request(this.job.links.clips).catch(() => null);
+    if (info && this.info === shown) this.showInfo(info);
   }
 
   get offset() {
@@ -306,8 +316,11 @@ const facts = ({ status, run_id, links }) => `${status} ${run_id} ${links.clips}
 const sentence = (words) => words[0].toUpperCase() + words.slice(1);
 
 // What the video will take, in words.
-function costs({ seconds, price }) {
-  const time = seconds == null ? "" : `about ${duration(seconds)}`;
-  const money = price == null ? "" : price < 0.01 ? "under 0.01" : price.toFixed(2);
-  return [time, money].filter(Boolean).join(", ");
+function costs({ seconds, most_seconds, price, most_price }) {
+  const time = seconds == null ? "" : `about ${range(duration(seconds), duration(most_seconds))}`;
+  const cost = price == null ? "" : range(money(price), money(most_price));
+  return [time, cost].filter(Boolean).join("; ");
 }
+
+const range = (usual, most) => (usual === most ? usual : `${usual}, at most ${most}`);
+const money = (price) => (price < 0.01 ? "under 0.01" : price.toFixed(2));

@@ -58,6 +58,7 @@ def test_from_the_clips_to_the_video(api, project, execute, instance, report_eve
     folder = project / "data" / "jobs" / key
     driving(folder, poses, fps=2)
     Image.fromarray(picture_of(poses[0])).save(folder / "reference.png")
+    (folder / "job.yaml").write_text("preprocess: {light_models: /not/for/clients}\n")
     preprocess = {"estimator": "file", "retarget": "off", "resolution_area": 65536}
     body = {"src_root_path": f"data/jobs/{key}", "review": True, "sampling_steps": 3, "preprocess": preprocess}
     assert api.post(JOBS, json=body).json()["settings"] == {"sampling_steps": 3, "preprocess": preprocess}

@@ -28,13 +28,8 @@ def make_task(make_job, tmp_path):
 
 
 def task_of(folder, frames, output):
-    """Two characters, whose masks lie apart."""
-    second = folder / "character_2"
-    shutil.copytree(folder, second)
-    Image.fromarray(moving_frames(1, 80, 60, 9)[0]).save(second / "src_ref.png")
-    mask = np.zeros((64, 96), np.uint8)
-    mask[:, 60:] = 255
-    write_lossless(second / "src_mask.mp4", [mask] * frames, 30, "gray")
+    """Two characters."""
+    add_character(folder, frames)
     return Task(
         job_id="job",
         clips=check_clips(folder, "replace"),
@@ -42,6 +37,16 @@ def task_of(folder, frames, output):
         settings=SETTINGS,
         created_at=datetime.now(UTC),
     )
+
+
+def add_character(folder, frames):
+    """A second character, whose mask lies apart from that of the first."""
+    second = folder / "character_2"
+    shutil.copytree(folder, second)
+    Image.fromarray(moving_frames(1, 80, 60, 9)[0]).save(second / "src_ref.png")
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:, 60:] = 255
+    write_lossless(second / "src_mask.mp4", [mask] * frames, 30, "gray")
 
 
 @dataclass
@@ -97,11 +102,13 @@ def test_the_second_character_is_put_into_the_first_ones_video(tiny_snapshot, ma
     ]  # fmt: skip
     assert probe(task.output / "video.mp4").frames == 9
 
-    (first, video), *_ = segments.made
-    (second, after) = segments.made[2]
-    before = ((video.permute(1, 2, 3, 0) + 1) * 127.5).round().numpy().astype(np.uint8)
+    (first, video), (_, later), (second, after), (last, _) = segments.made
+    before, rest = (
+        ((each.permute(1, 2, 3, 0) + 1) * 127.5).round().numpy().astype(np.uint8) for each in (video, later)
+    )
     known = second.mask[..., :1] == 0
     assert np.array_equal(second.background, before * known), "exactly the frames of the first pass"
+    assert np.array_equal(last.background[1:], rest[1:] * known[1:])
     exact = np.load(task.save_frames)["frames"].transpose(1, 2, 3, 0)[:5]
     kept, generated = before[:, :, :50] / 127.5 - 1, after.permute(1, 2, 3, 0).numpy()[:, :, :50]
     assert np.abs(generated - kept).max() > 0.1, "the model changes the background"
@@ -135,8 +142,11 @@ def test_a_job_stopped_in_the_second_pass_keeps_the_first(tiny_snapshot, make_ta
 
 
 def test_another_first_pass_makes_the_second_stale(tiny_snapshot, make_task, segments, monkeypatch):
-    """Stopped once everything is generated."""
+    """Stopped between the passes, then once everything is generated."""
     task = make_task(5)
+    request = Request(snapshot=tiny_snapshot, tasks=[task])
+    assert runner.run([(request, Recorder())], lambda: [len(one) for one in segments.made] == [2]) == []
+    assert sorted(path.name for path in (task.output / ".work").iterdir()) == ["character_1", "lock"]
     monkeypatch.setattr(runner, "join", lambda *arguments: 1 / 0)
     assert "ZeroDivisionError" in run(tiny_snapshot, task)[0].error
     monkeypatch.undo()

@@ -1,6 +1,8 @@
 """What an interrupted run leaves in `.work`, as a later run finds it."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +36,9 @@ def test_finished_segments_are_kept_under_their_fingerprint_only(task, monkeypat
         unfinished.open("one")
         finish(unfinished, finite=False)
         finish(unfinished)
-        with UnfinishedVideo(task) as other, pytest.raises(BadInput, match="another process"):
-            other.open("one")
+        for character in (0, 1):
+            with UnfinishedVideo(task, character) as other, pytest.raises(BadInput, match="another process"):
+                other.open("one")
     with UnfinishedVideo(task) as resumed:
         resumed.open("other", "one")
         assert (resumed.segments, resumed.resumed, resumed.fingerprint) == ([FACTS] * 2, 2, "one")
@@ -45,6 +48,21 @@ def test_finished_segments_are_kept_under_their_fingerprint_only(task, monkeypat
         changed.open("other")
         assert (changed.segments, changed.resumed, changed.finite) == ([], 0, True)
     assert not task.output.exists()
+
+
+def test_who_waits_for_a_run_that_leaves_nothing_gets_a_new_folder(task):
+    with ThreadPoolExecutor(1) as thread, UnfinishedVideo(task) as later:
+        with UnfinishedVideo(task, character=1) as stopped, UnfinishedVideo(task, character=2) as second:
+            stopped.open("one")
+            second.open("two")
+            opened = thread.submit(later.open, "one")
+            time.sleep(0.1)
+            assert not opened.done()
+        opened.result()
+        finish(later)
+    assert sorted(path.name for path in (task.output / ".work").iterdir()) == [
+        "clip_00000.mp4", "guide_00000.npy", "lock", "state.json",
+    ]  # fmt: skip
 
 
 def test_a_video_that_version_0_1_began_can_be_resumed(task):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from media import moving_frames
 from recorder import Recorder
+from test_passes import add_character
 
 from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.memory.placement import Placement
@@ -187,17 +188,22 @@ def test_noise_in_all_frames_is_a_seam(make_job):
 
 
 @pytest.mark.heavy
-def test_killed_in_the_second_take(tiny_snapshot, make_task, tmp_path, monkeypatch):
-    """Every segment misses the threshold of identity."""
+@pytest.mark.parametrize("mode", ["animate", "replace"])
+def test_killed_in_the_second_take(mode, tiny_snapshot, make_job, tmp_path, monkeypatch):
+    """Every segment misses the threshold of identity. In mode replace, the second of two characters is being made."""
     monkeypatch.setenv("WAN_CHECK_IDENTITY", "1")
-    clips = make_task("killed").clips.folder
+    clips = make_job("killed", frames=11, mode=mode)
+    if mode == "replace":
+        add_character(clips, 11)
     videos = []
     for name, kill in (("whole", False), ("broken", True)):
         output = tmp_path / name
         command = [sys.executable, "-m", "wan_orchestration.infer", "--clip-len=5", "--sampling-steps=12"]
         command += ["--retakes=1", f"--src-root={clips}", f"--checkpoint-dir={tiny_snapshot}", f"--output={output}"]
+        command += [f"--mode={mode}"]
         if kill:
-            victim, state = subprocess.Popen(command), output / ".work" / "state.json"
+            victim, work = subprocess.Popen(command), output / ".work"
+            state = (work / "character_2" if mode == "replace" else work) / "state.json"
             deadline = time.monotonic() + 300
             while not (state.exists() and json.loads(state.read_text())["takes"]):
                 assert time.monotonic() < deadline and victim.poll() is None
@@ -206,8 +212,9 @@ def test_killed_in_the_second_take(tiny_snapshot, make_task, tmp_path, monkeypat
             victim.wait()
         done = subprocess.run(command, capture_output=True, check=True, text=True)
         assert ("resumes with take 2 of segment" in done.stderr) == kill
-        made = Result.model_validate_json(done.stdout).made_segments
-        assert all(len(segment.takes) == 2 for segment in made)
+        result = Result.model_validate_json(done.stdout)
+        assert all(len(segment.takes) == 2 for segment in result.made_segments)
+        assert (result.resumed_segments >= 3) == (kill and mode == "replace"), "the first pass is kept"
         videos.append((output / "video.mp4").read_bytes())
     assert videos[0] == videos[1]
 

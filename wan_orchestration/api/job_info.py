@@ -12,7 +12,7 @@ import dagster as dg
 
 from wan_orchestration.api import run_log
 from wan_orchestration.api.clips import ClipsFolder, clips_link
-from wan_orchestration.api.models import FINISHED, JobInfo, JobProgress, Links, Status, Video
+from wan_orchestration.api.models import FINISHED, NOT_FOR_CLIENTS, JobInfo, JobProgress, Links, Status, Video
 from wan_orchestration.api.uploads import PICTURES
 from wan_orchestration.defs.freshness import latest
 from wan_orchestration.defs.jobs.review import DONE, REVIEW
@@ -237,7 +237,8 @@ def _settings(folder: Job | None, run: dg.DagsterRun) -> dict[str, Any]:
     if folder:
         mode = {"mode": folder.file.mode} if folder.file.mode else {}
         generate, preprocess = mode | folder.file.generate | generate, folder.file.preprocess | preprocess
-    return generate | ({"preprocess": preprocess} if preprocess else {})
+    shown = {name: value for name, value in preprocess.items() if name not in NOT_FOR_CLIENTS}
+    return generate | ({"preprocess": shown} if shown else {})
 
 
 def settings_tags(generate: dict[str, Any], preprocess: dict[str, Any]) -> dict[str, str]:

@@ -123,7 +123,8 @@ class Estimate:
     def _left(self, phase: Phase, seconds: Mapping[Phase, float]) -> tuple[float, float]:
         """Seconds from now to the end, and from the end of the current phase or denoising step to the end."""
         spent = since(seconds, self._segment_before)
-        stage = max(STAGES[one] for one in PHASES if spent[one] > 0 or one == phase)
+        # Finishing may be that of the pass before.
+        stage = max(STAGES[one] for one in PHASES if (spent[one] > 0 and one != "finishing") or one == phase)
         last = self.segment == self.segments - 1
         loads = self.loads and self.segment == self._first and not self._again
         expected: dict[Phase, float] = {

@@ -1,24 +1,20 @@
 """The passes of a task: one for each character. A pass replaces its character's person in the video of the pass before.
 
-The video of every pass but the last is lossless. It becomes the background of the next pass, without the pixels that
-the next mask covers.
+The video of every pass but the last is lossless. It becomes the background of the next pass.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-import numpy as np
 
 from wan_orchestration.files import remove
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.jobs.clips import Clips
 from wan_orchestration.protocol.messages import SegmentFacts, Task
-from wan_orchestration.video.reader import FrameReader, iter_frames, probe
-from wan_orchestration.video.writer import write_lossless
+from wan_orchestration.video.concat import concatenate
+from wan_orchestration.video.reader import probe
 
 
 class Pass:
@@ -34,22 +30,17 @@ class Pass:
         last = number == len(task.clips.characters)
         changes = {"clips": clips, "save_frames": task.save_frames if last else None}
         self.number, self.task = number, task.model_copy(update=changes)
-        self.unfinished = UnfinishedVideo(self.task)
-        if task.clips.characters:
-            self.unfinished.folder /= f"character_{number + 1}"
-            self.unfinished.lossless = not last
+        self.unfinished = UnfinishedVideo(self.task, number + 1 if task.clips.characters else 0, lossless=not last)
 
-    def put_on(self, before: "Pass") -> None:
-        """Make the video of the finished pass `before` the background of this one."""
-        clips = self.task.clips
-        assert clips.mask is not None  # characters are replaced, see `check_clips`
+    def put_on(self, before: "Pass", on_segment: Callable[[], None]) -> None:
+        """Make the video of the finished pass `before` the background of this one. Calls `on_segment` for each part."""
         path = self.unfinished.folder.parent / f"background_{self.number + 1}.mp4"
-        write_lossless(path, _cut_out(before.unfinished.files(), clips.mask.path), clips.pose.fps)
-        self.task = self.task.model_copy(update={"clips": replace(clips, background=probe(path))})
+        concatenate(before.unfinished.files(), path, on_segment=on_segment)
+        self.task = self.task.model_copy(update={"clips": replace(self.task.clips, background=probe(path))})
 
 
 class Passes(Sequence[Pass]):
-    """All passes of a task. Leaving the context unlocks their folders."""
+    """All passes of a task. Leaving the context unlocks their folder."""
 
     def __init__(self, task: Task) -> None:
         # The background of later passes is made from the pass before, so it is none of their inputs.
@@ -103,15 +94,3 @@ class Passes(Sequence[Pass]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
-        if len(self) > 1:
-            for folder in (self._folder, self._folder.parent):
-                with suppress(OSError):  # not empty, or never made
-                    folder.rmdir()
-
-
-def _cut_out(segments: Sequence[Path], mask: Path) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 of the segments, black where the mask is white."""
-    with FrameReader(mask) as masks:
-        frames = (frame for segment in segments for frame in iter_frames(segment))
-        for index, frame in enumerate(frames):
-            yield frame * (masks.read([index])[0] <= 127)

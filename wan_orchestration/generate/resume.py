@@ -52,25 +52,33 @@ class _State(BaseModel):
 
 
 class UnfinishedVideo:
-    """The finished segments of a task, in the folder `<output>/.work`. One process at a time can open the folder.
+    """The finished segments of a task, in the folder `<output>/.work`. One process at a time can open it.
+
+    Each of several characters has a subfolder. The first one locks `.work` for all.
 
     A segment, or a take of the segment in progress, counts as finished once `state.json` lists it. That file is
     replaced after the segment's or the take's own files are complete. The files of a take keep their names when it
     becomes the segment.
+
+    Args:
+        task: the task.
+        character: whose pass this is, from 1; 0 if there is only one.
+        lossless: whether the segments are written lossless, because another video is made from them.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.folder = task.output / ".work"
-        self.lossless = False
-        """Whether the segments are written lossless, because another video is made from them."""
+    def __init__(self, task: Task, character: int = 0, lossless: bool = False) -> None:
+        self.lossless = lossless
+        self._work = task.output / ".work"
+        self.folder = self._work / f"character_{character}" if character else self._work
         self.resumed = 0
         """Segments that an earlier run finished and this run keeps."""
         self._fps, self._steps = task.clips.pose.fps, task.settings.sampling_steps
+        self._locks, self._opened = character < 2, False
         self._lock: int | None = None
         self._state = _State()
 
     def open(self, *fingerprints: str) -> None:
-        """Lock the folder, and drop its segments unless they were generated under one of the fingerprints.
+        """Lock `.work`, and drop the segments unless they were generated under one of the fingerprints.
 
         Waits for a launch that stops generating this video because its run is gone.
 
@@ -79,16 +87,10 @@ class UnfinishedVideo:
         Raises:
             BadInput: the folder cannot be written to, or another process is generating the same video.
         """
-        output = self.folder.parent
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise BadInput(f"{output}: the output folder cannot be written to: {error.strerror}") from None
-        if not _locked(lock):
-            os.close(lock)
-            raise BadInput(f"{output}: another process is generating this video right now")
-        self._lock = lock
+        if self._locks:
+            self._lock = _lock(self._work)
+        self.folder.mkdir(exist_ok=True)
+        self._opened = True
         self._state = self._read_state()
         if self.fingerprint in fingerprints:
             self.resumed = len(self.segments)
@@ -223,13 +225,14 @@ class UnfinishedVideo:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is None:
-            return
-        if self.folder.exists() and not self.segments and not self.takes:
+        if self._opened and not self.segments and not self.takes:
             remove(self.folder)
-            with suppress(OSError):  # not empty: it holds an earlier video
-                self.folder.parent.rmdir()
-        os.close(self._lock)
+        if self._lock is not None:
+            if [file.name for file in self._work.glob("*")] == ["lock"]:
+                remove(self._work)
+            with suppress(OSError):  # not empty: it holds segments, or an earlier video
+                self._work.parent.rmdir()
+            os.close(self._lock)
 
     def _segment_file(self, kind: str, index: int) -> Path:
         """A file of a finished segment."""
@@ -258,9 +261,30 @@ class UnfinishedVideo:
         return state
 
 
-def _locked(descriptor: int) -> bool:
-    """Lock an open file, which another process may hold for a moment. False: it is still held after `LOCK_SECONDS`."""
-    end = time.monotonic() + LOCK_SECONDS
+def _lock(work: Path) -> int:
+    """Lock a folder `.work`, which another process may hold for a moment. Returns a descriptor that holds the lock.
+
+    Raises:
+        BadInput: it cannot be written to, or another process still holds it after `LOCK_SECONDS`.
+    """
+    file, end = work / "lock", time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise BadInput(f"{work.parent}: the output folder cannot be written to: {error.strerror}") from None
+        if not _locked(lock, end):
+            os.close(lock)
+            raise BadInput(f"{work.parent}: another process is generating this video right now")
+        # The other process may have removed the folder.
+        if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):
+            return lock
+        os.close(lock)
+
+
+def _locked(descriptor: int, end: float) -> bool:
+    """Lock an open file. False: another process still holds it at the time `end`."""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

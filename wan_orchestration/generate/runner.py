@@ -153,8 +153,7 @@ class Runner:
         Raises:
             Cancelled: the task, or the request before it began.
         """
-        if self.maker.is_cancelled():
-            raise Cancelled
+        self._stop_if_cancelled()
         started_at = datetime.now(UTC)
         with NoticeCollector(task.job_id, self.reporter) as notices, Passes(task) as passes:
             outcome = self._attempt(task, passes)
@@ -238,8 +237,8 @@ class Runner:
                 if one.number:
                     # The pass before may have been generated under another of its fingerprints since.
                     allowed[one.number] = allow(one)
-                    with self.stopwatch.during("encoding"):
-                        one.put_on(passes[one.number - 1])
+                    with self.stopwatch.during("finishing"):
+                        one.put_on(passes[one.number - 1], self._stop_if_cancelled)
                 takes = len(one.unfinished.takes)
                 plan = replace(plan, task=one.task, first=first, pass_number=one.number)
                 if takes:
@@ -294,6 +293,11 @@ class Runner:
         """Generate the segments of a plan from `plan.first` on, and write each to disk."""
         with TakeKeeper(plan, self.maker, unfinished, self.reporter, self.networks) as keeper:
             self.maker.make(plan, unfinished.guide(), ticker.step, keeper.receive)
+
+    def _stop_if_cancelled(self) -> None:
+        """Raise Cancelled if the request is cancelled. Only while the other ranks wait for a plan."""
+        if self.maker.is_cancelled():
+            raise Cancelled
 
     def _seconds(self, task: Task) -> Seconds:
         """Seconds of this task: all that no earlier result contains."""

@@ -328,6 +328,9 @@ def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"
             frames = {
                 name: reader.read(pingpong(reader.info.frames, start, length)) for name, reader in readers.items()
             }
+            if plan.pass_number:
+                # The background is the video of the pass before, which still shows the person.
+                frames["background"] *= frames["mask"] <= 127
             return SegmentInput(**frames)
 
         yield lambda index: thread.submit(read, index)

@@ -2,7 +2,7 @@
 
 import heapq
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
@@ -29,23 +29,28 @@ log = logging.getLogger(__name__)
 
 
 def concatenate(
-    segments: Sequence[Path], output: Path, sound: Sound | None = None, start: Fraction = Fraction(0)
+    segments: Sequence[Path],
+    output: Path,
+    sound: Sound | None = None,
+    start: Fraction = Fraction(0),
+    on_segment: Callable[[], None] = lambda: None,
 ) -> str | None:
     """Joins video files without reencoding, and adds `sound`. Returns a notice if the sound is left out.
 
     The files are those of `write_segment` or `write_lossless`. The video starts at 0 and lasts frames / fps. It gets
     the sound from `start` on, in seconds on the sound file's clock, for as long as the video lasts. If the sound cannot
-    be written, the video is silent. ValueError: no segments, or segments that differ in size, rate or encoding.
+    be written, the video is silent. `on_segment` is called before each file. ValueError: no segments, or segments that
+    differ in size, rate or encoding.
     """
     frames, rate = _check_segments(segments)
     with replacing(output) as part:
         if sound is None or sound.track is None:
-            _join(segments, part, frames, rate, None, start)
+            _join(segments, part, frames, rate, None, start, on_segment)
             return None
         reason = "there is none in the used part"
         for attempt in [sound, replace(sound, copied=False)] if sound.copied else [sound]:
             try:
-                if _join(segments, part, frames, rate, attempt, start):
+                if _join(segments, part, frames, rate, attempt, start, on_segment):
                     return None
                 break
             except Exception as error:
@@ -53,12 +58,18 @@ def concatenate(
                 log.info("%s: the sound could not be written", sound.path, exc_info=True)
                 reason = f"it could not be written ({error})"
         else:
-            _join(segments, part, frames, rate, None, start)
+            _join(segments, part, frames, rate, None, start, on_segment)
     return f"{sound.path.name}: the sound is left out, {reason}; the video is silent"
 
 
 def _join(
-    segments: Sequence[Path], output: Path, frames: int, rate: Fraction, sound: Sound | None, start: Fraction
+    segments: Sequence[Path],
+    output: Path,
+    frames: int,
+    rate: Fraction,
+    sound: Sound | None,
+    start: Fraction,
+    on_segment: Callable[[], None],
 ) -> bool:
     """Writes the file. Returns whether it has sound."""
     with ExitStack() as stack:
@@ -67,7 +78,7 @@ def _join(
         with av.open(str(segments[0])) as first:
             video = joined.add_stream_from_template(first.streams.video[0])
         video.time_base = 1 / rate
-        packets = [_video_packets(segments, video, 1 / rate)]
+        packets = [_video_packets(segments, video, 1 / rate, on_segment)]
         if sound and source and (sound_packets := _sound_packets(sound, source, joined, start, frames / rate)):
             packets.append(sound_packets)
         # In order of time: otherwise the muxer buffers one stream's packets until the other stream catches up.
@@ -92,9 +103,12 @@ def _check_segments(segments: Sequence[Path]) -> tuple[int, Fraction]:
     return frames, rate
 
 
-def _video_packets(segments: Sequence[Path], stream: VideoStream, tick: Fraction) -> Iterator[Packet]:
+def _video_packets(
+    segments: Sequence[Path], stream: VideoStream, tick: Fraction, on_segment: Callable[[], None]
+) -> Iterator[Packet]:
     place = 0
     for segment in segments:
+        on_segment()
         with av.open(str(segment)) as container:
             for packet in container.demux(video=0):
                 if packet.size:

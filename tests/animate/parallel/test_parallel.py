@@ -26,7 +26,7 @@ LAUNCHED = Path(__file__).with_name("launched.py")
 # (job, settings). A frame has 20 tokens, which 2 and 4 ranks divide evenly, or 25. It has 8, 10 or 6 rows of latents,
 # which some numbers of ranks divide evenly.
 JOBS = {
-    "even": ({"frames": 6, "height": 64, "width": 80}, {}),
+    "even": ({"frames": 6, "height": 64, "width": 80}, {"pose_strength": 1.5, "face_strength": 0.5}),
     "odd": ({"frames": 5, "height": 80, "width": 80}, {"use_relighting_lora": True}),
     "guided": ({"frames": 6, "height": 64, "width": 80}, {"guide_scale": 2.0, "cfg_parallel": True, "retakes": 1}),
     "replace": (

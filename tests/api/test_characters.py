@@ -101,6 +101,10 @@ def test_people_of_a_ready_job_get_pictures(api, raw, project, report_event, add
     content = yaml.safe_load((folder / "job.yaml").read_text())
     assert (content["mode"], len(content["characters"])) == ("replace", 2)
     assert not [one for one in folder.parent.iterdir() if one.name.startswith(".upload")]
+    refused = api.post(f"{JOBS}/{key}/clips", json={"preprocess": {"mask_hints": ["not:1,2", "not:1,2#3"]}})
+    assert (refused.status_code, refused.json()["detail"]) == (
+        422, "mask_hints: found not:1,2#3, expected a character from 1 to 2",
+    )  # fmt: skip
 
     other = add_job("theirs")
     api.post(JOBS, json={"src_root_path": f"data/jobs/{other}"})

@@ -289,6 +289,8 @@ def test_marks_for_the_mask_and_a_picture_for_a_second_person(project, page, two
         page.get_by_text("cannot tell people apart").wait_for()
         (folder / "mask.mp4").unlink()
         page.get_by_role("button", name="Make the clips again").click()
+        # Dagster may start a run that is cancelled while it leaves the queue.
+        page.locator("#job .words").get_by_text("frame").wait_for(timeout=MINUTES)
         page.get_by_role("button", name="Cancel").click()
         badge.get_by_text("cancelled").wait_for(timeout=MINUTES)
         assert httpx.get(f"{url}{JOBS}/mask").json()["characters"] == ["index:1", "index:2"]
@@ -306,6 +308,24 @@ def test_marks_for_the_mask_and_a_picture_for_a_second_person(project, page, two
         assert page.get_by_role("button", name="Make the clips again").is_hidden()
         assert page.get_by_role("button", name="Remove the picture of person 2").is_visible()
         assert httpx.get(f"{url}{JOBS}/mask").json()["characters"] == persons
+
+        # A mark for the second character.
+        page.get_by_label("Character 2").check()
+        face = page.get_by_label("Face", exact=True)
+        assert "character=2" in face.get_attribute("src")
+        page.wait_for_function("video => video.readyState > 0", arg=face.element_handle())
+        page.get_by_label("Mask: add").check()
+        assert page.locator(".mark").count() == 0
+        page.locator(".layer").click(position={"x": centre[0], "y": centre[1]})
+        page.route("**/clips", lambda route: route.abort())
+        with page.expect_request("**/clips") as sent:
+            page.get_by_role("button", name="Make the clips again").click()
+        first, second = sent.value.post_data_json["preprocess"]["mask_hints"]
+        assert first.startswith("not:") and second.startswith("point:") and second.endswith("#2")
+        page.get_by_role("button", name="Undo the changes").click()
+        page.locator("#job").get_by_role("button", name="Make the video").wait_for()
+        page.get_by_label("Character 1").check()
+        assert page.locator(".mark").count() == 1
 
 
 def mask_at(project: Path, key: str) -> np.ndarray:

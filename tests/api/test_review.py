@@ -53,7 +53,7 @@ def get(api, key: str, path: str = "") -> dict:
     return answer.json()
 
 
-def test_from_the_clips_to_the_video(api, project, execute, instance):
+def test_from_the_clips_to_the_video(api, project, execute, instance, report_event):
     key, poses = "look", walk(8)
     folder = project / "data" / "jobs" / key
     driving(folder, poses, fps=2)
@@ -93,7 +93,17 @@ def test_from_the_clips_to_the_video(api, project, execute, instance):
     assert get(api, key, "/clips")["frames"] == 7
     assert not (project / "data" / "clips-preview" / key).exists()
 
+    api.post(f"{JOBS}/{key}/clips", json={"preprocess": {**preprocess, "person": "index:9"}})
+    run = report_event(key, dg.DagsterEventType.RUN_FAILURE)
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})  # as the daemon does
+    failed = get(api, key)
+    assert failed["status"] == "failed" and failed["links"]["start"], "the clips before it can be used"
     pose = project / "data" / "clips" / key / "src_pose.mp4"
+    times = pose.stat().st_atime_ns, pose.stat().st_mtime_ns
+    os.utime(pose)
+    assert get(api, key)["links"]["start"] is None, "other clips than those that were ready"
+    os.utime(pose, ns=times)
+
     made_at = pose.stat().st_mtime_ns
     assert api.post(f"{JOBS}/{key}/start", json={"sampling_stepps": 2}).status_code == 422
     started = api.post(f"{JOBS}/{key}/start", json={"seed": 5})
@@ -108,6 +118,11 @@ def test_from_the_clips_to_the_video(api, project, execute, instance):
     assert pose.stat().st_mtime_ns == made_at, "the clips are used as they are"
     assert api.post(f"{JOBS}/{key}/start").status_code == 409
     assert [job["job_id"] for job in api.get(JOBS).json()["jobs"]] == [key], "listed once"
+
+    again = api.post(f"{JOBS}/{key}/clips", json={"preprocess": preprocess}).json()
+    assert (again["status"], again["links"]["media"]) == ("queued", done["links"]["media"]), "that of earlier clips"
+    assert api.get(again["links"]["media"]).status_code == 200
+    assert api.delete(f"{JOBS}/{key}").json()["links"]["start"]
 
 
 @pytest.fixture
@@ -150,6 +165,14 @@ def test_links_are_not_followed(api, ready, project):
     assert get(api, key, "/clips")["links"]["contact_sheet"] is None
     assert api.get(f"{JOBS}/{key}/clips/contact_sheet").status_code == 404
     assert api.get(f"{JOBS}/{key}/clips/..%2F..%2Fworkspace.yaml").status_code in (404, 422)
+
+    other = sheet.with_name("character_2")
+    shutil.copytree(sheet.parent, other, ignore=shutil.ignore_patterns(sheet.name))
+    pose = {number: f"{JOBS}/{key}/clips/pose?character={number}" for number in (2, 3, 9)}
+    assert [api.get(path).status_code for path in pose.values()] == [200, 404, 422]
+    other.rename(project / "outside")
+    other.symlink_to(project / "outside")
+    assert api.get(pose[2]).status_code == 404
 
 
 def test_a_preview_is_shown_while_its_run_runs(api, ready, report_event, project):

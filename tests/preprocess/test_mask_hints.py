@@ -102,7 +102,7 @@ def test_clips_are_made_with_hints(tmp_path):
     assert any("point:10,10@5 is not used, because the clips show 0.00 to 0.23 s" in text for text in told)
 
 
-@pytest.mark.parametrize("hint", ["box:1,2,3", "box:5,5,4,9", "circle:1,2", "point:1,2@", "not:a,b"])
+@pytest.mark.parametrize("hint", ["box:1,2,3", "box:5,5,4,9", "circle:1,2", "point:1,2@", "not:a,b", "not:1,2#0"])
 def test_bad_hints_are_refused(hint):
     with pytest.raises(ValidationError, match="expected box:x0,y0,x1,y1"):
         PreprocessSettings(mask_hints=[hint])

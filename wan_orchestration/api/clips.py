@@ -1,24 +1,25 @@
 """A job's clips as clients see them: what was found in the driving video, checks, files that browsers can play."""
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from wan_orchestration.api.estimate import Estimator, unknown
-from wan_orchestration.api.models import NOT_FOR_CLIENTS, ClipsCheck, ClipsInfo, ClipsLinks, Status
+from wan_orchestration.api.models import NOT_FOR_CLIENTS, CharacterClips, ClipsCheck, ClipsInfo, ClipsLinks, Status
 from wan_orchestration.api.playable import playable
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.defs.clips.checks import judge
 from wan_orchestration.jobs.clips import CLIPS as CLIP_FILES
-from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, REPLACEMENT_CLIPS, TIMELINE
+from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, REPLACEMENT_CLIPS, TIMELINE, character_folder
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Look, PreprocessResult
 from wan_orchestration.quality.clips_quality import ClipsQuality, why_blocked
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.video.reader import probe
 
 M = TypeVar("M", bound=BaseModel)
@@ -46,7 +47,7 @@ class ClipsFolder:
     copies: Path
     """Folder for copies of clips that browsers cannot play."""
     version: int
-    """Changes when other clips are there."""
+    """When the clips were made, in microseconds: changes when other clips are there."""
 
     @classmethod
     def find(cls, env: Environment, key: str, status: Status) -> "ClipsFolder | None":
@@ -60,6 +61,14 @@ class ClipsFolder:
             with suppress(OSError):
                 return cls(path, preview, copies, version=(path / FILES["pose"]).lstat().st_mtime_ns // 1000)
         return None
+
+    def of_character(self, number: int) -> "ClipsFolder":
+        """The clips of one of several characters."""
+        # A folder that is a link has no files.
+        if number == 1 or self.path.is_symlink():
+            return self
+        folder = character_folder(number)
+        return replace(self, path=self.path / folder, copies=self.copies / folder)
 
     def file(self, name: ClipsFile) -> Path | None:
         """A file by its name for clients; None if there is none. Follows no symbolic link."""
@@ -94,6 +103,11 @@ def find_clips(env: Environment, key: str, status: Status) -> ClipsFolder:
 
 def clips_info(estimator: Estimator, job: Job, folder: ClipsFolder, settings: GenerateSettings, path: str) -> ClipsInfo:
     """Describes the clips in a folder. `settings` are those of the video, `path` is that of the clips in the API."""
+
+    def links(character: int = 1) -> ClipsLinks:
+        clips, query = folder.of_character(character), f"character={character}&" if character > 1 else ""
+        return ClipsLinks(**{name: f"{path}/{name}?{query}v={folder.version}" for name in FILES if clips.file(name)})
+
     measured = ClipsQuality.read(folder.path)
     made = _read(PreprocessResult, folder.path / "preprocess.json")
     clip = made or probe(folder.path / FILES["pose"])
@@ -113,12 +127,20 @@ def clips_info(estimator: Estimator, job: Job, folder: ClipsFolder, settings: Ge
         estimator=made and made.estimator,
         retarget=made and made.retarget,
         masks=made and made.masks,
-        settings=made and made.settings.model_dump(mode="json", exclude=NOT_FOR_CLIENTS - {"mode"}),
+        settings=made and _for_clients(made.settings),
         checks=_checks(job, measured),
         blocked=blocked(job, measured),
         estimate=expected,
-        links=ClipsLinks(**{name: f"{path}/{name}?v={folder.version}" for name in FILES if folder.file(name)}),
+        links=links(),
+        characters=[
+            CharacterClips(settings=_for_clients(one.settings), links=links(number))
+            for number, one in enumerate(made.characters if made else (), 2)
+        ],
     )
+
+
+def _for_clients(settings: PreprocessSettings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=NOT_FOR_CLIENTS - {"mode"})
 
 
 def blocked(job: Job, measured: ClipsQuality | None) -> str | None:

@@ -11,17 +11,19 @@ from typing import Any
 import dagster as dg
 
 from wan_orchestration.api import run_log
-from wan_orchestration.api.clips import clips_link
+from wan_orchestration.api.clips import ClipsFolder, clips_link
 from wan_orchestration.api.models import FINISHED, NOT_FOR_CLIENTS, JobInfo, JobProgress, Links, Status, Video
 from wan_orchestration.api.uploads import PICTURES
+from wan_orchestration.defs.freshness import latest
 from wan_orchestration.defs.jobs.review import DONE, REVIEW
-from wan_orchestration.defs.jobs.run_requests import VIDEO, makes_only_clips
+from wan_orchestration.defs.jobs.run_requests import CLIPS, VIDEO, job_tag, makes_only_clips
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.launch.dagster_internals import WILL_RETRY_TAG
 from wan_orchestration.protocol import progress
 from wan_orchestration.protocol.messages import PreprocessProgress, Result
 from wan_orchestration.protocol.progress import RunProgress
+from wan_orchestration.quality.clips_quality import ClipsQuality
 from wan_orchestration.settings.environment import Environment
 
 PATH = "/animate/jobs"
@@ -102,7 +104,7 @@ def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: d
         characters=[one.person for one in folder.file.characters] if folder else [],
         video=_video(env, key) if status == "succeeded" else None,
         run_id=run.run_id,
-        links=_links(env, key, status, run, inputs_for_clients(folder)),
+        links=_links(instance, env, key, record, status, inputs_for_clients(folder)),
     )
 
 
@@ -121,16 +123,52 @@ def inputs_for_clients(folder: Job | None) -> dict[str, Path]:
     return {names[name]: path for name, path in inputs if name in names and not path.is_symlink()}
 
 
-def can_start(status: Status, run: dg.DagsterRun) -> bool:
-    """Whether the video of the job's clips can be started: after a look at them, or after a start that failed."""
-    return status == "ready" or (status in ("failed", "cancelled") and run.tags.get(REVIEW) == DONE)
+def can_start(instance: dg.DagsterInstance, env: Environment, key: str, status: Status, run: dg.DagsterRun) -> bool:
+    """Whether the video of the job's clips can be started: after a look at them, or after a run that failed.
+
+    `run` is the newest. If it was to make other clips, the earlier ones can be used.
+    """
+    if status not in ("failed", "cancelled"):
+        return status == "ready"
+    if run.tags.get(REVIEW) == DONE:
+        return True
+    return makes_only_clips(run) and _has_clips_of_earlier_look(instance, env, key, run)
 
 
-def _links(env: Environment, key: str, status: Status, run: dg.DagsterRun, inputs: dict[str, Path]) -> Links:
+def _has_clips_of_earlier_look(instance: dg.DagsterInstance, env: Environment, key: str, run: dg.DagsterRun) -> bool:
+    """Whether the clips are those of an earlier run for a look, whole, and made of the same folder as in this run."""
+    clips, folder = latest(instance, CLIPS.to_user_string(), key), ClipsFolder.find(env, key, "failed")
+    earlier = clips and instance.get_run_record_by_id(clips.run_id)
+    if not folder or not earlier or not makes_only_clips(earlier.dagster_run):
+        return False
+    contents = {one.tags.get(job_tag(key)) for one in (earlier.dagster_run, run)}
+    # The run that failed may have replaced the clips before. Measures are valid only for the files that were measured.
+    is_earlier = folder.version / 1e6 <= (earlier.end_time or 0) and ClipsQuality.read(folder.path) is not None
+    return is_earlier and len(contents - {None}) < 2
+
+
+def has_video(instance: dg.DagsterInstance, key: str, record: dg.RunRecord, status: Status) -> bool:
+    """Whether the newest run that was to make the job's video has made it. `record` is the newest of all runs."""
+    if not makes_only_clips(record.dagster_run):
+        return status == "succeeded"
+    plan = instance.get_latest_planned_materialization_info(VIDEO, key)
+    earlier = plan and instance.get_run_record_by_id(plan.run_id)
+    return earlier is not None and job_status(instance, key, earlier) == "succeeded"
+
+
+def _links(
+    instance: dg.DagsterInstance,
+    env: Environment,
+    key: str,
+    record: dg.RunRecord,
+    status: Status,
+    inputs: dict[str, Path],
+) -> Links:
     job, outputs = f"{PATH}/{key}", env.videos_root / key
+    done = has_video(instance, key, record, status)
 
     def output(file: str, name: str) -> str | None:
-        return f"{job}/{name}" if status == "succeeded" and (outputs / file).is_file() else None
+        return f"{job}/{name}" if done and (outputs / file).is_file() else None
 
     return Links(
         self=job,
@@ -142,7 +180,7 @@ def _links(env: Environment, key: str, status: Status, run: dg.DagsterRun, input
         reference=f"{job}/inputs/reference" if "reference" in inputs else None,
         driving=f"{job}/inputs/driving" if "driving" in inputs else None,
         clips=clips_link(env, key, status, f"{job}/clips"),
-        start=f"{job}/start" if can_start(status, run) else None,
+        start=f"{job}/start" if can_start(instance, env, key, status, record.dagster_run) else None,
     )
 
 

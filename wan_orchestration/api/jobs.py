@@ -14,7 +14,15 @@ import dagster as dg
 
 from wan_orchestration.api import run_log
 from wan_orchestration.api.clips import converted_folders
-from wan_orchestration.api.job_info import PATH, QUEUED, inputs_for_clients, job_info, job_status, open_folder
+from wan_orchestration.api.job_info import (
+    PATH,
+    QUEUED,
+    has_video,
+    inputs_for_clients,
+    job_info,
+    job_status,
+    open_folder,
+)
 from wan_orchestration.api.models import JobInfo, JobList, Status
 from wan_orchestration.api.playable import playable, viewable
 from wan_orchestration.api.problems import Problem
@@ -120,10 +128,11 @@ class Jobs:
             remove(self._converted(key, name))
 
     def output(self, key: str, name: str) -> Path:
-        """A file of the finished job. Problem 404: no such file; 409: the job has not succeeded."""
-        job = self.get(key)
-        if job.status != "succeeded":
-            raise Problem(409, f"job {key} is {job.status}; there is a result once it has succeeded")
+        """A file of the newest video. Problem 404: no such file; 409: the run that was to make it has not succeeded."""
+        record = self.existing(key)
+        status = job_status(self.instance, key, record)
+        if not has_video(self.instance, key, record, status):
+            raise Problem(409, f"job {key} is {status}; there is a result once it has succeeded")
         path = self.env.videos_root / key / name
         if path.is_symlink() or not path.is_file():
             raise Problem(404, f"job {key} has no {name}")

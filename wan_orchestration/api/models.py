@@ -178,7 +178,10 @@ class Links(BaseModel):
     self: str
     events: str
     log: str
-    media: str | None = None
+    media: str | None = Field(
+        default=None,
+        description="The newest video. While the job is not `succeeded`, it is one of earlier clips.",
+    )
     poster: str | None = None
     preview: str | None = None
     reference: str | None = Field(default=None, description="The picture of the character.")
@@ -220,8 +223,15 @@ class ClipsLinks(BaseModel):
     contact_sheet: str | None = None
 
 
+class CharacterClips(BaseModel):
+    """The clips of one of several characters."""
+
+    settings: dict[str, JsonValue] = Field(description="The preprocessing settings that were used.")
+    links: ClipsLinks
+
+
 class ClipsInfo(BaseModel):
-    """A job's clips, for somebody to look at."""
+    """A job's clips, for somebody to look at. `settings` and `links` are those of the first character."""
 
     preview: bool = Field(description="These are only the first two seconds; the whole clips are being made.")
     mode: str
@@ -241,6 +251,7 @@ class ClipsInfo(BaseModel):
     blocked: str | None = Field(description="Why no video is made of these clips, and what to change.")
     estimate: Estimate
     links: ClipsLinks
+    characters: list[CharacterClips] = Field(description="The clips of further characters, from the second.")
 
 
 class JobInfo(BaseModel):

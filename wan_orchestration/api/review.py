@@ -45,12 +45,12 @@ class Reviews:
         settings = job.generate_settings(**given_settings(record.dagster_run)["generate"])
         return clips_info(self.estimator, job, folder, settings, f"{PATH}/{key}/clips")
 
-    def file(self, key: str, name: ClipsFile) -> Path:
-        """A file of the clips, in a format that browsers show. Problem 404; BadInput: it is damaged."""
+    def file(self, key: str, name: ClipsFile, character: int) -> Path:
+        """A file of a character's clips, in a format that browsers show. Problem 404; BadInput: it is damaged."""
         status = job_status(self.instance, key, self.jobs.existing(key))
-        path = find_clips(self.env, key, status).for_browsers(name)
+        path = find_clips(self.env, key, status).of_character(character).for_browsers(name)
         if path is None:
-            raise Problem(404, f"job {key} has no {name}")
+            raise Problem(404, f"job {key} has no {name}" + (f" of character {character}" if character > 1 else ""))
         return path
 
     def make_again(self, key: str, request: NewClips, idempotency_key: str | None) -> JobInfo:
@@ -119,21 +119,24 @@ class Reviews:
     def start(self, key: str, request: Start, idempotency_key: str | None) -> JobInfo:
         """Start the video of the clips as they are, with the settings of the earlier requests and these.
 
-        Problem 404; 409: the job is not ready, its folder has changed, or its clips are blocked. BadInput.
+        Problem 404; 409: it cannot be started, its folder has changed, or its clips are blocked. BadInput.
         """
         run, job = self.jobs.existing(key).dagster_run, Job.open(self.env.jobs_root / key)
-        version, given, wanted = JobVersion.of(job), given_settings(run), request.model_dump(exclude_none=True)
+        version, wanted = JobVersion.of(job), request.model_dump(exclude_none=True)
         check_loras(wanted, self.env)
-        generate = given["generate"] | wanted
+        generate = given_settings(run)["generate"] | wanted
         settings = job.generate_settings(**generate)
         if not self._not_startable(key):
             self._check_clips(job, version, settings)
+        # A later run may have failed to make other clips.
+        clips = latest(self.instance, CLIPS.to_user_string(), key)
+        made_by = clips and self.instance.get_run_by_id(clips.run_id)
         new_run = NewRun(
             job=version,
             digest=digest([key, "start", generate]),
             makes="video",
             generate=generate,
-            preprocess=given["preprocess"],
+            preprocess=given_settings(made_by or run)["preprocess"],
             webhook_url=run.tags.get(URL),
             priority=priority(run),
             idempotency_key=idempotency_key,
@@ -149,7 +152,7 @@ class Reviews:
         """The job's status if its video cannot be started."""
         record = self.jobs.existing(key)
         status = job_status(self.instance, key, record)
-        return None if can_start(status, record.dagster_run) else status
+        return None if can_start(self.instance, self.env, key, status, record.dagster_run) else status
 
     def _check_clips(self, job: Job, version: JobVersion, settings: GenerateSettings) -> None:
         """Check that a video can be made of the clips as they are. Problem 404, 409; BadInput."""

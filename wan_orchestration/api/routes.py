@@ -31,6 +31,7 @@ from wan_orchestration.api.problems import Problem, field_problems, responses
 from wan_orchestration.api.services import Services
 from wan_orchestration.files import remove
 from wan_orchestration.jobs.folder import KEY
+from wan_orchestration.settings.characters import MOST_CHARACTERS
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -331,9 +332,15 @@ def input_(request: Request, services: Injected, job_id: JobId, name: InputName)
     response_class=FileResponse,
     responses=_binary("video/mp4", "image/jpeg"),
 )
-def clips_file(request: Request, services: Injected, job_id: JobId, name: ClipsFile) -> Response:
+def clips_file(
+    request: Request,
+    services: Injected,
+    job_id: JobId,
+    name: ClipsFile,
+    character: Annotated[int, Query(ge=1, le=MOST_CHARACTERS, description="Which of several characters.")] = 1,
+) -> Response:
     """A clip, or a picture of what was found, in a format that browsers show. Supports Range."""
-    return _file(request, lambda: services.reviews.file(job_id, name), None)
+    return _file(request, lambda: services.reviews.file(job_id, name, character), None)
 
 
 def _file(request: Request, find: Callable[[], Path], filename: str | None) -> Response:

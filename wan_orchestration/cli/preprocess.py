@@ -59,6 +59,10 @@ def run(arguments: argparse.Namespace, line: ProgressLine) -> str:
         if not (path := getattr(arguments, name)).is_file():
             raise BadInput(f"--{name} {path}: there is no such file")
     settings = with_variables(PreprocessSettings, given_settings(arguments, PreprocessSettings), flag)
+    try:
+        (settings,) = settings.for_characters(1)
+    except ValueError as error:
+        raise BadInput(f"--mask-hints: {error}") from None
     env = environment()
     if arguments.checkpoint_dir:
         env = validate(Environment, {"checkpoint_dir": arguments.checkpoint_dir})

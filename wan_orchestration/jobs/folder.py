@@ -117,6 +117,7 @@ class Job:
         kind, inputs = find_inputs(folder, generate.mode, preprocess, file.characters)
         job = cls(key, folder, file, kind, inputs)
         job._check_characters(generate.mode)
+        job._for_characters(preprocess, {})
         job.check_settings()
         return job
 
@@ -146,14 +147,18 @@ class Job:
             PreprocessSettings, self.folder / JOB_FILE, "preprocess", self.file.mode, self.file.preprocess, overrides
         )
         self._check_characters(settings.mode)
-        if not self.file.characters:
-            return [settings]
-        found = []
+        found = self._for_characters(settings, overrides)
         for place, one in enumerate(self.file.characters):
             changes = {"person": one.person} | ({"mask_file": one.mask, "masks": "file"} if one.mask else {})
-            # Hints are about the first character's person.
-            found.append(settings.model_copy(update=changes | ({"mask_hints": []} if place else {})))
+            found[place] = found[place].model_copy(update=changes)
         return found
+
+    def _for_characters(self, settings: PreprocessSettings, overrides: dict[str, Any]) -> list[PreprocessSettings]:
+        try:
+            return settings.for_characters(max(len(self.file.characters), 1))
+        except ValueError as error:
+            block = "" if overrides.get("mask_hints") else f"{self.folder / JOB_FILE}: preprocess."
+            raise BadInput(f"{block}mask_hints: {error}") from None
 
     def _check_characters(self, mode: Mode) -> None:
         if self.file.characters and mode != "replace":

@@ -109,8 +109,9 @@ class PreprocessSettings(BaseModel):
         max_length=100,
         description="Corrections of the person's outline (replace mode). box:x0,y0,x1,y1: the person is inside; "
         "point:x,y: belongs to the person; not:x,y: does not. Coordinates as for person, in the frame of people.jpg; "
-        "@S after them names another moment, second S of the driving video (point:0.5,0.4@1.2). Hints move with the "
-        "person's keypoints through the whole video. For sam2 they are prompts. Outlines of light and file are cut to "
+        "@S after them names another moment, second S of the driving video, and #N the Nth of several characters "
+        "(point:0.5,0.4@1.2#2; default: the first). Hints move with the person's keypoints through the whole video. "
+        "For sam2 they are prompts. Outlines of light and file are cut to "
         "the boxes; not removes the connected part of the outline at the point, where it was drawn and where it moves "
         "to, or a small disc if this part is the person; point adds a small disc. Afterwards the mask is dilated and "
         "fills its grid (mask_columns, mask_rows): with one cell, only what changes its bounding box shows.",
@@ -138,12 +139,13 @@ class PreprocessSettings(BaseModel):
     @classmethod
     def _hints(cls, value: list[str]) -> list[str]:
         number = r"\s*\d+(?:\.\d+)?\s*"
+        place = rf"(?:box:({number}(?:,{number}){{3}})|(?:point|not):{number},{number})"
         for hint in value:
-            match = re.fullmatch(
-                rf"(?:box:({number}(?:,{number}){{3}})|(?:point|not):{number},{number})(?:@{number})?", hint
-            )
+            match = re.fullmatch(rf"{place}(?:@{number})?(?:#[1-9])?", hint)
             if not match:
-                raise ValueError("expected box:x0,y0,x1,y1, point:x,y or not:x,y, each with @seconds if needed")
+                raise ValueError(
+                    "expected box:x0,y0,x1,y1, point:x,y or not:x,y, each with @seconds and #character if needed"
+                )
             if match[1]:
                 x0, y0, x1, y1 = (float(edge) for edge in match[1].split(","))
                 if x0 >= x1 or y0 >= y1:
@@ -161,3 +163,16 @@ class PreprocessSettings(BaseModel):
         if self.end is not None and self.end <= self.start:
             raise ValueError(f"end {self.end:g} must be after start {self.start:g} seconds")
         return self
+
+    def for_characters(self, count: int) -> "list[PreprocessSettings]":
+        """These settings for each of several characters, with only the character's own mask hints, without #N.
+
+        ValueError: a hint is for a character who does not exist.
+        """
+        hints: list[list[str]] = [[] for _ in range(count)]
+        for hint in self.mask_hints:
+            text, _, number = hint.partition("#")
+            if int(number or 1) > count:
+                raise ValueError(f"found {hint}, expected a character from 1 to {count}")
+            hints[int(number or 1) - 1].append(text)
+        return [self.model_copy(update={"mask_hints": own}) for own in hints]

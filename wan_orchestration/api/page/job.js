@@ -5,6 +5,8 @@ import { finished, request } from "./http.js";
 import { Look } from "./look.js";
 import { duration } from "./times.js";
 
+const EARLIER = "Video of earlier clips";
+
 export class JobView {
   constructor(section, onChanged, onRemoved) {
     this.section = section;
@@ -82,6 +84,7 @@ export class JobView {
     this.find(".purge").hidden = !finished(job);
     const download = this.find(".download");
     download.hidden = !job.links.media;
+    download.textContent = hasEarlierVideo(job) ? "Download the earlier video" : "Download";
     if (job.links.media) download.href = job.links.media;
     else download.removeAttribute("href");
     if (statusChanged) this.showMedia(job);
@@ -94,9 +97,10 @@ export class JobView {
     const figures = [];
     if (reference) figures.push(figure("img", reference, "Character", { alt: "The picture of the character" }));
     if (driving) figures.push(figure("video", driving, "Driving video", { muted: true, loop: true }));
-    if (media) figures.push(figure("video", versioned(media, job), "Result", { poster: versioned(poster ?? "", job), loop: false }));
+    const caption = hasEarlierVideo(job) ? EARLIER : "Result";
+    if (media) figures.push(figure("video", versioned(media, job), caption, { poster: versioned(poster ?? "", job), loop: false }));
     this.find(".inputs").replaceChildren(...figures);
-    this.find(".together").hidden = !(driving && media);
+    this.find(".together").hidden = !(driving && media) || hasEarlierVideo(job);
   }
 
   // Plays the result and the driving video from the start, side by side.
@@ -136,6 +140,9 @@ export class JobView {
     this.find("pre").textContent = await response.text();
   }
 }
+
+// Whether the job's video was made before its newest run, which makes only clips.
+const hasEarlierVideo = ({ links, status }) => Boolean(links.media) && status !== "succeeded";
 
 // A later run puts another video at the same address.
 const versioned = (path, job) => path && `${path}?run=${job.run_id}`;

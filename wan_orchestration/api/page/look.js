@@ -1,15 +1,18 @@
 // Look first: a job's clips before its video is made. They can be made again with other settings, or used as they are.
 
+import { Characters } from "./characters.js";
 import { figure, make, showText } from "./dom.js";
 import { finished, postJson, request } from "./http.js";
 import { MaskHints } from "./mask_hints.js";
 import { People } from "./people.js";
-import { Pictures } from "./pictures.js";
+import { Pictures, pictureOf } from "./pictures.js";
 import { Playback } from "./playback.js";
 import { Timeline } from "./timeline.js";
 import { clock, duration } from "./times.js";
 
 const MOST_MOMENTS = 6;
+const PREVIEW = "These are the first two seconds. The rest is being made.";
+const EARLIER = "These are the clips from before. You can still use them.";
 // Milliseconds after which the page asks again whether the planner has made its estimate.
 const PLANNING = 3000;
 const RECOUNTED = "Numbers are counted again from the new start: check who is followed.";
@@ -28,9 +31,8 @@ export class Look {
       this.playback.seek((moment - this.offset) * this.info.fps);
       changed();
     });
-    // Marks mean the person who was followed when they were drawn.
+    this.characters = new Characters(section, () => this.showCharacter());
     this.people = new People(this.find(".who"), () => {
-      this.mask.set([]);
       this.pictures.choose(this.people.chosen);
       this.showPictures();
     });
@@ -68,6 +70,7 @@ export class Look {
   hide() {
     this.playback.unload();
     this.info = this.asked = null;
+    this.characters.reset();
     this.section.hidden = true;
     this.find(".views").replaceChildren();
   }
@@ -96,9 +99,12 @@ export class Look {
     return this.info.look?.start ?? 0;
   }
 
+  // Shows the clips of the chosen character.
   showClips() {
-    const { links, look, mode, preview, frames, fps, width, height } = this.info;
-    const { reference } = this.job.links;
+    const { look, mode, frames, fps, width, height } = this.info;
+    const { chosen } = this.characters;
+    const { links } = this.info.characters[chosen - 1] ?? this.info;
+    const reference = this.job.links.reference && pictureOf(this.job, chosen);
     const figures = [
       links.overlay && look
         ? clip(links.overlay, "Motion", look.source_width / look.source_height)
@@ -108,12 +114,23 @@ export class Look {
     if (mode === "replace" && links.mask) figures.push(clip(links.mask, "Mask", width / height));
     if (reference) figures.push(figure("img", reference, "Character", { alt: "The picture of the character" }));
     this.find(".views").replaceChildren(...figures);
-    this.find(".preview").hidden = !preview;
     this.playback.load([...this.find(".views").querySelectorAll("video")], { frames, fps });
   }
 
+  // Shows the clips of another character at the same moment.
+  showCharacter() {
+    const { paused, frame } = this.playback;
+    this.showClips();
+    this.playback.seek(frame);
+    if (!paused) this.playback.play();
+    this.showMarks();
+  }
+
   showFindings() {
-    const { look, checks, blocked, fps } = this.info;
+    const { look, checks, blocked, fps, preview } = this.info;
+    const { review, status, links } = this.job;
+    const earlier = review && status !== "ready" && links.start ? EARLIER : "";
+    showText(this.find(".which"), preview ? PREVIEW : earlier);
     const warnings = (look?.warnings ?? []).map(({ text, frames }) => {
       const moments = frames.slice(0, MOST_MOMENTS).map(([first, last]) => this.momentButton(first, last, fps));
       const more = frames.length > MOST_MOMENTS ? ` and ${frames.length - MOST_MOMENTS} more` : "";
@@ -141,13 +158,15 @@ export class Look {
 
   // Sets all controls to the settings of the clips that are shown.
   loadChoices() {
-    const { look, links, mode } = this.info;
+    const { look, links, mode, characters } = this.info;
     const settings = this.info.settings ?? {};
     this.find(".who").hidden = !links.people || !look;
     this.find(".who legend").textContent = mode === "replace" ? "Person and mask" : "Person";
     this.pictures.load(this.job, mode === "replace" ? look : null);
     this.people.load(links.people, look, this.pictures.first);
-    this.mask.load(settings.mask_hints ?? [], mode === "replace" ? look : null);
+    const hints = [settings, ...characters.map((one) => one.settings)].map(({ mask_hints }) => mask_hints ?? []);
+    const marks = new Map(this.pictures.characters.map(({ person, place }) => [person, hints[place] ?? []]));
+    this.mask.load(marks, mode === "replace" ? look : null);
     this.find(".part").hidden = !look;
     if (look) {
       const { start, end } = settings;
@@ -162,7 +181,25 @@ export class Look {
 
   showPictures() {
     this.pictures.draw();
+    const named = this.pictures.characters.filter(({ place }) => place <= this.info.characters.length);
+    this.characters.draw(named.map((one) => ({ place: one.place, name: nameOf(one) })));
+    this.showMarks();
     this.showButtons();
+  }
+
+  // Shows the marks for the person of the chosen character.
+  showMarks() {
+    const one = this.pictures.characters.find(({ place }) => place === this.characters.chosen);
+    const whose = this.info.characters.length ? `These marks are for ${nameOf(one).toLowerCase()}.` : "";
+    this.mask.show(one.person, whose);
+  }
+
+  // The marks for all characters. Those of characters after the first end with the character's number.
+  get maskHints() {
+    return this.pictures.characters.flatMap(({ person }, index) => {
+      const end = index ? `#${index + 1}` : "";
+      return this.mask.of(person).map((hint) => hint + end);
+    });
   }
 
   choices() {
@@ -175,7 +212,7 @@ export class Look {
       start,
       end,
       ...(mode === "replace"
-        ? { mask_hints: this.mask.hints }
+        ? { mask_hints: this.maskHints }
         : { retarget: this.find("[name=retarget]").checked ? fitted : "off" }),
     };
   }
@@ -203,13 +240,14 @@ export class Look {
     showText(this.find(".recounted"), isRecounted ? RECOUNTED : "");
     this.find(".again").hidden = busy || !this.first || (canStart && !changed);
     this.find(".reset").hidden = busy || !changed;
-    showText(this.find(".advice"), changed && !busy ? "Make the clips again to see what you changed." : "");
+    const undo = canStart ? ", or undo the changes to use these clips" : "";
+    showText(this.find(".advice"), changed && !busy ? `Make the clips again to see what you changed${undo}.` : "");
   }
 
   makeAgain() {
     const given = { ...this.job.settings.preprocess };
     for (const name of OF_THE_SERVER) delete given[name];
-    const preprocess = { ...given, ...this.changes() };
+    const preprocess = { ...given, ...this.ofEarlierClips(), ...this.changes() };
     // Each of several characters names its own person.
     if (this.job.characters.length) delete preprocess.person;
     const { self } = this.job.links;
@@ -225,6 +263,14 @@ export class Look {
       }
       return job;
     });
+  }
+
+  // The settings that the controls show, if they are not those of the newest run, because it failed.
+  ofEarlierClips() {
+    if (this.job.status === "ready") return {};
+    const used = Object.keys(this.first).map((name) => [name, this.info.settings[name]]);
+    const { mask_hints } = this.first;
+    return { ...Object.fromEntries(used), ...(mask_hints ? { mask_hints } : {}) };
   }
 
   // Sends a request that starts a run.
@@ -265,6 +311,7 @@ function isWanted({ status, review, links }) {
   return status === "ready" || status === "failed" || Boolean(links.start || review);
 }
 
+const nameOf = ({ place, number, person }) => `Character ${place + 1}: ${number ? `person ${number}` : person}`;
 const facts = ({ status, run_id, links }) => `${status} ${run_id} ${links.clips}`;
 const sentence = (words) => words[0].toUpperCase() + words.slice(1);
 

@@ -7,7 +7,6 @@ const STEP = 0.02;
 const SMALLEST_BOX = 0.01;
 const SAME_MOMENT = 0.05;
 const HELP = {
-  person: "",
   box: "Drag a box: the mask stays inside. By keyboard: arrow keys move the cross, Enter sets a corner.",
   point: "Click on parts that the mask should hold. By keyboard: arrow keys move the cross, Enter sets a point.",
   not: "Click on parts that the mask should leave out. By keyboard: arrow keys move the cross, Enter sets a point.",
@@ -17,6 +16,7 @@ export class MaskHints {
   constructor(section, onChange) {
     this.section = section;
     this.onChange = onChange;
+    this.all = new Map();
     this.find = (selector) => section.querySelector(selector);
     this.layer = this.find(".layer");
     this.cross = this.find(".cross");
@@ -27,19 +27,35 @@ export class MaskHints {
     this.layer.addEventListener("blur", () => this.dropCorner());
   }
 
-  // `look` says what the frame shows. It is null if no marks can be drawn.
+  // `hints` are the marks for each person, who are named as in `characters`. `look` says what the frame shows. It is
+  // null if no marks can be drawn.
   load(hints, look) {
     this.look = look;
     this.find(".tools").hidden = !look;
     for (const name of [".undo-hint", ".others"]) this.find(name).hidden = true;
     this.find("[name=tool][value=person]").checked = true;
-    this.hints = hints;
+    this.all = hints;
     this.place = [0.5, 0.5];
     this.chooseTool();
   }
 
+  // Shows the marks for a person. `whose` says in words for whom they are, if that is not clear.
+  show(person, whose) {
+    Object.assign(this, { person, whose });
+    this.showHelp();
+    this.dropCorner();
+  }
+
+  of(person) {
+    return this.all.get(person) ?? [];
+  }
+
+  get hints() {
+    return this.of(this.person);
+  }
+
   set(hints) {
-    this.hints = hints;
+    this.all.set(this.person, hints);
     this.draw();
     this.onChange();
   }
@@ -50,9 +66,14 @@ export class MaskHints {
 
   chooseTool() {
     this.layer.hidden = this.tool === "person";
-    this.find(".help").textContent = HELP[this.tool];
-    this.layer.setAttribute("aria-label", `Frame of the video. ${HELP[this.tool]}`);
+    this.showHelp();
     this.dropCorner();
+  }
+
+  showHelp() {
+    const help = this.tool === "person" ? "" : [HELP[this.tool], this.whose].filter(Boolean).join(" ");
+    this.find(".help").textContent = help;
+    this.layer.setAttribute("aria-label", `Frame of the video. ${help}`);
   }
 
   pressed(event) {

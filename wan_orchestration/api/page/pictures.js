@@ -5,6 +5,10 @@ import { download } from "./http.js";
 
 const KINDS = "image/*,.heic,.heif,.avif,.tif,.tiff";
 
+// The path of a character's picture. The first character has the job's own picture.
+export const pictureOf = ({ links, run_id }, place) =>
+  place ? `${links.reference}_${place + 1}?v=${run_id}` : links.reference;
+
 export class Pictures {
   // Calls `onChange` after the user gave a picture or took one away.
   constructor(section, onChange) {
@@ -14,21 +18,22 @@ export class Pictures {
 
   // Shows who has a picture. `look` is null if the job can have only one.
   //
-  // A character is {person, number, picture}: the choice of a person as in `characters`, this person's number if it is
-  // known, and a path or a new file. The first character has the job's own picture.
-  load({ characters, links, run_id }, look) {
+  // A character is {person, number, picture, place}: the choice of a person as in `characters`, this person's number if
+  // it is known, a path or a new file, and the place in `characters`, which new characters do not have.
+  load(job, look) {
     this.people = look?.people ?? [];
-    this.given = (look ? characters : []).map((person, index) => ({
+    this.given = (look ? job.characters : []).map((person, place) => ({
       person,
       number: numberOf(person),
-      picture: index ? `${links.reference}_${index + 1}?v=${run_id}` : links.reference,
+      picture: pictureOf(job, place),
+      place,
     }));
     const numbers = new Set(this.given.map(({ number }) => number));
     const followed = this.people.filter((one) => one.followed && !numbers.has(one.number));
     const unnumbered = this.given.filter(({ number }) => !number);
     // The person whom a box or a point means, if only one person can be meant.
     if (unnumbered.length === 1 && followed.length === 1) unnumbered[0].number = followed[0].number;
-    const only = { ...this.who(followed[0]?.number), picture: links.reference };
+    const only = { ...this.who(followed[0]?.number), picture: pictureOf(job, 0), place: 0 };
     this.characters = this.given.length ? this.given : [only];
   }
 

@@ -12,8 +12,8 @@ export class Playback {
     this.clock = section.querySelector(".clock");
     this.onTime = onTime;
     this.videos = [];
-    this.button.addEventListener("click", () => (this.leader?.paused ? this.play() : this.pause()));
-    this.scrubber.addEventListener("input", () => this.seek(Number(this.scrubber.value)));
+    this.button.addEventListener("click", () => (this.paused ? this.play() : this.pause()));
+    this.scrubber.addEventListener("input", () => this.seek(this.frame));
   }
 
   // The first video leads, the others follow it.
@@ -38,6 +38,15 @@ export class Playback {
 
   get leader() {
     return this.videos[0];
+  }
+
+  get paused() {
+    return this.leader?.paused ?? true;
+  }
+
+  // Number of the frame that is shown.
+  get frame() {
+    return Number(this.scrubber.value);
   }
 
   play() {
@@ -83,7 +92,6 @@ export class Playback {
   }
 
   showState() {
-    const paused = this.leader?.paused ?? true;
-    this.button.textContent = paused ? "Play" : "Pause";
+    this.button.textContent = this.paused ? "Play" : "Pause";
   }
 }

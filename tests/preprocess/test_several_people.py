@@ -45,7 +45,7 @@ def edit(folder, **content):
 
 
 def test_each_character_gets_the_clips_of_its_person_also_where_they_cross(job, crossing, tmp_path):
-    seen, corner = [], {"mask_hints": ["point:0.02,0.02#2"]}
+    seen, corner = [], {"mask_hints": ["point:0.02,0.02#2", "not:0.5,0.5@99#2"]}
     edit(job, preprocess=yaml.safe_load((job / "job.yaml").read_text())["preprocess"] | corner)
     result = make(job, tmp_path, lambda *progress: seen.append(progress))
     clips = check_clips(tmp_path / "clips", "replace")
@@ -61,7 +61,8 @@ def test_each_character_gets_the_clips_of_its_person_also_where_they_cross(job, 
                 assert mask[own].mean() > 0.97 and mask[other].mean() < 0.1
                 assert t or mask[2, 3] == (index == 1), "the hint is for the second character"
     assert seen[-1] == ("clips", 96, 96)
-    assert {notice.text.partition(":")[0] for notice in result.characters[0].warnings} == {"character 2"}
+    (late,) = result.characters[0].warnings
+    assert late.text.startswith("character 2: mask_hints: not:0.5,0.5@99 is not used") and result.warnings == [late]
     assert clips.version != check_clips(clips.characters[0].folder, "replace").version
 
 

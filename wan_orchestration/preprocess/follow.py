@@ -41,7 +41,7 @@ class FollowedPerson:
     boxes: np.ndarray
     """(T, 4) float32: x0, y0, x1, y1 px of the person in each frame; NaN where the person was not found."""
     crowded: list[int]
-    """Frames with more than one person."""
+    """Frames with more people than are followed."""
     found_elsewhere: list[int]
     """Frames in which the lost person was found again in another place."""
     people: NumberedPeople
@@ -87,7 +87,7 @@ def follow_people(
         for i, frame in enumerate(batch):
             numbers.add(done + i, frame, people[frame.source], [one for one in followed[i] if one is not None])
             people_here = numbered(people[frame.source])
-            if len(people_here) > 1:
+            if len(people_here) > len(choices):
                 crowded.append(done + i)
             # The first frame with several people is sampled too, because their numbers refer to it.
             samples = done + i in sampled or (len(people_here) > 1 and not crowd_seen)

@@ -41,7 +41,7 @@ class Notices:
         if len(empty):
             self.add("the person was not found for longer than max_gap; no skeleton is drawn", empty)
         if person.crowded:
-            self.add("several people are visible; preprocess.person chooses one of them", person.crowded)
+            self.add("several people are visible; person chooses one of them", person.crowded)
         if person.people.unnumbered:
             self.add(
                 "index:N means none of some people here; let start be a moment at which all are visible",

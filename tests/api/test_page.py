@@ -1,6 +1,7 @@
 """The page in a real browser. With PAGE_SCREENSHOTS=DIR, the tests write screenshots."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,8 +199,13 @@ def used_settings(project: Path, key: str) -> PreprocessSettings:
     return result.settings
 
 
-def test_looking_first_at_two_people(project, page, two_people):
-    with daemon(project), serving(project, free_port(), WAN_PRICE_PER_HOUR="3") as url:
+def test_looking_first_at_two_people(project, page, two_people, tmp_path):
+    """The page's server believes that there is a card."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\ncase "$1" in *name*) echo GPU-1, NVIDIA L4, 23034;; *) echo 0, GPU-1;; esac\n')
+    program.chmod(0o755)
+    card = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WAN_PRICE_PER_HOUR": "3"}
+    with daemon(project), serving(project, free_port(), **card) as url:
         two_people(url, "duo")
         page.goto(f"{url}/#duo")
         badge = page.locator("#job .badge")
@@ -237,6 +243,8 @@ def test_looking_first_at_two_people(project, page, two_people):
         assert used.end == pytest.approx(100 / 30 / 2, abs=0.05)
 
         page.locator(".look .passed").wait_for()
+        page.get_by_text("Estimate: from the planner").wait_for(timeout=MINUTES)
+        assert re.search(r"about \d+ s; (under )?0\.0\d", page.locator("#job .go").inner_text())
         for name, scheme, width in (("look", "light", 1200), ("look-dark", "dark", 1200), ("look-phone", "light", 390)):
             page.emulate_media(color_scheme=scheme)
             page.set_viewport_size({"width": width, "height": 900})

@@ -200,12 +200,12 @@ def used_settings(project: Path, key: str) -> PreprocessSettings:
 
 
 def test_looking_first_at_two_people(project, page, two_people, tmp_path):
-    """The page's server believes that there is a card."""
+    """The page's server believes that there is a card, and knows no earlier run."""
     program = tmp_path / "nvidia-smi"
     program.write_text('#!/bin/sh\ncase "$1" in *name*) echo GPU-1, NVIDIA L4, 23034;; *) echo 0, GPU-1;; esac\n')
     program.chmod(0o755)
-    card = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WAN_PRICE_PER_HOUR": "3"}
-    with daemon(project), serving(project, free_port(), **card) as url:
+    believed = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "WAN_CACHE_ROOT": str(tmp_path / "cache")}
+    with daemon(project), serving(project, free_port(), WAN_PRICE_PER_HOUR="3", **believed) as url:
         two_people(url, "duo")
         page.goto(f"{url}/#duo")
         badge = page.locator("#job .badge")

@@ -1,11 +1,15 @@
 """Pictures, sound and videos for tests."""
 
+import shutil
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
+
+from wan_orchestration.video.writer import write_lossless
 
 
 def moving_frames(count: int, height: int, width: int, seed: int = 0) -> list[np.ndarray]:
@@ -65,3 +69,13 @@ def write_video(
                 output.mux(track.encode(piece))
             output.mux(track.encode(None))
     return path
+
+
+def add_character(folder: Path, frames: int) -> None:
+    """Add a second character to a folder of clips. Its mask lies apart from that of the first."""
+    second = folder / "character_2"
+    shutil.copytree(folder, second)
+    Image.fromarray(moving_frames(1, 80, 60, 9)[0]).save(second / "src_ref.png")
+    mask = np.zeros((64, 96), np.uint8)
+    mask[:, 60:] = 255
+    write_lossless(second / "src_mask.mp4", [mask] * frames, 30, "gray")

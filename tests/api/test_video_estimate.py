@@ -13,7 +13,7 @@ import pytest
 
 from wan_orchestration.api.estimate import Estimator, _planner_arguments
 from wan_orchestration.cli import plan
-from wan_orchestration.protocol.devices import Card
+from wan_orchestration.protocol.devices import Card, cards
 from wan_orchestration.protocol.messages import Result, Seconds, SnapshotInfo
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
@@ -99,7 +99,7 @@ def test_the_planner_estimates_the_first_video(env, monkeypatch, tmp_path):
     settings, estimator = GenerateSettings(clip_len=5, sampling_steps=10, guide_scale=2, retakes=1), Estimator(env)
     printed = io.StringIO()
     with redirect_stdout(printed):
-        flags = _planner_arguments(MINI, settings, 256, 800)
+        flags = _planner_arguments(cards("all"), MINI, settings, 256, 800)
         assert plan.main(["--json", *flags]) == 0
     (chosen,) = [way for way in json.loads(printed.getvalue())["ways"] if way["chosen"]]
     assert {"--gpus=1", "--guidance", "--resolution=256x800"} < set(flags) and 0 < chosen["seconds"] < 10

@@ -1,12 +1,11 @@
 """A job with several characters: a pass for each, on top of the pass before."""
 
-import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from media import moving_frames
+from media import add_character, moving_frames
 from PIL import Image
 from recorder import Recorder
 
@@ -16,7 +15,6 @@ from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video.reader import FrameReader, probe
-from wan_orchestration.video.writer import write_lossless
 
 SETTINGS = GenerateSettings(mode="replace", clip_len=5, sampling_steps=1)
 """A segment after the first has four new frames."""
@@ -37,16 +35,6 @@ def task_of(folder, frames, output):
         settings=SETTINGS,
         created_at=datetime.now(UTC),
     )
-
-
-def add_character(folder, frames):
-    """A second character, whose mask lies apart from that of the first."""
-    second = folder / "character_2"
-    shutil.copytree(folder, second)
-    Image.fromarray(moving_frames(1, 80, 60, 9)[0]).save(second / "src_ref.png")
-    mask = np.zeros((64, 96), np.uint8)
-    mask[:, 60:] = 255
-    write_lossless(second / "src_mask.mp4", [mask] * frames, 30, "gray")
 
 
 @dataclass

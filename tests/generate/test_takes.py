@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from media import moving_frames
+from media import add_character, moving_frames
 from recorder import Recorder
-from test_passes import add_character
 
 from wan_orchestration.animate.animator import Animator
 from wan_orchestration.animate.memory.placement import Placement

@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
 from wan_orchestration.api.models import Estimate
 from wan_orchestration.defs.resources import cards_of_a_run, devices_of_a_run
 from wan_orchestration.errors import BadInput, validate
+from wan_orchestration.protocol.devices import Card
 from wan_orchestration.protocol.messages import Result
 from wan_orchestration.protocol.rates import Rates, all_rates, rates_file
 from wan_orchestration.settings.environment import Environment
@@ -27,8 +30,6 @@ SCANNED, USED = 50, 5
 
 SPEED = ("quantization", "vae_dtype", "step_cache", "dtype")
 """Settings with a large effect on the speed."""
-
-
 PLANNING_SECONDS = 120.0
 """Longest time that the planner may take. It imports torch, which takes about 10 s."""
 LEAST = 1e-9
@@ -54,8 +55,8 @@ class Estimator:
         segments = characters * settings.segments(frames)
         size = width * height * settings.clip_len / 1e6
         if earlier := _earlier(self.env.videos_root, snapshot.path, settings):
-            rates, count = _median(earlier), len(earlier)
-            basis = "from an earlier video" if count == 1 else f"from {count} earlier videos"
+            rates = _median(earlier)
+            basis = "from an earlier video" if len(earlier) == 1 else f"from {len(earlier)} earlier videos"
         elif rates := self.env.cache_root and _learnt(rates_file(self.env.cache_root, snapshot.fingerprint)):
             basis = "from earlier runs with the same weights"
         else:
@@ -65,14 +66,19 @@ class Estimator:
             if (segment := plan.result()) is None:
                 return unknown("unknown until a first video is made with these weights")
             rates = Rates.guess(snapshot.bytes, cuda=True)
-            once, each, after = rates.once, segment, rates.finishing * size
-            return _priced(once, segments * each, segments * after, settings.retakes, "from the planner")
-        each = (rates.encoding + rates.denoising * _forwards(settings) + rates.decoding) * size
-        return _priced(rates.once, segments * each, segments * rates.finishing * size, settings.retakes, basis)
+            others = rates.once + segments * rates.finishing * size
+            return _priced(others, segments * segment, settings.retakes, "from the planner")
+        segment = (rates.encoding + rates.denoising * _forwards(settings) + rates.decoding) * size
+        others = rates.once + segments * rates.finishing * size
+        return _priced(others, segments * segment, settings.retakes, basis)
+
+    @cached_property
+    def _cards(self) -> list[Card]:
+        return cards_of_a_run()
 
     def _plan(self, snapshot: Path, settings: GenerateSettings, width: int, height: int) -> "Future[float | None]":
         """The planner's seconds of a segment, or None if it cannot tell. Starts the planner unless it was started."""
-        arguments = _planner_arguments(snapshot, settings, width, height)
+        arguments = _planner_arguments(self._cards, snapshot, settings, width, height)
         with self._lock:
             if (plan := self._plans.get(arguments)) is None:
                 plan = self._plans[arguments] = Future()
@@ -87,9 +93,10 @@ def unknown(basis: str, pending: bool = False) -> Estimate:
     return Estimate(seconds=None, most_seconds=None, price=None, most_price=None, pending=pending, basis=basis)
 
 
-def _planner_arguments(snapshot: Path, settings: GenerateSettings, width: int, height: int) -> tuple[str, ...]:
-    """Flags of `wan-animate plan` that describe the cards of a run; none if it has no card whose speed is known."""
-    cards = cards_of_a_run()
+def _planner_arguments(
+    cards: Sequence[Card], snapshot: Path, settings: GenerateSettings, width: int, height: int
+) -> tuple[str, ...]:
+    """Flags of `wan-animate plan` that describe a run's cards; none if the speed of one is not known."""
     tflops = min((card.tflops or 0 for card in cards), default=0)
     if not tflops:
         return ()
@@ -118,10 +125,10 @@ def _run_planner(arguments: tuple[str, ...], plan: "Future[float | None]") -> No
         plan.set_result(None)
 
 
-def _priced(once: float, segments: float, finishing: float, retakes: int, basis: str) -> Estimate:
-    """Adds the price. `segments` are the seconds of all segments, if none is made again."""
+def _priced(others: float, segments: float, retakes: int, basis: str) -> Estimate:
+    """Adds the price. `segments` are the seconds of all segments if none is made again, `others` the other seconds."""
     hourly = validate(PriceSettings, {}).per_hour
-    seconds, most = once + segments + finishing, once + segments * (1 + retakes) + finishing
+    seconds, most = others + segments, others + segments * (1 + retakes)
     price, most_price = (
         None if hourly is None else round(hourly * one / 3600 * devices_of_a_run(), 4) for one in (seconds, most)
     )

@@ -126,10 +126,12 @@ class Reviews:
         check_loras(wanted, self.env)
         generate = given_settings(run)["generate"] | wanted
         settings = job.generate_settings(**generate)
-        if not self._not_startable(key):
-            self._check_clips(job, version, settings)
-        # A later run may have failed to make other clips.
         clips = latest(self.instance, CLIPS.to_user_string(), key)
+        if not self._not_startable(key):
+            if clips is None or not clips_are_fresh(clips.tags, version):
+                raise Problem(409, f"the folder of job {key} has changed since its clips were made; make them again")
+            self._check_clips(job, settings)
+        # A later run may have failed to make other clips.
         made_by = clips and self.instance.get_run_by_id(clips.run_id)
         new_run = NewRun(
             job=version,
@@ -154,12 +156,9 @@ class Reviews:
         status = job_status(self.instance, key, record)
         return None if can_start(self.instance, self.env, key, status, record.dagster_run) else status
 
-    def _check_clips(self, job: Job, version: JobVersion, settings: GenerateSettings) -> None:
+    def _check_clips(self, job: Job, settings: GenerateSettings) -> None:
         """Check that a video can be made of the clips as they are. Problem 404, 409; BadInput."""
         folder = find_clips(self.env, job.key, "ready")
-        last = latest(self.instance, CLIPS.to_user_string(), job.key)
-        if last is None or not clips_are_fresh(last.tags, version):
-            raise Problem(409, f"the folder of job {job.key} has changed since its clips were made; make them again")
         if reason := blocked(job, ClipsQuality.read(folder.path)):
             raise Problem(409, reason)
         with DECODING:

@@ -183,9 +183,10 @@ def all_ways(models: Sizes, segment: SegmentShape, gpus: int) -> list[tuple[str,
 def machine_ways(models: Sizes, segment: SegmentShape, steps: int, machine: Machine) -> Iterator[Way]:
     """The ways to place the models on a machine."""
     chosen = choose(placements(models, segment, machine.gpus), machine.vram, machine.ram)[0].name
-    for name, _, way in all_ways(models, segment, machine.gpus):
-        seconds = segment_seconds(models, segment, steps, way.name, machine.tflops, machine.gpus)
-        yield Way(name, way.vram, way.ram, way.fits(machine.vram, machine.ram), name == chosen, seconds)
+    for name, _, placement in all_ways(models, segment, machine.gpus):
+        seconds = segment_seconds(models, segment, steps, placement.name, machine.tflops, machine.gpus)
+        fits = placement.fits(machine.vram, machine.ram)
+        yield Way(name, placement.vram, placement.ram, fits, name == chosen, seconds)
 
 
 def card_rows(

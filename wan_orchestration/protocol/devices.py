@@ -81,8 +81,11 @@ def cuda_devices(wanted: str) -> list[str]:
 def cards(wanted: str) -> list[Card]:
     """The GPUs of `cuda_devices`. Without MIG instances, whose speed is not known. BadInput as there."""
     allowed = cuda_devices(wanted)
-    present = [Card(uuid, name, int(mebibytes) * 2**20) for uuid, name, mebibytes in _query("uuid,name,memory.total")]
-    return [card for card in present if card.uuid in allowed]
+    return [
+        Card(uuid, name, int(mebibytes) * 2**20)
+        for uuid, name, mebibytes in _query("uuid,name,memory.total")
+        if uuid in allowed and mebibytes.isdigit()  # "[N/A]" where the GPU shares the host's memory
+    ]
 
 
 def _present_gpus() -> dict[str, str]:

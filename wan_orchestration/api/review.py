@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from wan_orchestration.api import uploads
-from wan_orchestration.api.clips import ClipsFile, blocked, clips_info, find_clips
+from wan_orchestration.api.clips import ClipsFile, ClipsFolder, blocked, clips_info, find_clips
 from wan_orchestration.api.estimate import Estimator
 from wan_orchestration.api.job_info import PATH, can_start, given_settings, job_status, open_folder, priority
 from wan_orchestration.api.jobs import UPLOADED, Jobs
@@ -128,9 +128,10 @@ class Reviews:
         settings = job.generate_settings(**generate)
         clips = latest(self.instance, CLIPS.to_user_string(), key)
         if not self._not_startable(key):
+            folder = find_clips(self.env, key, "ready")
             if clips is None or not clips_are_fresh(clips.tags, version):
                 raise Problem(409, f"the folder of job {key} has changed since its clips were made; make them again")
-            self._check_clips(job, settings)
+            _check_clips(job, folder, settings)
         # A later run may have failed to make other clips.
         made_by = clips and self.instance.get_run_by_id(clips.run_id)
         new_run = NewRun(
@@ -156,13 +157,13 @@ class Reviews:
         status = job_status(self.instance, key, record)
         return None if can_start(self.instance, self.env, key, status, record.dagster_run) else status
 
-    def _check_clips(self, job: Job, settings: GenerateSettings) -> None:
-        """Check that a video can be made of the clips as they are. Problem 404, 409; BadInput."""
-        folder = find_clips(self.env, job.key, "ready")
-        if reason := blocked(job, ClipsQuality.read(folder.path)):
-            raise Problem(409, reason)
-        with DECODING:
-            check_clips(folder.path, settings.mode, settings.refert_num)
+
+def _check_clips(job: Job, folder: ClipsFolder, settings: GenerateSettings) -> None:
+    """Check that a video can be made of the clips as they are. Problem 409; BadInput."""
+    if reason := blocked(job, ClipsQuality.read(folder.path)):
+        raise Problem(409, reason)
+    with DECODING:
+        check_clips(folder.path, settings.mode, settings.refert_num)
 
 
 def _with_characters(job: Job, form: Form, persons: list[str]) -> None:

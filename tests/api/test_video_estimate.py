@@ -14,7 +14,7 @@ import pytest
 from wan_orchestration.api.estimate import Estimator, _planner_arguments
 from wan_orchestration.cli import plan
 from wan_orchestration.protocol.devices import Card, cards
-from wan_orchestration.protocol.messages import Result, Seconds, SnapshotInfo
+from wan_orchestration.protocol.messages import Result, Seconds, SegmentFacts, SegmentMeasures, SnapshotInfo, Take
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights import hub
@@ -71,6 +71,10 @@ def test_earlier_videos_are_scaled(env, made, monkeypatch):
     found = estimator.estimate(settings, 9, 500, 1000)
     assert (found.seconds, found.price, found.basis) == (3 + 5 * (2.5 + 4 * 20), None, "from 3 earlier videos")
     assert found.most_seconds == found.seconds
+    takes = [Take(take=number, seed=number, seconds=22, measures=SegmentMeasures(finite=True)) for number in (0, 1)]
+    twice = SegmentFacts(frames=5, seconds=44, seconds_per_step=2, takes=takes)
+    made("d", Seconds(load=3, encode=2, denoise=40, decode=2, finish=0.5, total=47.5), -1, made_segments=[twice])
+    assert estimator.estimate(settings, 9, 500, 1000).seconds == found.seconds, "a segment made twice counts as two"
     careful = estimator.estimate(settings.model_copy(update={"retakes": 2}), 9, 500, 1000)
     assert (careful.seconds, careful.most_seconds) == (found.seconds, found.seconds + 2 * 5 * (2 + 4 * 20))
     monkeypatch.setenv("WAN_PRICE_PER_HOUR", "3.6")

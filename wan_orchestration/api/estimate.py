@@ -149,14 +149,16 @@ def _rates_of(result: Result) -> Rates | None:
         return None
     if result.status != "succeeded" or result.resumed_segments:
         return None
-    size = result.width * result.height * settings.clip_len * result.segments / 1e6
+    size = result.width * result.height * settings.clip_len / 1e6
+    shown = size * result.segments
+    made = size * sum(len(one.takes) or 1 for one in result.made_segments) or shown
     return Rates(
         loading=spent.load,
         compiling=spent.compile,
-        encoding=max(spent.encode / size, LEAST),
-        denoising=max(spent.denoise / size / _forwards(settings), LEAST),
-        decoding=max(spent.decode / size, LEAST),
-        finishing=max(spent.finish / size, LEAST),
+        encoding=max(spent.encode / made, LEAST),
+        denoising=max(spent.denoise / made / _forwards(settings), LEAST),
+        decoding=max(spent.decode / made, LEAST),
+        finishing=max(spent.finish / shown, LEAST),
     )
 
 

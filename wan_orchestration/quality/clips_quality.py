@@ -44,6 +44,12 @@ class ClipsQuality(BaseModel):
     """Share with an empty mask; None in animate mode."""
     confidence: float | None
     """Mean confidence of the drawn joints; None without `src_pose.npz`."""
+    worst: dict[str, int] = {}
+    """With several characters, the number of the one whose measure it is, by the measure's name."""
+
+    def whose(self, measure: str) -> str:
+        """Words that name the character of a measure, to be added to a noun; empty if there is only one character."""
+        return f" of character {self.worst[measure]}" if measure in self.worst else ""
 
     @classmethod
     def read(cls, folder: Path) -> "ClipsQuality | None":
@@ -72,22 +78,30 @@ def measure_clips(clips: Clips) -> ClipsQuality:
     Raises:
         BadInput: a clip cannot be decoded.
     """
-    first, *others = (_measure(one) for one in (clips, *clips.characters))
-    for one, measured in zip(clips.characters, others):
-        confidences = [each.confidence for each in (first, measured) if each.confidence is not None]
-        jumpy = max(first, measured, key=lambda each: each.largest_jump)
-        first = first.model_copy(
-            update={
-                "stamps": first.stamps | {f"{one.folder.name}/{name}": it for name, it in measured.stamps.items()},
-                "skeleton": min(first.skeleton, measured.skeleton),
-                "face": min(first.face, measured.face),
-                "largest_jump": jumpy.largest_jump,
-                "jump_frame": jumpy.jump_frame,
-                "empty_masks": max(first.empty_masks or 0.0, measured.empty_masks or 0.0),
-                "confidence": min(confidences, default=None),
-            }
-        )
-    return first
+    each = [_measure(one) for one in (clips, *clips.characters)]
+    if len(each) == 1:
+        return each[0]
+    jumpy = max(each, key=lambda one: one.largest_jump)
+    worst = {
+        "skeleton": min(each, key=lambda one: one.skeleton),
+        "face": min(each, key=lambda one: one.face),
+        "confidence": min(each, key=lambda one: 1.0 if one.confidence is None else one.confidence),
+        "largest_jump": jumpy,
+        "empty_masks": max(each, key=lambda one: one.empty_masks or 0.0),
+    }
+    stamps = {
+        f"{one.folder.name}/{name}": stamp
+        for one, measured in zip(clips.characters, each[1:])
+        for name, stamp in measured.stamps.items()
+    }
+    return each[0].model_copy(
+        update={name: getattr(one, name) for name, one in worst.items()}
+        | {
+            "stamps": each[0].stamps | stamps,
+            "jump_frame": jumpy.jump_frame,
+            "worst": {name: each.index(one) + 1 for name, one in worst.items()},
+        }
+    )
 
 
 def _measure(clips: Clips) -> ClipsQuality:
@@ -121,22 +135,23 @@ def failed_checks(measured: ClipsQuality, limits: CheckSettings) -> dict[Blockin
     found: dict[BlockingCheck, str] = {}
     if measured.skeleton < limits.skeleton:
         found["skeleton"] = (
-            f"src_pose.mp4 shows a skeleton in {_percent(measured.skeleton)} of the frames, "
-            f"expected {_percent(limits.skeleton)}"
+            f"src_pose.mp4{measured.whose('skeleton')} shows a skeleton in {_percent(measured.skeleton)} "
+            f"of the frames, expected {_percent(limits.skeleton)}"
         )
     if measured.face < limits.face:
         found["face"] = (
-            f"src_face.mp4 shows a face in {_percent(measured.face)} of the frames, expected {_percent(limits.face)}"
+            f"src_face.mp4{measured.whose('face')} shows a face in {_percent(measured.face)} of the frames, "
+            f"expected {_percent(limits.face)}"
         )
     if measured.empty_masks is not None and measured.empty_masks > limits.empty_masks:
         found["mask"] = (
-            f"src_mask.mp4 is empty in {_percent(measured.empty_masks)} of the frames, "
+            f"src_mask.mp4{measured.whose('empty_masks')} is empty in {_percent(measured.empty_masks)} of the frames, "
             f"expected {_percent(limits.empty_masks)} at most"
         )
     if measured.largest_jump > limits.jump:
         found["no_jumps"] = (
-            f"the skeleton in src_pose.mp4 moves by {measured.largest_jump:.3g} of the frame's height before frame "
-            f"{measured.jump_frame}, expected {limits.jump:g} at most"
+            f"the skeleton in src_pose.mp4{measured.whose('largest_jump')} moves by {measured.largest_jump:.3g} of "
+            f"the frame's height before frame {measured.jump_frame}, expected {limits.jump:g} at most"
         )
     return found
 

@@ -80,17 +80,27 @@ def inspect(clips: Clips, limits: CheckSettings) -> Results:
 
 def judge(measured: "ClipsQuality", limits: CheckSettings) -> Results:
     """Compares the measures of clips with the limits."""
-    jump = "largest movement of the skeleton between two frames, in frame heights"
+    jump = f"largest movement of the skeleton{measured.whose('largest_jump')} between two frames, in frame heights"
     if measured.jump_frame is not None:
         jump += f", at frame {measured.jump_frame}"
     ready = "ready clips come without confidences"
     results = {
-        "skeleton": at_least(measured.skeleton, limits.skeleton, "share of frames with a skeleton"),
-        "face": at_least(measured.face, limits.face, "share of frames with a face"),
-        "confidence": at_least(measured.confidence, limits.confidence, "mean confidence of the joints", ready),
+        "skeleton": at_least(
+            measured.skeleton, limits.skeleton, "share of frames with a skeleton" + measured.whose("skeleton")
+        ),
+        "face": at_least(measured.face, limits.face, "share of frames with a face" + measured.whose("face")),
+        "confidence": at_least(
+            measured.confidence,
+            limits.confidence,
+            "mean confidence of the joints" + measured.whose("confidence"),
+            ready,
+        ),
         "no_jumps": at_most(measured.largest_jump, limits.jump, jump),
         "mask": at_most(
-            measured.empty_masks, limits.empty_masks, "share of frames with an empty mask", "no mask is used"
+            measured.empty_masks,
+            limits.empty_masks,
+            "share of frames with an empty mask" + measured.whose("empty_masks"),
+            "no mask is used",
         ),
         "resolution": at_least(min(measured.width, measured.height), limits.least_side, "shorter side, px"),
         "rate": quality(

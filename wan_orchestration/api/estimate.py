@@ -54,6 +54,7 @@ class Estimator:
             return unknown("unknown: the weights are not there yet")
         segments = characters * settings.segments(frames)
         size = width * height * settings.clip_len / 1e6
+        planned = None
         if earlier := _earlier(self.env.videos_root, snapshot.path, settings):
             rates = _median(earlier)
             basis = "from an earlier video" if len(earlier) == 1 else f"from {len(earlier)} earlier videos"
@@ -63,12 +64,11 @@ class Estimator:
             plan = self._plan(snapshot.path, settings, width, height)
             if not plan.done():
                 return unknown("the planner is working", pending=True)
-            if (segment := plan.result()) is None:
+            if (planned := plan.result()) is None:
                 return unknown("unknown until a first video is made with these weights")
-            rates = Rates.guess(snapshot.bytes, cuda=True)
-            others = rates.once + segments * rates.finishing * size
-            return _priced(others, segments * segment, settings.retakes, "from the planner")
-        segment = (rates.encoding + rates.denoising * _forwards(settings) + rates.decoding) * size
+            rates, basis = Rates.guess(snapshot.bytes, cuda=True), "from the planner"
+        learnt = (rates.encoding + rates.denoising * _forwards(settings) + rates.decoding) * size
+        segment = learnt if planned is None else planned
         others = rates.once + segments * rates.finishing * size
         return _priced(others, segments * segment, settings.retakes, basis)
 

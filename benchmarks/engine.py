@@ -192,7 +192,7 @@ def convert(source: Path, target: Path) -> None:
     from diffusers import UniPCMultistepScheduler
     from transformers import CLIPImageProcessor
 
-    from wan_orchestration.animate.models import Models
+    from wan_orchestration.engine.models import Models
     from wan_orchestration.weights.snapshot import open_snapshot
 
     models = Models(open_snapshot(source), torch.device("cpu"), torch.bfloat16)
@@ -264,9 +264,9 @@ def utilisation(work: dict, row: dict, device) -> dict:
     """TFLOP/s of the denoising steps, and their share of what a matrix product reaches on this GPU right after."""
     import torch
 
-    from wan_orchestration.animate.memory.placement import SegmentShape
-    from wan_orchestration.animate.speed import forward_flops, measured_tflops
     from wan_orchestration.cli.plan import snapshot_sizes
+    from wan_orchestration.engine.memory.placement import SegmentShape
+    from wan_orchestration.engine.speed import forward_flops, measured_tflops
     from wan_orchestration.video.reader import probe
 
     info = probe(Path(work["job"]) / "src_pose.mp4")

@@ -22,8 +22,8 @@ import torch
 from long_video import draw_job
 from safetensors.torch import save_file
 
-from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.engine.models import Models
+from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.generate.runner import Runner
 from wan_orchestration.generate.segments import SegmentMaker
 from wan_orchestration.jobs.clips import check_clips

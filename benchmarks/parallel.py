@@ -77,10 +77,10 @@ def measure(job: dict) -> None:
     """Runs on each rank."""
     import torch
 
-    from wan_orchestration.animate.device import pick_device
-    from wan_orchestration.animate.models import Models
-    from wan_orchestration.animate.parallel.ranks import connect
-    from wan_orchestration.animate.transformer.model import Branch
+    from wan_orchestration.engine.device import pick_device
+    from wan_orchestration.engine.models import Models
+    from wan_orchestration.engine.parallel.ranks import connect
+    from wan_orchestration.engine.transformer.model import Branch
     from wan_orchestration.settings.environment import World
     from wan_orchestration.settings.generate import GenerateSettings
     from wan_orchestration.weights.snapshot import open_snapshot

@@ -9,12 +9,12 @@ from diffusers import WanAnimateTransformer3DModel
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
-from wan_orchestration.animate import models
-from wan_orchestration.animate.diffusers_internals import kept_in_float32
-from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.transformer.model import AnimateTransformer
-from wan_orchestration.animate.vae.model import AnimateVae
 from wan_orchestration.cli.plan import TEXT_PARAMETERS, snapshot_sizes
+from wan_orchestration.engine import models
+from wan_orchestration.engine.diffusers_internals import kept_in_float32
+from wan_orchestration.engine.models import Models
+from wan_orchestration.engine.transformer.model import AnimateTransformer
+from wan_orchestration.engine.vae.model import AnimateVae
 from wan_orchestration.generate import segments as clips
 
 

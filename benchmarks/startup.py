@@ -30,7 +30,7 @@ LOAD = """
 import sys, time
 from pathlib import Path
 import torch
-from wan_orchestration.animate.models import Models
+from wan_orchestration.engine.models import Models
 from wan_orchestration.weights.snapshot import open_snapshot
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

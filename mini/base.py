@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import random_snapshot
 from benchmarks.random_snapshot import Widths
-from wan_orchestration.animate.layouts.weight_files import read_pickle
+from wan_orchestration.engine.layouts.weight_files import read_pickle
 from wan_orchestration.files import replacing
 from wan_orchestration.weights.snapshot import IMAGE_ENCODER, RELIGHTING_LORA
 

@@ -9,8 +9,8 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wan_orchestration.animate.layouts.original import convert_transformer
-from wan_orchestration.animate.layouts.weight_files import read_pickle, read_safetensors
+from wan_orchestration.engine.layouts.original import convert_transformer
+from wan_orchestration.engine.layouts.weight_files import read_pickle, read_safetensors
 from wan_orchestration.files import replacing
 from wan_orchestration.weights.snapshot import TRANSFORMER, VAE
 

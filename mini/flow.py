@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mini.codec import LATENTS, Codec
 from mini.samples import BRIGHT, FACE_SIDE, Sample
-from wan_orchestration.animate.conditioning import TEXT_TOKENS, encode_prompt, known_pixels, pad_prompt
-from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.transformer.model import AnimateTransformer, Branch
+from wan_orchestration.engine.conditioning import TEXT_TOKENS, encode_prompt, known_pixels, pad_prompt
+from wan_orchestration.engine.models import Models
+from wan_orchestration.engine.transformer.model import AnimateTransformer, Branch
 from wan_orchestration.settings.generate import NEGATIVE_PROMPT, PROMPT
 
 SHIFT = 5.0

@@ -14,7 +14,7 @@ from mini.codec import BLOCK, Codec
 from mini.drawing import draw_frame, draw_place, silhouette
 from mini.figures import Act, Build, Figure, Look, perform, stand, swing
 from mini.scene import Scene
-from wan_orchestration.animate.conditioning import background_known, encode_reference
+from wan_orchestration.engine.conditioning import background_known, encode_reference
 from wan_orchestration.jobs.clips import FACE_SIZE
 
 SIZE = (128, 128)

@@ -26,7 +26,7 @@ from mini.codec import Codec
 from mini.export import write_snapshot
 from mini.flow import Trainee
 from mini.work import Average, Budget, Work
-from wan_orchestration.animate.vae.model import AnimateVae
+from wan_orchestration.engine.vae.model import AnimateVae
 from wan_orchestration.files import replacing
 
 HELD_OUT = 10**6

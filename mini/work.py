@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mini.codec import Codec
-from wan_orchestration.animate.models import Models
+from wan_orchestration.engine.models import Models
 from wan_orchestration.files import replacing
 from wan_orchestration.weights.snapshot import open_snapshot
 

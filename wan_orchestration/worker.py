@@ -274,7 +274,7 @@ def _ran_out_of_memory(error: Exception) -> bool:
     """Whether an estimator ran out of memory. Without PyTorch, there are no models that could make room."""
     if "torch" not in sys.modules:
         return False
-    from wan_orchestration.animate.memory.capacity import ran_out_of_memory  # noqa: PLC0415 (torch)
+    from wan_orchestration.engine.memory.capacity import ran_out_of_memory  # noqa: PLC0415 (torch)
 
     return ran_out_of_memory(error)
 

@@ -9,9 +9,9 @@ import torch
 
 from gpu_parts.record import Record, Work
 from gpu_parts.sizes import allow_tf32, engine_sizes, free, models, peak, precision, shape, timed
-from wan_orchestration.animate import conditioning as cond
-from wan_orchestration.animate.memory.placement import VAE_MAPS
-from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.engine import conditioning as cond
+from wan_orchestration.engine.memory.placement import VAE_MAPS
+from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.settings.generate import PROMPT
 
 STEPS_SECONDS = {"480p": 20 * 2.9, "720p": 20 * 11.1}
@@ -118,6 +118,6 @@ def face_encoder(work: Work, here: Any, device: torch.device, dtype: torch.dtype
         return here.transformer()
     from random_14b import random_weights
 
-    from wan_orchestration.animate.transformer.model import AnimateTransformer
+    from wan_orchestration.engine.transformer.model import AnimateTransformer
 
     return random_weights(lambda: AnimateTransformer(added_kv_proj_dim=5120, num_layers=5), device, dtype)

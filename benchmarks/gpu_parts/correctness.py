@@ -17,7 +17,7 @@ import torch
 from gpu_parts.machine import nvidia_smi
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import Listener, make_task, psnr, run_tasks, snapshot
-from wan_orchestration.animate.memory.placement import SegmentShape
+from wan_orchestration.engine.memory.placement import SegmentShape
 from wan_orchestration.protocol import leases
 from wan_orchestration.protocol.messages import Request, Result
 

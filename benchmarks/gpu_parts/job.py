@@ -10,7 +10,7 @@ import torch
 
 from gpu_parts.record import Record, Work
 from gpu_parts.sizes import Listener, engine_sizes, make_task, run_tasks, shape
-from wan_orchestration.animate.memory.placement import OVERHEAD, placements
+from wan_orchestration.engine.memory.placement import OVERHEAD, placements
 from wan_orchestration.protocol.messages import Progress, Result
 
 STEPS = 4

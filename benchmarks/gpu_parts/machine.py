@@ -122,7 +122,7 @@ def convolutions(work: Work, record: Record) -> None:
 
 def attention(work: Work, record: Record, size: str) -> None:
     """Each attention kernel that runs here, on the tokens of a segment."""
-    from wan_orchestration.animate.transformer.attention import KERNELS, SelfAttention, choose_backend
+    from wan_orchestration.engine.transformer.attention import KERNELS, SelfAttention, choose_backend
 
     tokens = shape(work, size).tokens
     heads, width = (2, 32) if work.tiny else (40, 128)

@@ -9,8 +9,8 @@ import torch
 
 from gpu_parts.record import Record, Work
 from gpu_parts.sizes import models, shape, timed
-from wan_orchestration.animate.colours import continued
-from wan_orchestration.animate.conditioning import to_frames
+from wan_orchestration.engine.colours import continued
+from wan_orchestration.engine.conditioning import to_frames
 from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.preprocess.estimators.base import Estimator

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from gpu_parts.record import Work
-from wan_orchestration.animate.memory.placement import SegmentShape
-from wan_orchestration.animate.memory.sizes import Sizes
+from wan_orchestration.engine.memory.placement import SegmentShape
+from wan_orchestration.engine.memory.sizes import Sizes
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import FinishedSegment, Progress, Request, Result, Task
 from wan_orchestration.settings.generate import GenerateSettings
@@ -40,8 +40,8 @@ def snapshot(work: Work) -> Path:
 
 def engine_sizes(work: Work) -> Sizes:
     """Sizes of the measured models, in the dtypes they run in here."""
-    from wan_orchestration.animate.memory.sizes import sizes
     from wan_orchestration.cli.plan import snapshot_sizes
+    from wan_orchestration.engine.memory.sizes import sizes
     from wan_orchestration.weights.snapshot import open_snapshot
 
     return sizes(open_snapshot(snapshot(work)), precision(work)) if work.tiny else snapshot_sizes(None)
@@ -49,7 +49,7 @@ def engine_sizes(work: Work) -> Sizes:
 
 def models(work: Work, **how: Any) -> Any:
     """The engine's `Models`, with weights of the 14B model's sizes unless tiny."""
-    from wan_orchestration.animate.models import Models
+    from wan_orchestration.engine.models import Models
     from wan_orchestration.weights.snapshot import open_snapshot
 
     if not work.tiny:

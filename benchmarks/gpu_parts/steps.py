@@ -10,11 +10,11 @@ import torch
 from gpu_parts.machine import has
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import allow_tf32, engine_sizes, free, models, peak, precision, psnr, shape, timed
-from wan_orchestration.animate.memory.placement import CONTEXT_TOKENS, DENOISE_MAPS
-from wan_orchestration.animate.parallel.ranks import Ranks
-from wan_orchestration.animate.speed import forward_flops, measured_tflops
-from wan_orchestration.animate.transformer.attention import EXACT, KERNELS, choose_backend
-from wan_orchestration.animate.transformer.model import Branch
+from wan_orchestration.engine.memory.placement import CONTEXT_TOKENS, DENOISE_MAPS
+from wan_orchestration.engine.parallel.ranks import Ranks
+from wan_orchestration.engine.speed import forward_flops, measured_tflops
+from wan_orchestration.engine.transformer.attention import EXACT, KERNELS, choose_backend
+from wan_orchestration.engine.transformer.model import Branch
 
 AIM_SECONDS = {"480p": 2.9, "720p": 11.1}
 AIM_TIMES_STOCK = 1.9
@@ -105,7 +105,7 @@ class Steps:
         """`WanAnimateTransformer3DModel.forward` on the same tensors, as the stock pipeline calls it at each step."""
         from random_14b import stock_beside
 
-        from wan_orchestration.animate.conditioning import to_tensor
+        from wan_orchestration.engine.conditioning import to_tensor
 
         one, forward = self.inputs, stock_beside(self.transformer).forward
         face = to_tensor(one.face, one.latents.device).to(precision(self.work))
@@ -219,7 +219,7 @@ class Steps:
             return models(self.work).transformer()
         from random_14b import random_weights, transformer_14b
 
-        from wan_orchestration.animate.memory.quantize import quantize
+        from wan_orchestration.engine.memory.quantize import quantize
 
         transformer = random_weights(transformer_14b, torch.device("cuda"), torch.bfloat16)
         quantize(transformer, quantization, torch.device("cuda"))

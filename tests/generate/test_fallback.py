@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from wan_orchestration.animate.memory.placement import Placement
-from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.engine.memory.placement import Placement
+from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.generate import fallback
 from wan_orchestration.generate.segments import Plan
 from wan_orchestration.preprocess.networks import Networks

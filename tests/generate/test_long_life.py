@@ -9,8 +9,8 @@ import torch
 from diffusers.models.transformers.transformer_wan_animate import WanAnimateMotionEncoder
 
 from benchmarks import random_snapshot
-from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.engine.lora import Lora
+from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.generate.segments import Plan, SegmentMaker
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Task

@@ -11,7 +11,7 @@ from mini import samples
 from mini.base import write_base
 from mini.codec import Codec
 from mini.flow import Trainee
-from wan_orchestration.animate.models import Models
+from wan_orchestration.engine.models import Models
 from wan_orchestration.weights.snapshot import open_snapshot
 
 

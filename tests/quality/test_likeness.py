@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mini.scene import scene
-from wan_orchestration.animate.models import Models
 from wan_orchestration.defs.videos.checks import judge
+from wan_orchestration.engine.models import Models
 from wan_orchestration.protocol.messages import Quality, Result
 from wan_orchestration.quality.likeness import likeness
 from wan_orchestration.settings.checks import CheckSettings

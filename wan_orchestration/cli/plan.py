@@ -11,13 +11,13 @@ import psutil
 import torch
 from accelerate import init_empty_weights
 
-from wan_orchestration.animate.memory.capacity import device_memory
-from wan_orchestration.animate.memory.placement import Placement, SegmentShape, choose, placements
-from wan_orchestration.animate.memory.sizes import Sizes, sizes
-from wan_orchestration.animate.speed import measured_tflops, segment_seconds
-from wan_orchestration.animate.transformer.model import AnimateTransformer
 from wan_orchestration.cli.flags import Parser
 from wan_orchestration.cli.terminal import print_table, reports_errors
+from wan_orchestration.engine.memory.capacity import device_memory
+from wan_orchestration.engine.memory.placement import Placement, SegmentShape, choose, placements
+from wan_orchestration.engine.memory.sizes import Sizes, sizes
+from wan_orchestration.engine.speed import measured_tflops, segment_seconds
+from wan_orchestration.engine.transformer.model import AnimateTransformer
 from wan_orchestration.errors import BadInput
 from wan_orchestration.weights.snapshot import open_snapshot
 

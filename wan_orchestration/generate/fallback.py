@@ -6,9 +6,9 @@ from dataclasses import replace
 import psutil
 import torch
 
-from wan_orchestration.animate.device import pick_device
-from wan_orchestration.animate.memory.capacity import device_memory, ran_out_of_memory
-from wan_orchestration.animate.memory.placement import (
+from wan_orchestration.engine.device import pick_device
+from wan_orchestration.engine.memory.capacity import device_memory, ran_out_of_memory
+from wan_orchestration.engine.memory.placement import (
     Placement,
     SegmentShape,
     choose,
@@ -16,8 +16,8 @@ from wan_orchestration.animate.memory.placement import (
     out_of_memory,
     placements,
 )
-from wan_orchestration.animate.memory.sizes import sizes
-from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.engine.memory.sizes import sizes
+from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.generate.segments import Plan, SegmentMaker
 from wan_orchestration.preprocess.networks import Networks

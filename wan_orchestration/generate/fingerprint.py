@@ -7,9 +7,9 @@ from importlib.util import find_spec
 
 import torch
 
-from wan_orchestration.animate.device import wants_tf32
-from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.memory.placement import WAYS, Name, has_seams
+from wan_orchestration.engine.device import wants_tf32
+from wan_orchestration.engine.lora import Lora
+from wan_orchestration.engine.memory.placement import WAYS, Name, has_seams
 from wan_orchestration.files import sha256
 from wan_orchestration.protocol.messages import Task
 from wan_orchestration.weights.snapshot import Snapshot

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from wan_orchestration.animate.models import Models
+from wan_orchestration.engine.models import Models
 from wan_orchestration.generate.resume import UnfinishedVideo
 from wan_orchestration.preprocess.networks import Networks
 from wan_orchestration.protocol.messages import Quality, Task

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from wan_orchestration.animate.animator import parallel_branches
-from wan_orchestration.animate.device import device_name, pick_device
-from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.memory.capacity import ran_out_of_memory
-from wan_orchestration.animate.parallel.ranks import RankFailed, connect
+from wan_orchestration.engine.animator import parallel_branches
+from wan_orchestration.engine.device import device_name, pick_device
+from wan_orchestration.engine.lora import Lora
+from wan_orchestration.engine.memory.capacity import ran_out_of_memory
+from wan_orchestration.engine.parallel.ranks import RankFailed, connect
 from wan_orchestration.errors import BadInput, Cancelled
 from wan_orchestration.files import replacing
 from wan_orchestration.generate.fallback import with_fallback

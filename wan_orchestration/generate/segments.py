@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wan_orchestration.animate.animator import Animator, SegmentInput
-from wan_orchestration.animate.background import keep_background
-from wan_orchestration.animate.colours import Colours, colours_of, continued, matched
-from wan_orchestration.animate.device import pick_device, use_tf32
-from wan_orchestration.animate.lora import Lora
-from wan_orchestration.animate.memory import quantize
-from wan_orchestration.animate.memory.capacity import ran_out_of_memory
-from wan_orchestration.animate.memory.placement import Name
-from wan_orchestration.animate.models import Models
-from wan_orchestration.animate.parallel.ranks import Ranks
+from wan_orchestration.engine.animator import Animator, SegmentInput
+from wan_orchestration.engine.background import keep_background
+from wan_orchestration.engine.colours import Colours, colours_of, continued, matched
+from wan_orchestration.engine.device import pick_device, use_tf32
+from wan_orchestration.engine.lora import Lora
+from wan_orchestration.engine.memory import quantize
+from wan_orchestration.engine.memory.capacity import ran_out_of_memory
+from wan_orchestration.engine.memory.placement import Name
+from wan_orchestration.engine.models import Models
+from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.errors import Cancelled
 from wan_orchestration.host_memory import limit_fragmentation
 from wan_orchestration.protocol.messages import SegmentFacts, Task

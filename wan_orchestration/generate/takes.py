@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wan_orchestration.animate.conditioning import to_frames
+from wan_orchestration.engine.conditioning import to_frames
 from wan_orchestration.generate.resume import KeptTake, UnfinishedVideo
 from wan_orchestration.generate.segments import Kept, Plan, Segment, SegmentMaker
 from wan_orchestration.preprocess.networks import Networks

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from wan_orchestration.animate.animator import forwards_per_step
-from wan_orchestration.animate.device import device_name, pick_device
+from wan_orchestration.engine.animator import forwards_per_step
+from wan_orchestration.engine.device import device_name, pick_device
 from wan_orchestration.generate.estimate import Estimate
 from wan_orchestration.generate.segments import Plan, SegmentMaker
 from wan_orchestration.protocol.messages import Progress, Reporter

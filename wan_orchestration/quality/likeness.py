@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from wan_orchestration.animate.conditioning import encode_reference, letterbox, to_tensor
+from wan_orchestration.engine.conditioning import encode_reference, letterbox, to_tensor
 
 SIDE = 224
 

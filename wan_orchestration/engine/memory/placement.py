@@ -1,0 +1,148 @@
+"""Where the models lie while a segment is generated, and how much memory each placement takes, estimated from shapes.
+
+The factors were measured by running the engine on tensors without data; `tests/engine/memory` measures them again.
+They hold for every width and size. `OVERHEAD`, the memory that CUDA takes for itself, is added.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wan_orchestration.engine.memory.sizes import Sizes
+from wan_orchestration.engine.vae.bands import BAND, starts
+
+Name = Literal["resident", "swap", "offload", "tiled"]
+
+WAYS: dict[Name, str] = {
+    "resident": "all models on the device, the text encoder freed after use",
+    "swap": "the transformer in host memory while the VAE works; both compute in slices",
+    "offload": "the transformer in host memory, each block copied to the device just before it runs; text on the CPU",
+    "tiled": "as offload, and the VAE works on overlapping bands of the picture, which are blended",
+}
+
+STREAMED: tuple[Name, ...] = ("offload", "tiled")
+"""Placements whose transformer blocks stay in host memory until they run."""
+
+DENOISE_MAPS, SLICED_MAPS = 11.1, 6.1
+"""Feature maps, (tokens, dim) in the transformer's dtype, that exist at the peak of a denoising step: without slices,
+and with slices."""
+VAE_MAPS, BY_FRAMES_MAPS = 12.7, 9.0
+"""Feature maps of the outermost layer, (base_dim, 4, H, W), that exist at the peak of decoding, without the video
+itself: with all frames of a chunk at a time, and frame by frame."""
+OVERHEAD = int(1.5e9)
+"""Bytes for CUDA's context and libraries, and for fragmentation."""
+PROCESS = int(4e9)
+"""Bytes of host memory besides weights: libraries, and the frames of one or two segments."""
+CONTEXT_TOKENS = 257 + 512
+
+
+def has_seams(name: Name, height: int, ranks: int) -> bool:
+    """Whether a video of this height shows seams between bands with this placement. Several ranks need no bands."""
+    return name == "tiled" and ranks == 1 and len(starts(height // 8)) > 1
+
+
+@dataclass(frozen=True)
+class SegmentShape:
+    """The properties of a job that decide memory and time: size, frames of a segment, guidance."""
+
+    height: int
+    width: int
+    frames: int
+    guided: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one forward: patches of 16 x 16 pixels in each latent frame and in the reference slot."""
+        return ((self.frames - 1) // 4 + 2) * (self.height // 16) * (self.width // 16)
+
+    @property
+    def video(self) -> int:
+        """Bytes of the segment as the VAE reads or writes it, float32."""
+        return 3 * self.frames * self.height * self.width * 4
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the models lie, with the expected peak in bytes on each device and in host memory."""
+
+    name: Name
+    vram: int = 0
+    ram: int = 0
+
+    def fits(self, vram: int, ram: int) -> bool:
+        return self.vram <= vram and self.ram <= ram
+
+    def __str__(self) -> str:
+        memory = f"about {self.vram / 1e9:.1f} GB on the device and {self.ram / 1e9:.0f} GB of host memory"
+        return f"{self.name} ({WAYS[self.name]}), {memory}"
+
+
+def placements(
+    sizes: Sizes, segment: SegmentShape, ranks: int = 1, fsdp: bool = False, keep_text: bool = False
+) -> list[Placement]:
+    """The placements of models of these sizes, the fastest first, with the memory that each needs.
+
+    Device memory is per rank, host memory is for all ranks. Ranks share tokens and the VAE's rows. With FSDP they also
+    share weights, which then stay on the devices. With `keep_text` the text encoder stays loaded: on the device, or in
+    host memory if blocks are streamed.
+    """
+    shared = ranks if fsdp else 1
+    whole, text = sizes.transformer // shared, sizes.text_encoder // shared
+    branches = 2 if segment.guided else 1
+    keys = branches * sizes.layers * 2 * CONTEXT_TOKENS * sizes.dim * sizes.itemsize
+    kept = text if keep_text else 0
+    rows = segment.height // 8
+
+    def denoising(maps: float) -> int:
+        return sizes.vae + int(maps * segment.tokens * sizes.dim * sizes.itemsize / ranks)
+
+    def coding(maps: float, part: float = 1.0) -> int:
+        map_bytes = sizes.vae_width * 4 * segment.height * segment.width * sizes.vae_itemsize / ranks
+        band = segment.video if part < 1 else 0
+        return sizes.vae + int((maps * map_bytes + band) * part) + segment.video
+
+    def placement(name: Name, vram: int, ram: int) -> Placement:
+        loading = sizes.loaded if sizes.loaded > sizes.transformer else 0
+        return Placement(name, vram + OVERHEAD, max(ram, loading * ranks) + PROCESS)
+
+    # A text encoder that does not fit beside the transformer replaces it while it encodes the prompt of a later job.
+    resident = max(text, kept + whole + keys + max(denoising(DENOISE_MAPS), coding(VAE_MAPS)))
+    if fsdp:  # no replacing with FSDP, where ranks must load models together
+        return [placement("resident", max(resident, text + whole + keys), 0)]
+    swap = max(text, kept + whole + keys + denoising(SLICED_MAPS), kept + coding(BY_FRAMES_MAPS))
+    streaming = 2 * sizes.block + denoising(SLICED_MAPS)
+    offload = sizes.outside + max(streaming, coding(BY_FRAMES_MAPS))
+    # Several ranks share the picture's rows, so they need no bands.
+    part = min(1.0, BAND / rows) if ranks == 1 else 1.0
+    tiled = sizes.outside + max(streaming, coding(BY_FRAMES_MAPS, part))
+    in_host = (whole + text if keep_text else max(whole, text)) * ranks
+    return [
+        placement("resident", resident, 0),
+        placement("swap", swap, whole * ranks),
+        placement("offload", offload, in_host),
+        placement("tiled", tiled, in_host),
+    ]
+
+
+def choose(ways: list[Placement], vram: int, ram: int) -> list[Placement]:
+    """The first placement that fits, and those after it as fallbacks. Only the last one if none fits."""
+    first = next((index for index, way in enumerate(ways) if way.fits(vram, ram)), len(ways) - 1)
+    return ways[first:]
+
+
+def out_of_memory(error: BaseException, tried: Placement, segment: SegmentShape) -> str:
+    """A message for the user: which placement ran out of device or host memory, and which settings need less."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    fewer = max(5, (segment.frames // 2) // 4 * 4 + 1)
+    advice = [
+        "a smaller video (preprocess.resolution_area)",
+        f"a smaller clip_len (for instance {fewer})",
+        "vae_dtype: bfloat16 or quantization: fp8",
+        "several GPUs (torchrun), with WAN_ENABLE_FSDP=1 to share the weights as well",
+    ]
+    if tried.name not in STREAMED:
+        advice.insert(0, "placement: offload")
+    return (
+        f"memory ran out with placement {tried.name} ({WAYS[tried.name]}), for segments of "
+        f"{segment.width}x{segment.height}x{segment.frames}: {reason}. Use {', or '.join(advice)}; "
+        "`wan-animate plan` shows what fits"
+    )

@@ -48,7 +48,7 @@ def denoise(task: Task, reporter, is_cancelled) -> None:
 def copy_clip(task: Task, request: Request) -> Result:
     task.output.mkdir(parents=True, exist_ok=True)
     video = task.output / "video.mp4"
-    shutil.copy(task.clips.pose.path, video)
+    shutil.copy(task.clips.driving.path, video)
     with FrameReader(video) as reader:
         write_poster(task.output / "poster.jpg", reader.read([0])[0])
         frames, fps = reader.info.frames, float(reader.info.fps)

@@ -19,11 +19,8 @@ def make_task(job_id: str, folder: Path, settings: GenerateSettings | None = Non
     clips = Clips(
         folder=folder,
         mode="animate",
-        pose=pose,
-        face=face,
+        videos={"src_pose": pose, "src_face": face},
         reference=folder / "src_ref.png",
-        background=None,
-        mask=None,
         sound=Sound(pose.path),
         notices=(),
     )

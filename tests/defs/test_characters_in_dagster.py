@@ -24,7 +24,7 @@ def test_clips_of_all_characters_are_one_asset(data_root, materialize):
     assert (data_root / "clips" / "pair" / "character_2" / "src_mask.mp4").is_file()
 
     clips = check_clips(data_root / "clips" / "pair", "replace")
-    blacked = clips.characters[0].face.path
+    blacked = clips.characters[0].videos["src_face"].path
     info = probe(blacked)
     write_lossless(blacked, [np.zeros((512, 512, 3), np.uint8)] * info.frames, info.fps)
     face = judge(quality_of(clips), CheckSettings())["face"]

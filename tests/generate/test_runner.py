@@ -15,10 +15,11 @@ from wan_orchestration.engine.animator import Animator
 from wan_orchestration.engine.memory.placement import Placement
 from wan_orchestration.engine.models import Models
 from wan_orchestration.engine.parallel.ranks import Ranks
+from wan_orchestration.families.animate.family import enough_frames
 from wan_orchestration.generate import fallback, resume, runner
 from wan_orchestration.generate.fingerprint import fingerprints
 from wan_orchestration.generate.resume import UnfinishedVideo
-from wan_orchestration.generate.segments import Plan, enough_frames
+from wan_orchestration.generate.segments import Plan
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.generate import GenerateSettings

@@ -144,7 +144,7 @@ def test_links(make_job: Make, tmp_path: Path) -> None:
     shutil.move(folder / "src_pose.mp4", tmp_path / "elsewhere.mp4")
     (folder / "src_pose.mp4").symlink_to(tmp_path / "elsewhere.mp4")
     job = Job.open(folder)
-    assert place_clips(job.folder, tmp_path / "placed", "animate").pose.frames == 5
+    assert place_clips(job.folder, tmp_path / "placed", "animate").driving.frames == 5
     assert not (tmp_path / "placed" / "src_pose.mp4").is_symlink()
     (tmp_path / "elsewhere.mp4").unlink()
     with pytest.raises(BadInput, match=r"src_pose\.mp4: a broken link to .*elsewhere\.mp4"):
@@ -273,11 +273,11 @@ def test_fingerprint_of_raw_inputs_covers_keypoints(tmp_path: Path) -> None:
 
 def test_check_clips(make_job: Make) -> None:
     clips = check_clips(make_job(frames=6, face_frames=3), "animate")
-    assert (clips.pose.frames, clips.face.frames, clips.background, clips.mask) == (6, 3, None, None)
+    assert (clips.driving.frames, clips.videos["src_face"].frames, clips.background, clips.mask) == (6, 3, None, None)
     assert clips.notices == ("src_face.mp4: 3 frames, but src_pose.mp4 has 6; it is played forwards and backwards",)
     clips = check_clips(make_job("other", mode="replace"), "replace", refert_num=1)
     assert clips.background is not None
-    assert [info.path.name for info in clips.videos()] == [f"src_{n}.mp4" for n in ("pose", "face", "bg", "mask")]
+    assert [*clips.videos] == ["src_pose", "src_face", "src_bg", "src_mask"]
     assert clips.notices == ()
 
 
@@ -365,7 +365,7 @@ def test_place_clips(make_job: Make, tmp_path: Path) -> None:
     target.mkdir(parents=True)
     (target / "stale.mp4").touch()
     clips = place_clips(job.folder, target, "replace")
-    assert clips.folder == target and clips.pose.path == target / "src_pose.mp4"
+    assert clips.folder == target and clips.driving.path == target / "src_pose.mp4"
     assert sorted(path.name for path in target.iterdir()) == [
         "src_bg.mp4",
         "src_face.mp4",

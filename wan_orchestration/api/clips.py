@@ -12,8 +12,9 @@ from wan_orchestration.api.models import NOT_FOR_CLIENTS, CharacterClips, ClipsC
 from wan_orchestration.api.playable import playable
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.defs.clips.checks import judge
-from wan_orchestration.jobs.clips import CLIPS as CLIP_FILES
-from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, REPLACEMENT_CLIPS, TIMELINE, character_folder
+from wan_orchestration.families.animate.family import CLIPS as CLIP_FILES
+from wan_orchestration.families.animate.family import REPLACEMENT_CLIPS
+from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, TIMELINE, character_folder
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Look, PreprocessResult
 from wan_orchestration.quality.clips_quality import ClipsQuality, why_blocked

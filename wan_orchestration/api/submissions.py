@@ -238,7 +238,7 @@ class Submissions:
                     self._check_size(path)
             if job.kind == "clips":
                 clips = check_clips(job.folder, settings.mode, settings.refert_num)
-                videos = clips.videos()
+                videos = list(clips.videos.values())
             else:
                 for path in job.inputs.values():
                     if path.suffix[1:].lower() in PICTURE_SUFFIXES:

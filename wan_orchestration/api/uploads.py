@@ -20,9 +20,9 @@ from wan_orchestration.api.models import Upload
 from wan_orchestration.api.paths import without_paths
 from wan_orchestration.api.problems import FieldProblem, Problem
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.animate.family import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.files import remove
 from wan_orchestration.formats import A_PICTURE, A_VIDEO, recognise
-from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.folder import JOB_FILE
 from wan_orchestration.jobs.inputs import RAW
 from wan_orchestration.settings.characters import MOST_CHARACTERS

@@ -62,7 +62,7 @@ class JobFolders(dg.ConfigurableResource):
     def clips(self, key: str, mode: Mode, refert_num: int = 1) -> Clips:
         """The checked clips in DATA_ROOT/clips/<key>. BadInput as for `check_clips`."""
         known = self._clips.get(key)
-        if known is None or known.mode != mode or known.pose.frames <= refert_num:
+        if known is None or known.mode != mode or known.driving.frames <= refert_num:
             known = self.remember(key, check_clips(environment().clips_root / key, mode, refert_num))
         return known
 

@@ -48,13 +48,13 @@ def with_fallback(
     Raises:
         torch.OutOfMemoryError: no placement is left to try, the ranks cannot retry, or finished segments would be lost.
     """
-    ranks, job_id, pose = maker.ranks, plan.task.job_id, plan.task.clips.pose
+    ranks, job_id, clips = maker.ranks, plan.task.job_id, plan.task.clips
     began_with_seams = unfinished.fingerprint == fingerprints.get(True)
     held = maker.models.host_memory * ranks.size if maker.models else 0
     ways = placements_for(plan, ranks, maker.fsdp, began_with_seams, networks, held)
     while True:
         way = ways[0]
-        fingerprint = fingerprints[has_seams(way.name, pose.height, ranks.size)]
+        fingerprint = fingerprints[has_seams(way.name, clips.height, ranks.size)]
         if fingerprint != unfinished.fingerprint:
             _restart(plan, unfinished, fingerprint, log)
         plan = replace(
@@ -78,7 +78,7 @@ def with_fallback(
                 return
             freed = ranks.usable and networks is not None and networks.free()
             if not freed and (len(ways) == 1 or not ranks.usable):
-                shape = SegmentShape(pose.height, pose.width, plan.task.settings.clip_len)
+                shape = SegmentShape(clips.height, clips.width, plan.task.settings.clip_len)
                 raise torch.OutOfMemoryError(out_of_memory(error, way, shape)) from error
         if not freed:
             ways = ways[1:]
@@ -97,17 +97,17 @@ def placements_for(
     placements without seams are tried first, even if only `tiled` is expected to fit. The models of an earlier task
     hold `held` bytes of host memory, which this task may use.
     """
-    settings, pose = plan.task.settings, plan.task.clips.pose
+    settings, clips = plan.task.settings, plan.task.clips
     device, dtype = pick_device(settings, ranks)
     wanted = "tiled" if settings.placement == "auto" and seams else settings.placement
     if device.type == "cpu":
         return [Placement("resident" if wanted == "auto" or fsdp else wanted)]
-    shape = SegmentShape(pose.height, pose.width, settings.clip_len, guided=settings.guided)
+    shape = SegmentShape(clips.height, clips.width, settings.clip_len, guided=settings.guided)
     found = sizes(plan.snapshot, dtype, settings.quantization != "off", getattr(torch, settings.vae_dtype))
     ways = placements(found, shape, ranks.size, fsdp, keep_text=not settings.offload_model)
     if wanted != "auto":
         return [way for way in ways if way.name == wanted] or ways[:1]
-    alike = [way for way in ways if not (plan.first and has_seams(way.name, pose.height, ranks.size))]
+    alike = [way for way in ways if not (plan.first and has_seams(way.name, clips.height, ranks.size))]
     return choose(alike, *_memory_for(alike, device, networks or Networks(), held)) + ways[len(alike) :]
 
 

@@ -34,7 +34,7 @@ def fingerprints(
     names: list[Name] = list(WAYS) if settings.placement == "auto" else [settings.placement]
     files = [clips.reference, *(lora.file for lora in loras)]
     files += [lora.config for lora in loras if lora.config]
-    files += [info.path for info in clips.videos()]
+    files += [info.path for info in clips.videos.values()]
     facts = task.decisive() | {
         "dtype": str(dtype),
         "tf32": wants_tf32(settings, device, dtype),
@@ -46,5 +46,5 @@ def fingerprints(
     facts |= ({"before": before} if before else {}) | ({"lossless": True} if lossless else {})
     return {
         seams: hashlib.sha256(json.dumps(facts | {"tiled": seams}, sort_keys=True).encode()).hexdigest()
-        for seams in sorted({has_seams(name, clips.pose.height, ranks) for name in names})
+        for seams in sorted({has_seams(name, clips.height, ranks) for name in names})
     }

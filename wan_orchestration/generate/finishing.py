@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def join(task: Task, unfinished: UnfinishedVideo) -> dict[str, Any]:
     """Write the video, its poster and, if the task asks, the unquantised frames. Returns fields of the result."""
     path, clips = task.output / "video.mp4", task.clips
-    if lost := concatenate(unfinished.files(), path, clips.sound, clips.pose.start):
+    if lost := concatenate(unfinished.files(), path, clips.sound, clips.driving.start):
         log.warning(lost)
     with FrameReader(path) as reader:
         info = reader.info

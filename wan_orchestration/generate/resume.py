@@ -72,7 +72,7 @@ class UnfinishedVideo:
         self.folder = self._work / f"character_{character}" if character else self._work
         self.resumed = 0
         """Segments that an earlier run finished and this run keeps."""
-        self._fps, self._steps = task.clips.pose.fps, task.settings.sampling_steps
+        self._fps, self._steps = task.clips.driving.fps, task.settings.sampling_steps
         self._locks, self._opened = character < 2, False
         self._lock: int | None = None
         self._state = _State()

@@ -225,7 +225,7 @@ class Runner:
         for one in passes:
             allowed.append(allow(one))
             one.unfinished.open(*allowed[-1].values())
-        count, done = task.settings.segments(task.clips.pose.frames), len(passes.segments)
+        count, done = task.settings.segments(task.clips.driving.frames), len(passes.segments)
         plan = Plan(self.snapshot, task, loras, done, count, passes=len(passes))
         if done:
             self.reporter.log(f"{task.job_id}: resumes after segment {done} of {plan.total}")

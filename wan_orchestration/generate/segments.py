@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from wan_orchestration.engine.memory.placement import Name
 from wan_orchestration.engine.models import Models
 from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.errors import Cancelled
+from wan_orchestration.families.family import Span
 from wan_orchestration.host_memory import limit_fragmentation
 from wan_orchestration.protocol.messages import SegmentFacts, Task
 from wan_orchestration.stopwatch import Phase, Stopwatch, since
@@ -55,6 +56,11 @@ class Plan:
     pass_number: int = 0
     """Which of the task's passes this is, from 0; see `generate/passes.py`."""
     passes: int = 1
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The frames of each segment of a pass."""
+        return self.task.settings.spans(self.task.clips.driving.frames)
 
     @property
     def before(self) -> int:
@@ -103,6 +109,9 @@ class Segment:
     """What the next segment builds on if this take is kept."""
     facts: SegmentFacts
 
+
+_ROLES = {"src_bg": "background"}
+"""Fields of `SegmentInput` whose names differ from the clip's."""
 
 Receive = Callable[[Segment], Kept | None]
 """Receives a take on rank 0. Returns what the next segments build on, or None: make the segment again."""
@@ -155,10 +164,10 @@ class SegmentMaker:
             raise
 
     def _make(self, plan: Plan, guide: np.ndarray | None, on_step: OnSegmentStep, receive: Receive) -> None:
-        settings, pose = plan.task.settings, plan.task.clips.pose
+        settings, clips = plan.task.settings, plan.task.clips
         before = self.stopwatch.read()
         animator, execution = self._prepare(plan)
-        guide_shape = (3, settings.refert_num, pose.height, pose.width)
+        guide_shape = (3, settings.refert_num, clips.height, clips.width)
         kept = Kept(self._share_guide(guide, guide_shape), plan.colours) if plan.first else None
         with _input_reader(plan) as start_reading:
             coming = start_reading(plan.first)
@@ -194,7 +203,7 @@ class SegmentMaker:
         With `inputs`, the video keeps their background. Returns the new frames, and what the next segment builds on if
         this take is kept.
         """
-        settings = plan.task.settings
+        settings, span = plan.task.settings, plan.spans[index]
         colours = before and before.colours
         if settings.color_match == "lab":
             with self.stopwatch.during("decoding"):
@@ -208,8 +217,7 @@ class SegmentMaker:
             with self.stopwatch.during("decoding"):
                 video = keep_background(video, inputs.background, inputs.mask)
         guide = video[:, -settings.refert_num :].cpu()
-        repeated = settings.refert_num if index else 0
-        return video[:, repeated : plan.task.clips.pose.frames - index * settings.stride], Kept(guide, colours)
+        return video[:, span.repeated : plan.task.clips.driving.frames - span.start], Kept(guide, colours)
 
     def _decide(self, plan: Plan, segment: Segment, receive: Receive) -> Kept | None:
         """What the next segments build on, on all ranks. None: the segment is made again."""
@@ -239,7 +247,7 @@ class SegmentMaker:
         device, _ = pick_device(settings, self.ranks)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        models, size = self._models_for(plan), (clips.pose.height, clips.pose.width)
+        models, size = self._models_for(plan), (clips.height, clips.width)
         animator = Animator(models, settings, read_image(clips.reference), *size, plan.loras, plan.count - plan.first)
         self.execution = Execution(animator.attention, plan.placement, models.tf32)
         animator.skip(plan.first + (1 if plan.first_take else 0))
@@ -291,11 +299,6 @@ class SegmentMaker:
         return self.models
 
 
-def enough_frames(wanted: int) -> int:
-    """The smallest length of a segment, 4n+1 and at least 5, that holds this many frames."""
-    return max(5, -(-(wanted - 1) // 4) * 4 + 1)
-
-
 def seed_of(seed: int, segment: int, take: int) -> int:
     """The seed of a take's noise. Take 0 has the job's: its noise is the next part of the sequence."""
     if take == 0:
@@ -315,18 +318,19 @@ def _facts(plan: Plan, frames: int, spent: dict[Phase, float]) -> SegmentFacts:
 @contextmanager
 def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"]]:
     """Yields a function that takes a segment's index and reads its input frames in a thread."""
-    clips, settings = plan.task.clips, plan.task.settings
-    infos = {"pose": clips.pose, "face": clips.face, "background": clips.background, "mask": clips.mask}
+    clips = plan.task.clips
     with ExitStack() as stack:
-        readers = {name: stack.enter_context(FrameReader(info.path)) for name, info in infos.items() if info}
+        readers = {
+            _ROLES.get(name, name.removeprefix("src_")): stack.enter_context(FrameReader(info.path))
+            for name, info in clips.videos.items()
+        }
         thread = stack.enter_context(ThreadPoolExecutor(1))
 
         def read(index: int) -> SegmentInput:
-            start, length = index * settings.stride, settings.clip_len
-            if settings.trim_last_clip and index == plan.count - 1:
-                length = min(length, enough_frames(clips.pose.frames - start))
+            span = plan.spans[index]
             frames = {
-                name: reader.read(pingpong(reader.info.frames, start, length)) for name, reader in readers.items()
+                name: reader.read(pingpong(reader.info.frames, span.start, span.length))
+                for name, reader in readers.items()
             }
             if plan.pass_number:
                 # The background is the video of the pass before, which still shows the person.

@@ -120,7 +120,8 @@ class TakeKeeper:
     ) -> tuple[Take, str | None]:
         """A take with its measures, and the error if they could not be taken: the segment itself is complete."""
         task = self.plan.task
-        start = segment.index * task.settings.stride + (task.settings.refert_num if segment.index else 0)
+        span = self.plan.spans[segment.index]
+        start = span.start + span.repeated
         nothing, trouble = SegmentMeasures(finite=finite), None
         earlier = [one.kept.measures if one.kept else SegmentMeasures(finite=True) for one in self.unfinished.segments]
         try:
@@ -132,7 +133,7 @@ class TakeKeeper:
             seed=segment.seed,
             seconds=segment.facts.seconds,
             measures=measures,
-            misses=misses(measures, task.checks, float(task.clips.pose.fps)),
+            misses=misses(measures, task.checks, float(task.clips.driving.fps)),
         )
         return take, trouble
 

@@ -97,7 +97,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
         seconds: the stopwatch's reading at the start of the task.
         reporter: receives the progress.
     """
-    settings, pose, ranks = plan.task.settings, plan.task.clips.pose, maker.ranks
+    settings, clips, ranks = plan.task.settings, plan.task.clips, maker.ranks
     device, dtype = pick_device(settings, ranks)
     cache, held = maker.cache_root, maker.models
     file = cache and rates_file(cache, plan.snapshot.fingerprint)
@@ -105,7 +105,7 @@ def ticking(plan: Plan, maker: SegmentMaker, seconds: Mapping[Phase, float], rep
     rates = (file and read_rates(file, name)) or Rates.guess(plan.snapshot.bytes, device.type == "cuda")
     estimate = Estimate(
         rates,
-        size=pose.height * pose.width * settings.clip_len / 1e6,
+        size=clips.height * clips.width * settings.clip_len / 1e6,
         segments=plan.total,
         first=plan.first,
         steps=settings.sampling_steps,

@@ -10,13 +10,12 @@ from itertools import count, takewhile
 from pathlib import Path
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.animate.family import ANIMATE, REPLACEMENT_CLIPS
+from wan_orchestration.families.choose import family_of
+from wan_orchestration.families.family import Family
 from wan_orchestration.files import check_file, replacing, sha256
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.video.info import Sound, VideoInfo
-
-CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
-
-REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
 
 JOINTS = "src_pose.npz"
 """The joints drawn in `src_pose.mp4`, written by preprocessing: `body` (T, 20, 3) float32: x, y in px, confidence."""
@@ -43,9 +42,19 @@ REFERENCE_MIN = 16
 """Shortest side of `src_ref.png`, px."""
 
 
-def clip_names(mode: Mode) -> dict[str, str]:
-    """File names of the clips that a mode needs, by name of the input."""
-    return CLIPS | REPLACEMENT_CLIPS if mode == "replace" else CLIPS
+@dataclass(frozen=True)
+class Canvas:
+    """The generated frames of a family that fits the picture into them with bars, px. The video shows the picture."""
+
+    area: int
+    """Pixels that were asked for, `PreprocessSettings.resolution_area`."""
+    height: int
+    width: int
+    top: int
+    """The first row of the picture."""
+    left: int
+    picture_height: int
+    picture_width: int
 
 
 @dataclass(frozen=True)
@@ -54,27 +63,52 @@ class Clips:
 
     folder: Path
     mode: Mode
-    pose: VideoInfo
-    face: VideoInfo
+    videos: dict[str, VideoInfo]
+    """By their names in `Family.clips`."""
     reference: Path
-    background: VideoInfo | None
-    mask: VideoInfo | None
     sound: Sound
-    """The sound of the pose clip, which the video gets."""
+    """The sound of the driving clip, which the video gets."""
     notices: tuple[str, ...]
     """What a user should know about the clips, in words."""
     characters: tuple["Clips", ...] = ()
     """Clips of further characters, who replace other people in the same driving video, in the order of replacing."""
+    model: str = "animate"
+    """The family that they are for."""
+    canvas: Canvas | None = None
+    """None: the generated frames have the size of the driving clip."""
 
-    def videos(self) -> list[VideoInfo]:
-        """The clips, without the reference picture."""
-        return [info for info in (self.pose, self.face, self.background, self.mask) if info is not None]
+    @property
+    def family(self) -> Family:
+        return family_of(self.model)
+
+    @property
+    def driving(self) -> VideoInfo:
+        """The clip that shows the motion, as skeletons or as it is. It sets the video's length, rate and sound."""
+        return self.videos[self.family.driving]
+
+    @property
+    def background(self) -> VideoInfo | None:
+        return self.videos.get("src_bg")
+
+    @property
+    def mask(self) -> VideoInfo | None:
+        return self.videos.get("src_mask")
+
+    @property
+    def height(self) -> int:
+        """Of the generated frames, px."""
+        return self.canvas.height if self.canvas else self.driving.height
+
+    @property
+    def width(self) -> int:
+        """Of the generated frames, px."""
+        return self.canvas.width if self.canvas else self.driving.width
 
     @cached_property
     def version(self) -> str:
         """SHA-256 over the files' names and contents. If equal clips are made again, the video stays up to date."""
         digest = hashlib.sha256()
-        for name in sorted(clip_names(self.mode).values()):
+        for name in sorted(self.family.clips(self.mode).values()):
             digest.update(f"{name}\0{sha256(self.folder / name)}\n".encode())
         for one in self.characters:
             digest.update(f"{one.folder.name}\0{one.version}\n".encode())
@@ -89,11 +123,8 @@ class Clips:
         return replace(
             self,
             folder=folder,
-            pose=moved(self.pose),
-            face=moved(self.face),
+            videos={name: moved(info) for name, info in self.videos.items()},
             reference=folder / self.reference.name,
-            background=self.background and moved(self.background),
-            mask=self.mask and moved(self.mask),
             sound=replace(self.sound, path=folder / self.sound.path.name),
             characters=tuple(one.at(folder / one.folder.name) for one in self.characters),
         )
@@ -130,11 +161,8 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
     return Clips(
         folder=Path(folder),
         mode=mode,
-        pose=pose,
-        face=face,
+        videos=videos,
         reference=paths["src_ref"],
-        background=videos.get("src_bg"),
-        mask=videos.get("src_mask"),
         sound=sound,
         notices=(*notices, *sound.notices),
         characters=tuple(check_clips(one, mode, refert_num) for one in _further(Path(folder)))
@@ -156,11 +184,11 @@ def _further(folder: Path) -> Iterator[Path]:
 
 def _find_clips(folder: Path, mode: Mode) -> dict[str, Path]:
     """The clips that a mode needs, by name of the input. BadInput: one is missing or not a plain file."""
-    paths = {name: folder / file for name, file in clip_names(mode).items()}
+    paths = {name: folder / file for name, file in ANIMATE.clips(mode).items()}
     missing = [path.name for path in paths.values() if not os.path.lexists(path)]
     if missing:
         raise BadInput(
-            f"{folder}: missing {', '.join(missing)}; mode {mode} needs {', '.join(clip_names(mode).values())}"
+            f"{folder}: missing {', '.join(missing)}; mode {mode} needs {', '.join(ANIMATE.clips(mode).values())}"
         )
     for path in paths.values():
         check_file(path)
@@ -223,11 +251,11 @@ def place_clips(source: Path, target: Path, mode: Mode, refert_num: int = 1) -> 
 
     # Ready clips are those of one character.
     clips = replace(check_clips(source, mode, refert_num), characters=())
-    for info in clips.videos():
+    for info in clips.videos.values():
         with FrameReader(info.path) as reader:
             reader.verify()
     with replacing(target) as part:
         part.mkdir()
-        for file in clip_names(mode).values():
+        for file in ANIMATE.clips(mode).values():
             shutil.copyfile(source / file, part / file)
     return clips.at(target)

@@ -20,8 +20,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wan_orchestration.errors import BadInput, unknown_key, validate
+from wan_orchestration.families.animate.family import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.files import check_file, sha256
-from wan_orchestration.jobs.clips import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.jobs.inputs import EXPECTED, RAW, find_inputs
 from wan_orchestration.settings.characters import MOST_CHARACTERS, Character, check_characters
 from wan_orchestration.settings.checks import CheckSettings

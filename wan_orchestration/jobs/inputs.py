@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.animate.family import CLIPS, clip_names
 from wan_orchestration.files import check_file
 from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, recognise
-from wan_orchestration.jobs.clips import CLIPS, clip_names
 from wan_orchestration.settings.characters import Character
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.settings.preprocess import PreprocessSettings

@@ -64,7 +64,7 @@ class ClipsQuality(BaseModel):
 def quality_of(clips: Clips) -> ClipsQuality:
     """The measures of clips. Measures them if that was not done before. BadInput: a clip cannot be decoded."""
     known = ClipsQuality.read(clips.folder)
-    if known is not None and known.frames.keys() == {info.path.name for info in clips.videos()}:
+    if known is not None and known.frames.keys() == {info.path.name for info in clips.videos.values()}:
         return known
     measured = measure_clips(clips)
     with replacing(clips.folder / MEASURES) as part:
@@ -105,22 +105,22 @@ def measure_clips(clips: Clips) -> ClipsQuality:
 
 
 def _measure(clips: Clips) -> ClipsQuality:
-    files = [info.path.name for info in clips.videos()]
+    files = [info.path.name for info in clips.videos.values()]
     stamps = _stamps(clips.folder, [*files, JOINTS] if (clips.folder / JOINTS).is_file() else files)
-    centres = [_centre(frame) for frame in iter_frames(clips.pose.path)]
+    centres = [_centre(frame) for frame in iter_frames(clips.driving.path)]
     steps = [
-        0.0 if one is None or other is None else float(np.linalg.norm(other - one)) / clips.pose.height
+        0.0 if one is None or other is None else float(np.linalg.norm(other - one)) / clips.driving.height
         for one, other in pairwise(centres)
     ]
     worst = int(np.argmax(steps)) + 1 if steps and max(steps) > 0 else None
-    faces = [frame.std() >= FACE_DEVIATION for frame in iter_frames(clips.face.path)]
+    faces = [frame.std() >= FACE_DEVIATION for frame in iter_frames(clips.videos["src_face"].path)]
     masks = [frame.max() > MASKED for frame in iter_frames(clips.mask.path)] if clips.mask else None
     return ClipsQuality(
         stamps=stamps,
-        frames={info.path.name: info.frames for info in clips.videos()},
-        fps=float(clips.pose.fps),
-        width=clips.pose.width,
-        height=clips.pose.height,
+        frames={info.path.name: info.frames for info in clips.videos.values()},
+        fps=float(clips.driving.fps),
+        width=clips.driving.width,
+        height=clips.driving.height,
         skeleton=round(float(np.mean([centre is not None for centre in centres])), 4),
         face=round(float(np.mean(faces)), 4),
         largest_jump=round(max(steps, default=0.0), 4),

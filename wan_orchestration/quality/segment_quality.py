@@ -101,7 +101,7 @@ class SegmentMeter:
         """The measures of all frames, and the person in those that are compared with the reference picture."""
         found = FrameMeasures([len(frames)] if before is None else [1, len(frames)])
         subjects = []
-        with FrameReader(self.clips.pose.path) as reader:
+        with FrameReader(self.clips.driving.path) as reader:
             if before is not None:
                 found.add(before, reader.read([start - 1])[0])
             for index, frame in enumerate(frames):

@@ -33,9 +33,9 @@ def contact_sheet(clips: Clips) -> np.ndarray:
     Raises:
         BadInput: a clip cannot be decoded.
     """
-    places = np.linspace(0, clips.pose.frames - 1, min(SHOWN, clips.pose.frames)).round().astype(int)
+    places = np.linspace(0, clips.driving.frames - 1, min(SHOWN, clips.driving.frames)).round().astype(int)
     rows = []
-    for info in clips.videos():
+    for info in clips.videos.values():
         with FrameReader(info.path) as reader:
             rows.append(reader.read([min(place, info.frames - 1) for place in places.tolist()]))
     tiles = [strip(pictures) for pictures in zip(*rows, strict=True)]

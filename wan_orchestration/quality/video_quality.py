@@ -75,7 +75,7 @@ def measure(
     measures, samples, strips = FrameMeasures(lengths), [[] for _ in people], []
     sampled, shown = evenly_spaced(sum(lengths), SAMPLES), evenly_spaced(sum(lengths), FRAMES)
     with ExitStack() as stack:
-        readers = [stack.enter_context(FrameReader(one.pose.path)) for one in people]
+        readers = [stack.enter_context(FrameReader(one.driving.path)) for one in people]
         for index, frame in enumerate(iter_frames(video)):
             poses = [reader.read([min(index, reader.info.frames - 1)])[0] for reader in readers]
             measures.add(frame, poses[0])
@@ -84,7 +84,7 @@ def measure(
                     own.append(VideoSample(index, frame, pose))
             if index in shown:
                 strips.append(strip([*references, poses[0], frame]))
-    write_preview(preview, strips, clips.pose.duration)
+    write_preview(preview, strips, clips.driving.duration)
     seam, seam_frame = measures.seam()
     quality = Quality(
         frozen_frames=measures.frozen,

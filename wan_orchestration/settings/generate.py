@@ -1,27 +1,25 @@
 """Settings of generation: the `generate` block of `job.yaml`, the launchpad, the API's fields and the flags."""
 
-import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from wan_orchestration.families.choose import family_of
+from wan_orchestration.families.family import Family, Span
+
 PROMPT = "视频中的人在做动作"
+
+PROMPT_REF = "人物动作的参考视频"
 
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部"
     "，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "balanced": {"step_cache": 2, "trim_last_clip": True},
-    "fast": {"sampling_steps": 6, "shift": 5.0, "sample_solver": "unipc", "trim_last_clip": True},
-    "draft": {"sampling_steps": 6, "sample_solver": "unipc", "step_cache": 2, "trim_last_clip": True},
-}
-"""The fields that each value of `GenerateSettings.preset` fills."""
-
 LATER_FIELDS = ("pose_strength", "face_strength", "retakes")
 """Fields that `decisive()` leaves out at their defaults, so that an update of this program makes no video stale."""
+
+Model = Literal["auto", "animate", "animate-2"]
 
 Mode = Literal["animate", "replace"]
 
@@ -34,8 +32,19 @@ class GenerateSettings(BaseModel):
     When a job is read, `WAN_DEFAULT_<FIELD>` variables fill the fields that it leaves out.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
+    model: Model = Field(
+        default="auto",
+        description="Model family. animate: Wan2.2-Animate, which sees the motion as a skeleton and a face; "
+        "animate-2: Wan-Animate-2, which sees the driving video itself. auto: that of the configured weights; "
+        "animate for ready clips and for mode replace.",
+    )
+    variant: Literal["distilled", "base"] = Field(
+        default="distilled",
+        description="Checkpoint of animate-2. distilled: 10 steps without guidance; base: 40 steps with guidance 3, "
+        "about 8 times as slow.",
+    )
     mode: Mode = Field(
         default="animate",
         description="animate: the character in the picture performs the motion; "
@@ -45,7 +54,7 @@ class GenerateSettings(BaseModel):
     refert_num: Literal[1, 5] = Field(default=1, description="Last frames of a segment that guide the next segment.")
     sampling_steps: int = Field(default=20, ge=1, le=1000, description="Denoising steps per segment.")
     shift: float = Field(default=5.0, gt=0, description="Shift of the flow-matching noise schedule.")
-    sample_solver: Literal["dpm++", "unipc"] = Field(default="dpm++", description="ODE solver.")
+    sample_solver: Literal["dpm++", "unipc", "euler"] = Field(default="dpm++", description="ODE solver.")
     guide_scale: float = Field(
         default=1.0,
         ge=0,
@@ -63,9 +72,21 @@ class GenerateSettings(BaseModel):
         le=2,
         description="Scale of what the face adapters add. 1: as the model was trained; 0: the face has no effect.",
     )
-    prompt: str = Field(default=PROMPT, description="What the video shows.")
+    prompt: str = Field(
+        default=PROMPT,
+        description="What the video shows. For animate-2 describe the character and the background, not the motion.",
+    )
+    prompt_ref: str = Field(
+        default=PROMPT_REF, description="What the driving video shows, for animate-2; the published prompt by default."
+    )
     negative_prompt: str = Field(
         default=NEGATIVE_PROMPT, description="What guidance steers away from; unused if guide_scale is at most 1."
+    )
+    empty_slots: Literal["published", "none"] = Field(
+        default="published",
+        description="What animate-2 does with the places that a segment leaves empty in its window: frames smaller "
+        "than resolution_area, a short last segment. published: they take part in the attention as zeros; none: they "
+        "do not.",
     )
     cfg_parallel: bool = Field(
         default=False,
@@ -114,6 +135,16 @@ class GenerateSettings(BaseModel):
         default="float32",
         description="Precision of the VAE; bfloat16: half the memory and time, slightly visible.",
     )
+    driving_cache: Literal["auto", "device", "inputs", "host", "host-inputs"] = Field(
+        default="auto",
+        description="Where animate-2 keeps what it has computed of a segment's driving frames. device: keys and values "
+        "on the device; inputs: the inputs of each block, half the memory, from which it computes keys and values "
+        "again; host, host-inputs: the same in host memory. auto: the fastest that fits.",
+    )
+    driving_cache_fp8: bool = Field(
+        default=False,
+        description="Keep the keys and values of animate-2's driving frames in 8 bits: half the memory, less exact.",
+    )
     step_cache: int = Field(
         default=0,
         ge=0,
@@ -130,7 +161,8 @@ class GenerateSettings(BaseModel):
         default="exact",
         description="Default values of sampling_steps, shift, sample_solver, step_cache and trim_last_clip. exact: "
         "those of each field; balanced: step_cache 2; fast: 6 steps, for a step-distilled LoRA given as lora; draft: "
-        "6 steps without such a LoRA, for a first look. All but exact set trim_last_clip.",
+        "6 steps without such a LoRA, for a first look. All but exact set trim_last_clip. Of animate-2: fast has 6 "
+        "steps (base: 20), draft the same and step_cache 2 (base: 3).",
     )
     color_match: Literal["off", "auto", "lab"] = Field(
         default="off",
@@ -161,13 +193,25 @@ class GenerateSettings(BaseModel):
         return self.guide_scale > 1
 
     @property
-    def stride(self) -> int:
-        """Frames from the start of one segment to the start of the next."""
-        return self.clip_len - self.refert_num
+    def family(self) -> Family:
+        """The model family; the first one as long as `model` is "auto"."""
+        return family_of(self.model)
+
+    def spans(self, frames: int) -> list[Span]:
+        """The segments of a video of this many frames."""
+        return self.family.spans(self, frames)
 
     def segments(self, frames: int) -> int:
-        """Number of segments of a video of this many frames. Each after the first repeats refert_num frames."""
-        return max(1, math.ceil((frames - self.refert_num) / self.stride))
+        """Number of segments of a video of this many frames."""
+        return len(self.spans(frames))
+
+    def of_model(self, model: str) -> "GenerateSettings":
+        """The same settings for a model family. Fields that were left out get its defaults.
+
+        ValueError (ValidationError): a field has a value that does not apply to this family.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return GenerateSettings.model_validate(given | {"model": model})
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what a video shows, as JSON.
@@ -176,10 +220,12 @@ class GenerateSettings(BaseModel):
         (guidance that is off), or if it changes only the order or the place of the computation (attention kernel,
         compilation, device, placement), which changes a video by rounding only. Two values of such settings are
         included all the same: `sage`, which computes attention in 8 bits, and `tiled`, which leaves seams.
+        Fields that do not apply to the family are left out, and `model`, which the snapshot's fingerprint implies.
         `LATER_FIELDS` are left out at their defaults.
         """
         exclude = {"attention", "cfg_parallel", "compile", "device", "offload_model", "placement", "preset"}
         exclude |= {"tiled_fallback"} | (set() if self.guided else {"guide_scale", "negative_prompt"})
+        exclude |= {"model", "driving_cache", *self.family.foreign}
         exclude |= {name for name in LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
         others = {"sage": self.attention == "sage", "tiled": self.placement == "tiled"}
         return self.model_dump(mode="json", exclude=exclude) | others
@@ -199,10 +245,21 @@ class GenerateSettings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _fill_preset(self) -> "GenerateSettings":
-        for name, value in PRESETS[self.preset].items():
-            if name not in self.model_fields_set:
-                setattr(self, name, value)
+    def _fill(self) -> "GenerateSettings":
+        """Give fields that were left out the defaults of the family, the variant and the preset."""
+        family, given = self.family, self.model_fields_set
+        variant = family.variant(self.variant)
+        values = {**family.defaults[variant], **family.presets[variant][self.preset]}
+        # Not by assignment, which would count them as given.
+        vars(self).update({name: value for name, value in values.items() if name not in given})
+        return self
+
+    @model_validator(mode="after")
+    def _all_apply(self) -> "GenerateSettings":
+        for name in sorted(self.family.foreign & self.model_fields_set) if self.model != "auto" else ():
+            found, default = getattr(self, name), type(self).model_fields[name].default
+            if found != default:
+                raise ValueError(f"{name}: found {found!r}, but it does not apply to model {self.model}; leave it out")
         return self
 
     @model_validator(mode="after")

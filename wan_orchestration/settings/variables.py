@@ -31,7 +31,7 @@ def with_variables(model: type[Settings], given: Mapping[str, Any], name: Callab
     See `validate` for `name` and BadInput.
     """
     with_environment = GenerateVariables if issubclass(model, GenerateSettings) else PreprocessVariables
-    return model.model_validate(validate(with_environment, given, name).model_dump())
+    return model.model_validate(validate(with_environment, given, name).model_dump(exclude_unset=True))
 
 
 def variables_model(model: type[BaseModel], prefix: str, exclude: set[str]) -> type[BaseSettings]:

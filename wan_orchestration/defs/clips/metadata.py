@@ -14,10 +14,10 @@ def clips_metadata(clips: Clips) -> dict[str, Any]:
     """Properties of any clips."""
     return {
         "mode": clips.mode,
-        "frames": clips.pose.frames,
-        "fps": float(clips.pose.fps),
-        "size": f"{clips.pose.width}x{clips.pose.height}",
-        "duration": clips.pose.duration,
+        "frames": clips.driving.frames,
+        "fps": float(clips.driving.fps),
+        "size": f"{clips.driving.width}x{clips.driving.height}",
+        "duration": clips.driving.duration,
         "audio": clips.sound.track is not None,
         "path": dg.MetadataValue.path(clips.folder),
     }

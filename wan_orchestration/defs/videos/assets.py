@@ -170,7 +170,7 @@ def _finished(
         metadata=video_metadata(result),
         tags=video_tags(context.instance, job_folders.version(task.job_id), version, clips, snapshot.fingerprint),
     )
-    yield from checks.evaluations(job_folders.open(task.job_id), task.clips.pose, result)
+    yield from checks.evaluations(job_folders.open(task.job_id), task.clips.driving, result)
 
 
 def video_version(task: Task, snapshot: Snapshot) -> str:

@@ -45,7 +45,7 @@ def video_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
         limits = job_folders.open(key).check_settings()
     except BadInput:  # the job's folder is gone
         limits = validate(CheckSettings, {})
-    results = inspect(folder / "video.mp4", job_folders.clips(key, mode).pose) | judge(result, limits)
+    results = inspect(folder / "video.mp4", job_folders.clips(key, mode).driving) | judge(result, limits)
     yield from asset_checks.of_step(VIDEO, results, CHECKS)
 
 

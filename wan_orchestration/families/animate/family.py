@@ -1,0 +1,103 @@
+"""What Wan2.2-Animate says of itself, without model code."""
+
+import math
+
+from wan_orchestration.families.family import Family, Layout, SegmentSettings, Span
+
+CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
+
+REPLACEMENT_CLIPS = {"src_bg": "src_bg.mp4", "src_mask": "src_mask.mp4"}
+
+
+def spans(settings: SegmentSettings, frames: int) -> list[Span]:
+    """Segments of clip_len frames. Each after the first repeats refert_num frames; the last one may be shorter."""
+    stride = settings.clip_len - settings.refert_num
+    count = max(1, math.ceil((frames - settings.refert_num) / stride))
+    found = [Span(index * stride, settings.clip_len, settings.refert_num if index else 0) for index in range(count)]
+    if settings.trim_last_clip:
+        last = found[-1]
+        found[-1] = last._replace(length=min(last.length, enough_frames(frames - last.start)))
+    return found
+
+
+def enough_frames(wanted: int) -> int:
+    """The smallest length of a segment, 4n+1 and at least 5, that holds this many frames."""
+    return max(5, -(-(wanted - 1) // 4) * 4 + 1)
+
+
+def clip_names(mode: str) -> dict[str, str]:
+    """File names of the clips that a mode needs, by name of the input."""
+    return CLIPS | REPLACEMENT_CLIPS if mode == "replace" else CLIPS
+
+
+_TRANSFORMER = "diffusion_pytorch_model"
+_TOKENIZER = "google/umt5-xxl"
+_VAE = "Wan2.1_VAE.pth"
+_TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16.pth"
+_IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+
+ANIMATE = Family(
+    name="animate",
+    title="Wan2.2-Animate",
+    folder="animate",
+    variants=("only",),
+    defaults={"only": {}},
+    presets={
+        "only": {
+            "exact": {},
+            "balanced": {"step_cache": 2, "trim_last_clip": True},
+            "fast": {"sampling_steps": 6, "shift": 5.0, "sample_solver": "unipc", "trim_last_clip": True},
+            "draft": {"sampling_steps": 6, "sample_solver": "unipc", "step_cache": 2, "trim_last_clip": True},
+        }
+    },
+    foreign=frozenset({"variant", "prompt_ref", "empty_slots", "driving_cache", "driving_cache_fp8"}),
+    foreign_preprocess=frozenset(),
+    fps=None,
+    spans=spans,
+    clips=clip_names,
+    driving="src_pose",
+    ready_clips=True,
+    repositories={"only": ("Wan-AI/Wan2.2-Animate-14B",)},
+    layouts={
+        # Not read: xlm-roberta-large, process_checkpoint/FLUX.1-Kontext-dev, scheduler, pictures.
+        "original": Layout(
+            needed={
+                "only": (
+                    "config.json",
+                    f"{_TRANSFORMER}*.safetensors",
+                    f"{_TRANSFORMER}.safetensors.index.json",
+                    _VAE,
+                    _TEXT_ENCODER,
+                    _IMAGE_ENCODER,
+                    f"{_TOKENIZER}/*",
+                )
+            },
+            vae=_VAE,
+            text_encoder=_TEXT_ENCODER,
+            image_encoder=_IMAGE_ENCODER,
+            tokenizer=_TOKENIZER,
+            signs=(_VAE, _TEXT_ENCODER, _IMAGE_ENCODER, f"{_TRANSFORMER}*"),
+        ),
+        "diffusers": Layout(
+            needed={
+                "only": (
+                    "model_index.json",
+                    "transformer/*.json",
+                    "transformer/*.safetensors",
+                    "vae/*.json",
+                    "vae/*.safetensors",
+                    "text_encoder/*.json",
+                    "text_encoder/*.safetensors",
+                    "image_encoder/*.json",
+                    "image_encoder/*.safetensors",
+                    "tokenizer/*",
+                )
+            },
+            vae="vae",
+            text_encoder="text_encoder",
+            image_encoder="image_encoder",
+            tokenizer="tokenizer",
+            signs=("model_index.json", "transformer"),
+        ),
+    },
+)

@@ -1,0 +1,83 @@
+"""What every model family says of itself, without model code: defaults, segments, names of files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+
+class Span(NamedTuple):
+    """The frames of one segment: `length` of them from frame `start` of the clips on."""
+
+    start: int
+    length: int
+    repeated: int
+    """How many of them the segment before has made already."""
+
+
+class SegmentSettings(Protocol):
+    """The settings that divide a video into segments, see `GenerateSettings`."""
+
+    clip_len: int
+    refert_num: Any
+    trim_last_clip: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths in a snapshot of one layout. Of the models: files in the original layout, folders in the Diffusers one."""
+
+    needed: Mapping[str, tuple[str, ...]]
+    """Patterns of the files that the pipeline reads (fnmatch, where `*` also matches "/"), by variant."""
+    vae: str
+    text_encoder: str
+    image_encoder: str
+    tokenizer: str
+    signs: tuple[str, ...]
+    """Patterns of paths by which a folder or a listing is recognised as a snapshot of this family and layout."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family.
+
+    Its folder also has parts with model code, which `part` imports: `animator`, `transformer`, `memory` and `clips`.
+    """
+
+    name: str
+    """As users write it in `model`."""
+    title: str
+    folder: str
+    """Name of its package in `families/`."""
+    variants: tuple[str, ...]
+    """Checkpoints. A family with a single one calls it "only"."""
+    defaults: Mapping[str, Mapping[str, Any]]
+    """By variant: values of `GenerateSettings` that differ from the fields' own defaults."""
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    """By variant and value of `GenerateSettings.preset`: the fields that it fills."""
+    foreign: frozenset[str]
+    """Fields of `GenerateSettings` that do not apply: they must keep their defaults."""
+    foreign_preprocess: frozenset[str]
+    """The same of `PreprocessSettings`."""
+    fps: float | None
+    """Frames a second of its clips, if the settings do not say; None: the driving video's."""
+    spans: Callable[[SegmentSettings, int], list[Span]]
+    """The segments of a video of so many frames."""
+    clips: Callable[[str], Mapping[str, str]]
+    """File names of the clips that a mode needs, by name of the input."""
+    driving: str
+    """The clip that sets a video's length, rate and sound: a name in `clips`."""
+    ready_clips: bool
+    """Whether users may bring clips of their own."""
+    repositories: Mapping[str, tuple[str, ...]]
+    """By variant: repositories on ModelScope, the first by default."""
+    layouts: Mapping[str, Layout]
+    """By name of the layout: original, diffusers."""
+
+    def part(self, name: str) -> Any:
+        """A module of the family's folder with model code."""
+        return import_module(f"wan_orchestration.families.{self.folder}.{name}")
+
+    def variant(self, wanted: str) -> str:
+        """The checkpoint that the setting `variant` means."""
+        return wanted if wanted in self.variants else self.variants[0]

@@ -41,7 +41,7 @@ def clips_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
     """Checks a job's clips. The step fails if a check of WAN_CHECK_BLOCK fails that blocks the job."""
     with failures_in_words(context):
         job = job_folders.open(context.partition_key)
-        clips, limits = job_folders.clips(job.key, job.generate_settings().mode), job.check_settings()
+        clips, limits = job_folders.clips(job.key, job.generate_settings()), job.check_settings()
         results = inspect(clips, limits)
     usual = _usually_blocking()
     for name in usual - set(limits.block):

@@ -23,6 +23,9 @@ JOINTS = "src_pose.npz"
 """The driving person's joints in the frames of the driving clip, written by preprocessing: `body` (T, 20, 3) float32:
 x, y in px, confidence. They are those drawn in `src_pose.mp4`, if there is one."""
 
+CONFIDENT = 0.5
+"""Joints with less confidence than this are neither drawn nor measured."""
+
 LOOK = "look.json"
 """What a person should see before generation. Preprocessing writes it with the three files that follow."""
 
@@ -114,6 +117,15 @@ class Clips:
     def driving(self) -> VideoInfo:
         """The clip that shows the motion, as skeletons or as it is. It sets the video's length, rate and sound."""
         return self.videos[self.family.driving]
+
+    @property
+    def skeleton(self) -> VideoInfo | None:
+        """The clip that shows the motion as skeletons."""
+        return self.videos.get("src_pose")
+
+    @property
+    def face(self) -> VideoInfo | None:
+        return self.videos.get("src_face")
 
     @property
     def background(self) -> VideoInfo | None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from wan_orchestration.engine.layouts.original import convert_transformer
 from wan_orchestration.engine.layouts.weight_files import read_pickle, read_safetensors
+from wan_orchestration.families.animate.family import VAE
+from wan_orchestration.families.family import TRANSFORMER
 from wan_orchestration.files import replacing
-from wan_orchestration.weights.snapshot import TRANSFORMER, VAE
 
 
 def write_snapshot(folder: Path, base: Path, transformer: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:

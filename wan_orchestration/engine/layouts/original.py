@@ -19,7 +19,7 @@ from torch import Tensor
 from wan_orchestration.engine.layouts.fill import Loaded
 from wan_orchestration.engine.layouts.weight_files import read_safetensors, safetensors_shapes
 from wan_orchestration.errors import BadInput
-from wan_orchestration.weights.snapshot import TRANSFORMER
+from wan_orchestration.families.family import TRANSFORMER
 
 CLIP_HEAD_DIM = 80  # ViT-H/14: 1280 / 16. The fused projection does not show the number of heads.
 MOTION_ENCODER_SIZE = 512

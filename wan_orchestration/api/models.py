@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, JsonValue, create_mo
 from wan_orchestration.jobs.folder import KEY
 from wan_orchestration.protocol.messages import Look
 from wan_orchestration.settings.characters import MOST_CHARACTERS
+from wan_orchestration.settings.defaults import default_in_words
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -29,8 +30,8 @@ def optional(model: type[BaseModel], exclude: Collection[str] = ()) -> type[Base
         if name not in exclude:
             bound = Field(max_length=TEXT_LENGTH if field.annotation in (str, str | None) else None)
             kind: Any = Annotated[field.annotation, *field.metadata, bound]
-            default = field.get_default(call_default_factory=True)
-            fields[name] = (kind | None, Field(default=None, description=f"{field.description} Default: {default!r}."))
+            description = f"{field.description} Default: {default_in_words(model, name)}."
+            fields[name] = (kind | None, Field(default=None, description=description))
     return create_model(
         f"Optional{model.__name__}", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
     )

@@ -14,7 +14,7 @@ from wan_orchestration.api.jobs import UPLOADED, Jobs
 from wan_orchestration.api.models import FINISHED, Characters, ClipsInfo, JobInfo, NewClips, Start, Status
 from wan_orchestration.api.paths import check_loras
 from wan_orchestration.api.problems import Problem
-from wan_orchestration.api.submissions import DECODING, NewRun, Submissions, digest, fields_of
+from wan_orchestration.api.submissions import DECODING, NewRun, Submissions, digest, fields_of, of_both
 from wan_orchestration.api.uploads import PICTURES, Form
 from wan_orchestration.api.webhooks import URL
 from wan_orchestration.defs.freshness import clips_are_fresh, latest
@@ -59,8 +59,7 @@ class Reviews:
         if job.kind == "clips":
             raise BadInput(f"preprocess: job {key} holds ready clips; such settings are for a driving video")
         generate, preprocess = given_settings(run)["generate"], request.preprocess.model_dump(exclude_none=True)
-        if "mode" in generate:
-            preprocess["mode"] = generate["mode"]
+        preprocess |= of_both(generate)
         job.preprocess_settings(**preprocess)
         new_run = NewRun(
             job=JobVersion.of(job),

@@ -13,6 +13,7 @@ from wan_orchestration.protocol.messages import Notice, PreprocessResult
 def clips_metadata(clips: Clips) -> dict[str, Any]:
     """Properties of any clips."""
     return {
+        "model": clips.model,
         "mode": clips.mode,
         "frames": clips.driving.frames,
         "fps": float(clips.driving.fps),

@@ -39,7 +39,8 @@ export function setUpForm(form, onSubmitted) {
     try {
       const job = await upload(formData(form, model.settings(), reference, driving), (fraction) => (sending.value = fraction));
       drops.forEach(clear);
-      form.elements.name.value = "";
+      // The prompt described the character of this picture.
+      for (const name of ["name", "prompt"]) form.elements[name].value = "";
       onSubmitted(job);
     } catch (problem) {
       showText(error, problem.message);

@@ -29,6 +29,8 @@ class JobVersion:
     """Data version of `job_settings`: the settings that decide how the video looks."""
     review: bool = False
     """Whether somebody wants to look at the clips before the video is made."""
+    model: str = FIRST.name
+    """The model family."""
 
     @classmethod
     def of(cls, job: Job, fingerprint: str | None = None) -> "JobVersion":
@@ -49,6 +51,7 @@ class JobVersion:
             ),
             settings=_hash(decisive(generate, job.check_settings())),
             review=job.file.review,
+            model=generate.family.name,
         )
 
     @property

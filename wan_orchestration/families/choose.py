@@ -23,7 +23,7 @@ def recognise(paths: Collection[str]) -> tuple[Family, LayoutName] | None:
     """The family and layout of a snapshot with these paths: a folder's top level, or a listing of all files."""
     # Later families first: their snapshots also have files by which earlier ones are recognised.
     for family in reversed(list(FAMILIES.values())):
-        for name, layout in reversed(family.layouts.items()):
+        for name, layout in reversed(list(family.layouts.items())):
             if any(fnmatchcase(path, sign) for sign in layout.signs for path in paths):
                 return family, name
     return None

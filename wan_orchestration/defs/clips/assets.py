@@ -39,6 +39,7 @@ def preprocessed_clips(
     context: dg.AssetExecutionContext, config: PreprocessConfig, job_folders: JobFolders, launcher: Launcher
 ) -> dg.MaterializeResult:
     """Pose and face clips, the reference picture and, for replacement, background and mask, in `data/clips/<job>`.
+    For Wan-Animate-2: the driving video and the picture, each fitted into frames of its own proportions.
 
     Copies a job's ready clips after decoding every frame, or makes clips from its driving video and picture. Settings
     come from the launchpad, else from `job.yaml`, else from `WAN_PREPROCESS_*`, else from the defaults.

@@ -18,7 +18,7 @@ FINISHED: tuple[Status, ...] = ("ready", "succeeded", "failed", "cancelled")
 
 TEXT_LENGTH = 5000
 
-NOT_FOR_CLIENTS = {"mode", "keypoints", "mask_file", "light_models"}
+NOT_FOR_CLIENTS = {"model", "mode", "keypoints", "mask_file", "light_models"}
 """Preprocessing settings that clients cannot set: files of the server, and the mode, which is a field of its own."""
 
 

@@ -59,8 +59,7 @@ class Reviews:
         if job.kind == "clips":
             raise BadInput(f"preprocess: job {key} holds ready clips; such settings are for a driving video")
         generate, preprocess = given_settings(run)["generate"], request.preprocess.model_dump(exclude_none=True)
-        if "mode" in generate:
-            preprocess["mode"] = generate["mode"]
+        preprocess |= {name: generate[name] for name in ("model", "mode") if name in generate}
         job.preprocess_settings(**preprocess)
         new_run = NewRun(
             job=JobVersion.of(job),
@@ -163,7 +162,7 @@ def _check_clips(job: Job, folder: ClipsFolder, settings: GenerateSettings) -> N
     if reason := blocked(job, ClipsQuality.read(folder.path)):
         raise Problem(409, reason)
     with DECODING:
-        check_clips(folder.path, settings.mode, settings.refert_num)
+        check_clips(folder.path, settings.mode, settings.refert_num, settings.model)
 
 
 def _with_characters(job: Job, form: Form, persons: list[str]) -> None:

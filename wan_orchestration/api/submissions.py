@@ -110,8 +110,7 @@ class Submissions:
         generate, preprocess = submission.generate_given(), submission.preprocess_given()
         if preprocess and job.kind == "clips":
             raise BadInput(f"preprocess: job {key} holds ready clips; such settings are for a driving video")
-        if "mode" in generate:
-            preprocess["mode"] = generate["mode"]
+        preprocess |= {name: generate[name] for name in ("model", "mode") if name in generate}
         self.check_contents(job, generate, preprocess)
         new_run = NewRun(
             job=JobVersion.of(job),

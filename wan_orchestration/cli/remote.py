@@ -26,7 +26,7 @@ FINISHED = ("ready", "succeeded", "failed", "cancelled")
 READY = 3
 """Exit code of `wait` for a job that waits for a look at its clips."""
 FILES = ("driving", "reference", "src_pose", "src_face", "src_ref", "src_bg", "src_mask")
-NOT_SENT = {"mode", "device", "keypoints", "mask_file", "light_models"}
+NOT_SENT = {"model", "mode", "device", "keypoints", "mask_file", "light_models"}
 """Preprocessing settings without a flag: files of the server, and settings that generation has too."""
 
 TRIES = 8

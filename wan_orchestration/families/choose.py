@@ -23,7 +23,7 @@ def recognise(paths: Collection[str]) -> tuple[Family, LayoutName] | None:
     """The family and layout of a snapshot with these paths: a folder's top level, or a listing of all files."""
     # Later families first: their snapshots also have files by which earlier ones are recognised.
     for family in reversed(list(FAMILIES.values())):
-        for name, layout in reversed(family.layouts.items()):
+        for name, layout in reversed(list(family.layouts.items())):
             if any(fnmatchcase(path, sign) for sign in layout.signs for path in paths):
                 return family, name
     return None
@@ -34,9 +34,17 @@ def recognise_folder(path: Path | None) -> tuple[Family, LayoutName] | None:
     return recognise({entry.name for entry in path.iterdir()}) if path and path.is_dir() else None
 
 
-def family_of_repository(repository: str) -> Family | None:
-    """The family that a repository of a known name holds."""
-    for family in FAMILIES.values():
-        if any(repository in names for names in family.repositories.values()):
-            return family
-    return None
+def configured(checkpoint_dir: Path | None, model_id: str, downloaded: Path | None = None) -> Family:
+    """The family of the configured weights; FIRST if nothing tells.
+
+    Args:
+        checkpoint_dir: WAN_CHECKPOINT_DIR, a snapshot. It counts before the repository.
+        model_id: WAN_MODEL_ID, a repository.
+        downloaded: the folder of its download, which tells what a repository of an unknown name holds.
+    """
+    if checkpoint_dir is None:
+        for family in FAMILIES.values():
+            if any(model_id in repositories for repositories in family.repositories.values()):
+                return family
+    recognised = recognise_folder(checkpoint_dir or downloaded)
+    return recognised[0] if recognised else FIRST

@@ -7,6 +7,8 @@ from typing import Literal
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.families.animate.family import CLIPS, clip_names
+from wan_orchestration.families.choose import FIRST
+from wan_orchestration.families.family import Family
 from wan_orchestration.files import check_file
 from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, recognise
 from wan_orchestration.settings.characters import Character
@@ -19,14 +21,20 @@ KEYPOINTS = ("keypoints.npz", "keypoints.json", "keypoints")
 
 REFERENCE_KEYPOINTS = ("reference_keypoints.npz", "reference_keypoints.json")
 
-EXPECTED = f"{', '.join(CLIPS.values())}, or " + " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
+EXPECTED_RAW = " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
+
+EXPECTED = f"{', '.join(CLIPS.values())}, or {EXPECTED_RAW}"
 
 MOST_NAMED = 10
 """The most files of a folder that a message names."""
 
 
 def find_inputs(
-    folder: Path, mode: Mode, preprocess: PreprocessSettings, characters: Sequence[Character] = ()
+    folder: Path,
+    mode: Mode,
+    preprocess: PreprocessSettings,
+    characters: Sequence[Character] = (),
+    family: Family = FIRST,
 ) -> tuple[Literal["clips", "raw"], dict[str, Path]]:
     """The `kind` and the `inputs` of a job, as in `Job`.
 
@@ -51,7 +59,9 @@ def find_inputs(
             raise BadInput(
                 f"{folder}: missing driving; characters replace people of driving.<{'|'.join(VIDEO_SUFFIXES)}>"
             )
-    elif ready.keys() >= clip_names(mode).keys() or (ready.keys() >= CLIPS.keys() and len(raw) < len(RAW)):
+    elif family.ready_clips and (
+        ready.keys() >= clip_names(mode).keys() or (ready.keys() >= CLIPS.keys() and len(raw) < len(RAW))
+    ):
         kind, inputs = "clips", ready
     elif len(raw) == len(RAW):
         beside = {
@@ -61,7 +71,13 @@ def find_inputs(
         }
         kind, inputs = "raw", raw | {name: path for name, path in beside.items() if path is not None}
     else:
-        raise BadInput(f"{folder}: {_missing(folder, names, ready, raw)}; expected {EXPECTED}")
+        if not family.ready_clips and not raw and ready:
+            raise BadInput(
+                f"{folder}: model {family.name} needs {EXPECTED_RAW}; "
+                f"found ready clips, which are for model {FIRST.name}"
+            )
+        missing = _missing(folder, names, ready if family.ready_clips else {}, raw)
+        raise BadInput(f"{folder}: {missing}; expected {EXPECTED if family.ready_clips else EXPECTED_RAW}")
     for name, path in inputs.items():
         if name != "keypoints":
             check_file(path)

@@ -13,10 +13,11 @@ from wan_orchestration.protocol.messages import Notice, PreprocessResult
 def clips_metadata(clips: Clips) -> dict[str, Any]:
     """Properties of any clips."""
     return {
+        "model": clips.model,
         "mode": clips.mode,
         "frames": clips.driving.frames,
         "fps": float(clips.driving.fps),
-        "size": f"{clips.driving.width}x{clips.driving.height}",
+        "size": f"{clips.width}x{clips.height}",
         "duration": clips.driving.duration,
         "audio": clips.sound.track is not None,
         "path": dg.MetadataValue.path(clips.folder),
@@ -50,7 +51,7 @@ def preprocessed_metadata(clips: Clips, result: PreprocessResult) -> dict[str, A
         "retarget": result.retarget,
         **({"masks": result.masks} if result.masks else {}),
         "person_found": round(result.person_found / result.frames, 4),
-        "face_found": round(result.face_found / result.frames, 4),
+        **({} if result.face_found is None else {"face_found": round(result.face_found / result.frames, 4)}),
         "warnings": notices_table(result.warnings),
         **{f"seconds_{phase}": round(seconds, 2) for phase, seconds in result.seconds.items()},
         "warm": result.warm,

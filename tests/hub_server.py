@@ -21,6 +21,8 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 from safetensors.numpy import save
 
+from wan_orchestration.weights.manifest import FileEntry, Manifest
+
 REPO = "Wan-AI/Wan2.2-Animate-14B"
 CHUNK = 1 << 14
 
@@ -116,6 +118,14 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    return folder
+
+
+def write_download(folder: Path, files: dict[str, bytes]) -> Path:
+    """A complete download of these files."""
+    entries = {name: FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+    write_files(folder, files)
+    Manifest(repo="owner/name", endpoint="https://hub", revision="master", files=entries).write(folder)
     return folder
 
 

@@ -217,7 +217,8 @@ class SegmentMaker:
             with self.stopwatch.during("decoding"):
                 video = keep_background(video, inputs.background, inputs.mask)
         guide = video[:, -settings.refert_num :].cpu()
-        return video[:, span.repeated : plan.task.clips.driving.frames - span.start], Kept(guide, colours)
+        new = video[:, span.repeated : plan.task.clips.driving.frames - span.start]
+        return plan.task.clips.shown(new), Kept(guide, colours)
 
     def _decide(self, plan: Plan, segment: Segment, receive: Receive) -> Kept | None:
         """What the next segments build on, on all ranks. None: the segment is made again."""

@@ -199,14 +199,16 @@ def _files_of_others(
 ) -> dict[str, FileEntry]:
     """The complete files that only other variants need; none if a file that they share has changed on the hub."""
     manifest = Manifest.read(folder)
-    if manifest is None or manifest.damage(folder):
+    if manifest is None:
         return {}
+    manifest = manifest.only({pattern for one in family.variants if one != variant for pattern in layout.needed[one]})
     for name, listed in wanted.items():
         entry = manifest.files.get(name)
         if entry and (entry.size != listed.size or listed.sha256 not in (None, entry.sha256)):
             return {}
-    patterns = {pattern for one in family.variants if one != variant for pattern in layout.needed[one]}
-    return {name: entry for name, entry in manifest.only(patterns).files.items() if name not in wanted}
+    if manifest.damage(folder):
+        return {}
+    return {name: entry for name, entry in manifest.files.items() if name not in wanted}
 
 
 def _folder(env: Environment) -> Path:

@@ -27,6 +27,9 @@ class JobVersion:
     """Data version of `job_inputs`: the files, and how they are preprocessed."""
     settings: str
     """Data version of `job_settings`: the settings that decide how the video looks."""
+    model: str = "animate"
+    variant: str = "distilled"
+    """They tell which weights the job needs, see `hub.resolve`."""
     review: bool = False
     """Whether somebody wants to look at the clips before the video is made."""
 
@@ -48,6 +51,8 @@ class JobVersion:
                 ]
             ),
             settings=_hash(decisive(generate, job.check_settings())),
+            model=generate.model,
+            variant=generate.variant,
             review=job.file.review,
         )
 

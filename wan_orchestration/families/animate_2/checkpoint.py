@@ -29,6 +29,12 @@ def empty(snapshot: Snapshot) -> Animate2Transformer:
         return Animate2Transformer(**config)
 
 
+def published() -> Animate2Transformer:
+    """The published 14B transformer, without its weights."""
+    with init_empty_weights():
+        return Animate2Transformer(in_channels=36, image_dim=1280, added_kv_proj_dim=5120)
+
+
 def tensors(snapshot: Snapshot, only: Collection[str] | None = None) -> Iterator[Loaded]:
     """The transformer's tensors, file by file: all of them, or `only` those that hold weights of these names."""
     convert = Animate2Transformer.converted

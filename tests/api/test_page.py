@@ -425,7 +425,8 @@ def tab_to(page, name: str) -> None:
     raise AssertionError(f"no Tab leads to {name}")
 
 
-def test_the_form_asks_for_a_look_and_for_retakes(project, page, files):
+def test_the_form_asks_for_a_look_for_retakes_and_for_a_model(project, page, files, monkeypatch):
+    monkeypatch.delenv("WAN_DEFAULT_SAMPLING_STEPS", raising=False)
     with serving(project, free_port()) as url:
         page.goto(url)
         choose(page, files, "careful")
@@ -437,3 +438,40 @@ def test_the_form_asks_for_a_look_and_for_retakes(project, page, files):
         content = yaml.safe_load((project / "data/jobs/careful/job.yaml").read_text())
         assert content["review"] is True
         assert (content["generate"]["retakes"], content["generate"]["pose_strength"]) == (2, 1.2)
+        assert content["mode"] == "animate" and "model" not in content["generate"]
+
+        page.get_by_text("Wan2.2-Animate on this server").wait_for()
+        assert page.locator(".prompt .note").is_hidden()
+        for part, path in zip(("reference", "driving"), files):
+            page.set_input_files(f"#{part}", str(path))
+        page.get_by_label("Wan-Animate-2").check()
+        for label in ("Replace it takes", "Strength of the motion", "Strength of the expression"):
+            assert page.get_by_label(label).is_hidden()
+        assert page.get_by_label("Distilled").is_checked()
+        page.get_by_label("Base").check()
+        page.locator(".variant").get_by_text("8 times as slow: 40 steps with guidance 3").wait_for()
+        page.get_by_label("Draft").check()
+        page.locator(".quality").get_by_text("20 steps").first.wait_for()
+        assert page.get_by_label("Denoising steps").get_attribute("placeholder") == "20"
+        for name, scheme, width in (
+            ("model", "light", 1200),
+            ("model-dark", "dark", 1200),
+            ("model-phone", "light", 390),
+        ):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": width, "height": 900})
+            shot(page, name)
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "no horizontal scrolling"
+        page.get_by_label("Name").fill("second")
+        page.get_by_label("Prompt", exact=True).fill("A man in a blue suit. Background: a beach.")
+        page.get_by_role("button", name="Make the video").click()
+        page.locator("#job .made-with").get_by_text("Wan-Animate-2, base").wait_for()
+        shot(page, "model-job")
+        content = yaml.safe_load((project / "data/jobs/second/job.yaml").read_text())
+        assert "mode" not in content
+        assert content["generate"] == {
+            "preset": "draft",
+            "model": "animate-2",
+            "variant": "base",
+            "prompt": "A man in a blue suit. Background: a beach.",
+        }

@@ -75,7 +75,7 @@ def test_joints_are_in_the_frames_of_the_driving_clip(tmp_path):
     save_keypoints(tmp_path / "keypoints.npz", poses)
     Image.fromarray(picture_of(poses[0])[:101, :75]).save(tmp_path / "reference.png")
     settings = PreprocessSettings(model="animate-2", resolution_area=96 * 96)
-    files = [tmp_path / name for name in ("driving.mp4", "reference.png", "clips")]
+    files = tmp_path / "driving.mp4", tmp_path / "reference.png", tmp_path / "clips"
     result = make(*files, settings, snapshot=None, models_root=tmp_path)
     assert (result.estimator, result.person_found) == ("file", 4)
     assert [notice.frames for notice in result.warnings] == [[(2, 2)]]

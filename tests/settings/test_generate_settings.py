@@ -6,6 +6,7 @@ import pytest
 
 from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.settings.checks import decisive as all_decisive
+from wan_orchestration.settings.defaults import default_in_words
 from wan_orchestration.settings.generate import GenerateSettings
 
 # For each setting a value other than its default.
@@ -105,3 +106,9 @@ def test_later_settings_are_left_out_at_their_defaults():
     """Otherwise an update of this program would make every video stale."""
     assert decisive(pose_strength=1, face_strength=1.0) == decisive()
     assert not {"pose_strength", "face_strength"} & decisive().keys()
+
+
+def test_defaults_that_depend_on_the_family_are_said():
+    assert default_in_words(GenerateSettings, "clip_len") == "77; of animate-2: 81"
+    assert default_in_words(GenerateSettings, "guide_scale") == "1.0; of animate-2: 1.0 (distilled), 3.0 (base)"
+    assert default_in_words(GenerateSettings, "seed") == "42"

@@ -14,6 +14,8 @@ from wan_orchestration.api.problems import Problem
 from wan_orchestration.defs.clips.checks import judge
 from wan_orchestration.families.animate.family import CLIPS as CLIP_FILES
 from wan_orchestration.families.animate.family import REPLACEMENT_CLIPS
+from wan_orchestration.families.animate_2.family import CLIPS as ANIMATE_2_FILES
+from wan_orchestration.families.choose import FAMILIES
 from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, TIMELINE, character_folder
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Look, PreprocessResult
@@ -25,10 +27,11 @@ from wan_orchestration.video.reader import probe
 
 M = TypeVar("M", bound=BaseModel)
 
-ClipsFile = Literal["overlay", "pose", "face", "mask", "background", "people", "timeline", "contact_sheet"]
+ClipsFile = Literal["overlay", "driving", "pose", "face", "mask", "background", "people", "timeline", "contact_sheet"]
 
 FILES: dict[ClipsFile, str] = {
     "overlay": OVERLAY,
+    "driving": ANIMATE_2_FILES["src_driving"],
     "pose": CLIP_FILES["src_pose"],
     "face": CLIP_FILES["src_face"],
     "mask": REPLACEMENT_CLIPS["src_mask"],
@@ -37,6 +40,9 @@ FILES: dict[ClipsFile, str] = {
     "timeline": TIMELINE,
     "contact_sheet": "contact_sheet.jpg",
 }
+
+DRIVING = [family.clips("animate")[family.driving] for family in FAMILIES.values()]
+"""The clips that show the motion. A folder of clips has one of them."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,10 @@ class ClipsFolder:
         if status in ("queued", "running"):
             places.insert(0, (env.previews_root / key, True, previews))
         for path, preview, copies in places:
-            # The folder may be replaced at any time.
-            with suppress(OSError):
-                return cls(path, preview, copies, version=(path / FILES["pose"]).lstat().st_mtime_ns // 1000)
+            for file in DRIVING:
+                # The folder may be replaced at any time.
+                with suppress(OSError):
+                    return cls(path, preview, copies, version=(path / file).lstat().st_mtime_ns // 1000)
         return None
 
     def of_character(self, number: int) -> "ClipsFolder":
@@ -119,6 +126,7 @@ def clips_info(estimator: Estimator, job: Job, folder: ClipsFolder, settings: Ge
         expected = estimator.estimate(settings, clip.frames, clip.width, clip.height, characters)
     return ClipsInfo(
         preview=folder.preview,
+        model=settings.family.name,
         mode=made.mode if made else settings.mode,
         frames=clip.frames,
         fps=float(clip.fps),

@@ -88,6 +88,7 @@ def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: d
     # Each retry is a new run; the job was created with the first run.
     first = run.root_run_id and instance.get_run_record_by_id(run.root_run_id)
     folder = open_folder(env, key)
+    model, variant = _model(folder, run)
     return JobInfo(
         job_id=key,
         status=status,
@@ -101,6 +102,8 @@ def job_info(instance: dg.DagsterInstance, env: Environment, key: str, record: d
         progress=_progress(env, key, record) if status == "running" else None,
         error=run_log.failure_reason(instance, key, run.run_id) if status == "failed" else None,
         settings=_settings(folder, run),
+        model=model,
+        variant=variant,
         characters=[one.person for one in folder.file.characters] if folder else [],
         video=_video(env, key) if status == "succeeded" else None,
         run_id=run.run_id,
@@ -241,6 +244,14 @@ def _settings(folder: Job | None, run: dg.DagsterRun) -> dict[str, Any]:
     return generate | ({"preprocess": shown} if shown else {})
 
 
+def _model(folder: Job | None, run: dg.DagsterRun) -> tuple[str | None, str | None]:
+    """The job's model family and checkpoint, see `GenerateSettings.made_with`; None if its settings cannot be used."""
+    try:
+        return folder.generate_settings(**given_settings(run)["generate"]).made_with if folder else (None, None)
+    except BadInput:
+        return None, None
+
+
 def settings_tags(generate: dict[str, Any], preprocess: dict[str, Any]) -> dict[str, str]:
     """Tags that keep the settings of requests, for `given_settings`."""
     text = json.dumps({"generate": generate, "preprocess": preprocess})  # ASCII: a character is a byte
@@ -265,7 +276,10 @@ def _video(env: Environment, key: str) -> Video | None:
     result = Result.read(env.videos_root / key / "result.json")
     if result is None:
         return None
+    model, variant = result.settings.made_with if result.settings else (None, None)
     return Video(
+        model=model,
+        variant=variant,
         frames=result.frames,
         fps=result.fps,
         width=result.width,

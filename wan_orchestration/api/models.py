@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, JsonValue, create_mo
 from wan_orchestration.jobs.folder import KEY
 from wan_orchestration.protocol.messages import Look
 from wan_orchestration.settings.characters import MOST_CHARACTERS
+from wan_orchestration.settings.defaults import default_in_words
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -18,8 +19,11 @@ FINISHED: tuple[Status, ...] = ("ready", "succeeded", "failed", "cancelled")
 
 TEXT_LENGTH = 5000
 
-NOT_FOR_CLIENTS = {"model", "mode", "keypoints", "mask_file", "light_models"}
-"""Preprocessing settings that clients cannot set: files of the server, and the mode, which is a field of its own."""
+OF_BOTH = {"model", "mode"}
+"""Settings of generation that preprocessing has too; requests have them once."""
+
+NOT_FOR_CLIENTS = OF_BOTH | {"keypoints", "mask_file", "light_models"}
+"""Preprocessing settings that clients cannot set: files of the server, and those that are fields of generation."""
 
 
 def optional(model: type[BaseModel], exclude: Collection[str] = ()) -> type[BaseModel]:
@@ -29,8 +33,8 @@ def optional(model: type[BaseModel], exclude: Collection[str] = ()) -> type[Base
         if name not in exclude:
             bound = Field(max_length=TEXT_LENGTH if field.annotation in (str, str | None) else None)
             kind: Any = Annotated[field.annotation, *field.metadata, bound]
-            default = field.get_default(call_default_factory=True)
-            fields[name] = (kind | None, Field(default=None, description=f"{field.description} Default: {default!r}."))
+            description = f"{field.description} Default: {default_in_words(model, name)}."
+            fields[name] = (kind | None, Field(default=None, description=description))
     return create_model(
         f"Optional{model.__name__}", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
     )
@@ -133,7 +137,7 @@ class NewClips(BaseModel):
     )
 
 
-class Start(optional(GenerateSettings, {"mode"})):
+class Start(optional(GenerateSettings, OF_BOTH)):
     """A request to make the video of clips that were looked at. Settings win over those of the earlier request."""
 
 
@@ -163,6 +167,8 @@ class JobProgress(BaseModel):
 class Video(BaseModel):
     """The finished video."""
 
+    model: str | None = Field(description="The model family that made it.", examples=["animate-2"])
+    variant: str | None = Field(description="Its checkpoint, if the family has several.", examples=["distilled"])
     frames: int | None
     fps: float | None
     width: int | None
@@ -214,6 +220,7 @@ class ClipsLinks(BaseModel):
     """Paths of the clips and of pictures of them; null for those that do not exist."""
 
     overlay: str | None = Field(default=None, description="The driving video with the skeleton drawn over it.")
+    driving: str | None = Field(default=None, description="The driving clip of a model that sees the video itself.")
     pose: str | None = None
     face: str | None = None
     mask: str | None = None
@@ -234,6 +241,7 @@ class ClipsInfo(BaseModel):
     """A job's clips, for somebody to look at. `settings` and `links` are those of the first character."""
 
     preview: bool = Field(description="These are only the first two seconds; the whole clips are being made.")
+    model: str = Field(description="The model family that they are for.")
     mode: str
     frames: int
     fps: float
@@ -269,6 +277,10 @@ class JobInfo(BaseModel):
     progress: JobProgress | None = Field(description="Only while the job is running.")
     error: str | None = Field(description="Why it failed.")
     settings: dict[str, JsonValue] = Field(description="Settings in its job.yaml and in the request; not the defaults.")
+    model: str | None = Field(
+        description="The model family that it is for, also with `model: auto`. Null if its folder cannot be used."
+    )
+    variant: str | None = Field(description="The family's checkpoint, if it has several.")
     characters: list[str] = Field(
         description="Whom each character replaces, if its `job.yaml` has `characters`. Their pictures are "
         "inputs/reference, inputs/reference_2 and so on."
@@ -283,6 +295,36 @@ class JobList(BaseModel):
 
     jobs: list[JobInfo]
     next: str | None = Field(description="Path of the next page; null after the last.")
+
+
+class VariantInfo(BaseModel):
+    """A checkpoint of a model family."""
+
+    name: str
+    defaults: dict[str, JsonValue] = Field(description="Settings of a job that gives none, on this server.")
+    presets: dict[str, dict[str, JsonValue]] = Field(
+        description="By value of `preset`: the settings that differ from `defaults`."
+    )
+
+
+class FamilyInfo(BaseModel):
+    """A model family."""
+
+    name: str = Field(description="A value of `model`.", examples=["animate-2"])
+    title: str
+    summary: str
+    prompt_example: str | None = Field(description="A prompt as it needs it; null: the prompt matters little.")
+    variants: list[VariantInfo] = Field(description="Values of `variant`; a single one if it cannot be chosen.")
+    foreign: list[str] = Field(description="Generation settings that do not apply; requests with them are refused.")
+    foreign_preprocess: list[str] = Field(description="The same of the settings in `preprocess`.")
+
+
+class Families(BaseModel):
+    """The model families, and which settings apply to each."""
+
+    auto: str = Field(description="What `model: auto` means on this server, for a driving video and a picture.")
+    variant: str = Field(description="The value of `variant` by default, if the family has several.")
+    families: list[FamilyInfo]
 
 
 class Health(BaseModel):

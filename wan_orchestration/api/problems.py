@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 
 from wan_orchestration.api.paths import without_paths
 from wan_orchestration.errors import BadInput
+from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.settings.preprocess import PreprocessSettings
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -68,7 +70,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(BadInput)
     async def _(request: Request, error: BadInput) -> JSONResponse:
-        return to_response(Problem(422, without_paths(str(error))))
+        text = without_paths(str(error))
+        return to_response(Problem(422, text, named_settings(text)))
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -88,6 +91,25 @@ def field_problems(errors: Sequence[Mapping[str, Any]]) -> list[FieldProblem]:
         )
         for error in errors
     ]
+
+
+def named_settings(text: str) -> list[FieldProblem]:
+    """The settings that the lines of an error's text begin with; none unless each line names one."""
+    problems = []
+    for line in text.splitlines():
+        name, _, detail = line.partition(": ")
+        if (path := _path(name)) is None:
+            return []
+        problems.append(FieldProblem(field=path, detail=detail))
+    return problems
+
+
+def _path(name: str) -> str | None:
+    """The field of a request for a setting; None if there is no such setting."""
+    if name in GenerateSettings.model_fields:
+        return name
+    field = name.removeprefix("preprocess.")
+    return f"preprocess.{field}" if field in PreprocessSettings.model_fields else None
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -15,9 +15,11 @@ from starlette.concurrency import run_in_threadpool
 
 from wan_orchestration.api import access, uploads
 from wan_orchestration.api.clips import ClipsFile
+from wan_orchestration.api.families import families
 from wan_orchestration.api.models import (
     FINISHED,
     ClipsInfo,
+    Families,
     Health,
     JobInfo,
     JobList,
@@ -362,6 +364,12 @@ def _file(request: Request, find: Callable[[], Path], filename: str | None) -> R
     if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
         return Response(status_code=304, headers={"etag": etag, "cache-control": "private, no-cache"})
     return response
+
+
+@state.get("/animate/models", summary="List the model families", responses=responses(401, 403, 422))
+def list_families(services: Injected) -> Families:
+    """Which model families there are, what `model: auto` means here, and which settings apply to each."""
+    return families(services.env)
 
 
 @state.get("/healthz", summary="Check that the server answers")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, HttpUrl, ValidationError
 from wan_orchestration.api import uploads
 from wan_orchestration.api.job_info import settings_tags
 from wan_orchestration.api.jobs import UPLOADED, Jobs
-from wan_orchestration.api.models import JobInfo, Settings, Submission, Upload
+from wan_orchestration.api.models import OF_BOTH, JobInfo, Settings, Submission, Upload
 from wan_orchestration.api.paths import check_inputs, check_loras, job_key
 from wan_orchestration.api.problems import FieldProblem, Problem, field_problems
 from wan_orchestration.api.queue import RunQueue
@@ -31,6 +31,7 @@ from wan_orchestration.formats import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job, key_from
 from wan_orchestration.settings.environment import Environment
+from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.settings.service import ApiSettings
 from wan_orchestration.video.reader import open_input, probe
 from wan_orchestration.video.stills import read_image
@@ -110,7 +111,7 @@ class Submissions:
         generate, preprocess = submission.generate_given(), submission.preprocess_given()
         if preprocess and job.kind == "clips":
             raise BadInput(f"preprocess: job {key} holds ready clips; such settings are for a driving video")
-        preprocess |= {name: generate[name] for name in ("model", "mode") if name in generate}
+        preprocess |= of_both(generate)
         self.check_contents(job, generate, preprocess)
         new_run = NewRun(
             job=JobVersion.of(job),
@@ -266,6 +267,11 @@ def fields_of(form: Form, model: type[M]) -> M:
         return model.model_validate(form.fields)
     except ValidationError as error:
         raise Problem(422, "some fields cannot be used", field_problems(error.errors())) from None
+
+
+def of_both(generate: dict[str, Any]) -> dict[str, Any]:
+    """The settings that preprocessing has too."""
+    return {name: generate[name] for name in OF_BOTH & generate.keys() & PreprocessSettings.model_fields.keys()}
 
 
 def _makes(review: bool) -> Makes:

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from wan_orchestration.api.models import Upload
 from wan_orchestration.api.paths import without_paths
-from wan_orchestration.api.problems import FieldProblem, Problem
+from wan_orchestration.api.problems import FieldProblem, Problem, named_settings
 from wan_orchestration.errors import BadInput
 from wan_orchestration.families.animate.family import CLIPS, REPLACEMENT_CLIPS
 from wan_orchestration.files import remove
@@ -42,7 +42,7 @@ FILES = {**{name: name for name in ("driving", *PICTURES)}, **CLIPS, **REPLACEME
 """File names in the job folder by form field. Raw inputs get a suffix that fits their content."""
 
 LISTS = {"lora"}
-TEXTS = {"name", "prompt", "negative_prompt", "webhook_url"}
+TEXTS = {"name", "prompt", "prompt_ref", "negative_prompt", "webhook_url"}
 """Fields that are plain text. Others are parsed as JSON: numbers, booleans, objects."""
 
 ABANDONED_SECONDS = 24 * 3600
@@ -78,7 +78,7 @@ class Form:
             for name, client in self.client_names.items()
             if text.startswith(f"{self.label(name)}: ")
         ]
-        return Problem(422, text, fields)
+        return Problem(422, text, fields or named_settings(text))
 
 
 async def read(request: Request, limit: int) -> bytes:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.settings.defaults import default_in_words
 
 PRECEDENCE = "flags win over job.yaml, job.yaml over WAN_* variables, variables over the defaults"
 SHORT_TEXT = 40
@@ -29,7 +30,8 @@ def add_settings(parser: argparse.ArgumentParser, model: type[BaseModel], leave_
     group = parser.add_argument_group(f"settings ({PRECEDENCE})")
     for name, field in model.model_fields.items():
         if name not in leave_out:
-            _add_setting(group, name, field)
+            default = None if field.get_default() is None else default_in_words(model, name, shorten)
+            _add_setting(group, name, field, default)
 
 
 def given_settings(
@@ -45,9 +47,8 @@ def flag(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
-    default = field.get_default()
-    text = f"{field.description}" + ("" if default is None else f" (default: {shorten(default)})")
+def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo, default: str | None) -> None:
+    text = f"{field.description}" + ("" if default is None else f" (default: {default})")
     text = text.replace("%", "%%")
     kind = field.annotation
     if get_origin(kind) is UnionType:

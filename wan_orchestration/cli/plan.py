@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
     else:
         print_machine(arguments, settings, segment, exact if arguments.quantization == "off" else quantized)
     print(
-        f"\nbfloat16, VAE in {arguments.vae_dtype}, {settings.sampling_steps} denoising steps. Memory is estimated from "
-        "shapes to about 10 %;\nseconds are a rough guess from the peak speed. sharded: WAN_ENABLE_FSDP=1. placement: auto "
-        "makes the same choice\nat run time; quantization and vae_dtype are settings."
+        f"\nbfloat16, VAE in {arguments.vae_dtype}, {settings.sampling_steps} denoising steps. Memory is estimated "
+        "from shapes to about 10 %;\nseconds are a rough guess from the peak speed. sharded: WAN_ENABLE_FSDP=1. "
+        "placement: auto makes the same\nchoice at run time; quantization and vae_dtype are settings."
     )
 
 

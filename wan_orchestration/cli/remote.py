@@ -28,6 +28,8 @@ READY = 3
 FILES = ("driving", "reference", "src_pose", "src_face", "src_ref", "src_bg", "src_mask")
 NOT_SENT = {"model", "mode", "device", "keypoints", "mask_file", "light_models"}
 """Preprocessing settings without a flag: files of the server, and settings that generation has too."""
+OF_CLIPS = {"model", "mode"}
+"""Settings of generation for which clips are made: those that are there cannot be used with others."""
 
 TRIES = 8
 """How often a request is sent while the server is busy or connections break."""
@@ -220,10 +222,9 @@ def start(argv: Sequence[str]) -> int:
     parser.add_argument("job", metavar="JOB", help="its job_id")
     _add_idempotency(parser)
     _add_wait(parser)
-    # The clips were made for one mode.
-    add_settings(parser, GenerateSettings, leave_out={"mode"})
+    add_settings(parser, GenerateSettings, leave_out=OF_CLIPS)
     arguments = parser.parse_args(argv)
-    settings, server = given_settings(arguments, GenerateSettings, leave_out={"mode"}), _server(arguments)
+    settings, server = given_settings(arguments, GenerateSettings, leave_out=OF_CLIPS), _server(arguments)
     headers = {"idempotency-key": arguments.idempotency_key}
     job = server.ask("POST", f"{JOBS}/{arguments.job}/start", headers=headers, json=settings)
     return _wait(server, arguments, job["job_id"]) if arguments.wait else _print_job(arguments, job)

@@ -9,6 +9,7 @@ import dagster as dg
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
+from wan_orchestration.settings.defaults import default_in_words
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
@@ -31,7 +32,7 @@ def optional_fields(model: type[BaseModel]) -> type[OptionalFields]:
     fields: dict[str, Any] = {
         name: (
             _config_type(name, field) | None,
-            Field(None, description=f"{field.description} Default: {field.get_default(call_default_factory=True)!r}."),
+            Field(None, description=f"{field.description} Default: {default_in_words(model, name)}."),
         )
         for name, field in model.model_fields.items()
     }

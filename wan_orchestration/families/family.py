@@ -107,6 +107,10 @@ class Family:
     name: str
     """As users write it in `model`."""
     title: str
+    summary: str
+    """For users who choose between families."""
+    prompt_example: str | None
+    """A prompt as the family needs it; None: the prompt matters little."""
     folder: str
     """Name of its package in `families/`."""
     variants: tuple[str, ...]

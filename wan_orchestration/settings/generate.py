@@ -197,6 +197,12 @@ class GenerateSettings(BaseModel):
         """The model family; the first one as long as `model` is "auto"."""
         return family_of(self.model)
 
+    @property
+    def made_with(self) -> tuple[str, str | None]:
+        """Names of the family and, if it has several, of the checkpoint."""
+        variant = None if "variant" in self.family.foreign else self.family.variant(self.variant)
+        return self.family.name, variant
+
     def spans(self, frames: int) -> list[Span]:
         """The segments of a video of this many frames."""
         return self.family.spans(self, frames)

@@ -2,6 +2,7 @@
 
 import { showText } from "./dom.js";
 import { upload } from "./http.js";
+import { ModelChoice } from "./model_choice.js";
 
 const QUALITY = {
   draft: { preset: "draft", preprocess: { resolution_area: 480 * 832 } },
@@ -12,7 +13,9 @@ const QUALITY = {
 
 const NAMES = ["name", "seed", "sampling_steps", "clip_len", "pose_strength", "face_strength", "prompt"];
 
+// Returns the choice of the model, which is to be loaded.
 export function setUpForm(form, onSubmitted) {
+  const model = new ModelChoice(form, (quality) => QUALITY[quality].preset ?? "exact");
   const error = form.querySelector(".error");
   const button = form.querySelector("#submit");
   const sending = form.querySelector("#sending");
@@ -34,9 +37,10 @@ export function setUpForm(form, onSubmitted) {
     sending.hidden = false;
     sending.value = 0;
     try {
-      const job = await upload(formData(form, reference, driving), (fraction) => (sending.value = fraction));
+      const job = await upload(formData(form, model.settings(), reference, driving), (fraction) => (sending.value = fraction));
       drops.forEach(clear);
-      form.elements.name.value = "";
+      // The prompt described the character of this picture.
+      for (const name of ["name", "prompt"]) form.elements[name].value = "";
       onSubmitted(job);
     } catch (problem) {
       showText(error, problem.message);
@@ -45,15 +49,18 @@ export function setUpForm(form, onSubmitted) {
       sending.hidden = true;
     }
   });
+  return model;
 }
 
-function formData(form, reference, driving) {
-  const settings = structuredClone(QUALITY[form.elements.quality.value]);
-  for (const name of NAMES) {
+function formData(form, model, reference, driving) {
+  const settings = { ...structuredClone(QUALITY[form.elements.quality.value]), ...model };
+  // Parts of the form that do not apply to the model are hidden.
+  const applies = (name) => !form.querySelector(`[name=${name}]`).closest("[data-setting][hidden]");
+  for (const name of NAMES.filter(applies)) {
     const value = form.elements[name].value.trim();
     if (value) settings[name] = value;
   }
-  settings.mode = form.elements.mode.value;
+  if (applies("mode")) settings.mode = form.elements.mode.value;
   if (form.elements.review.checked) settings.review = true;
   const data = new FormData();
   for (const [name, value] of Object.entries(settings)) {

@@ -3,6 +3,7 @@
 import { figure, showBadge, showText } from "./dom.js";
 import { finished, request } from "./http.js";
 import { Look } from "./look.js";
+import { modelInWords } from "./models.js";
 import { duration } from "./times.js";
 
 const EARLIER = "Video of earlier clips";
@@ -73,6 +74,8 @@ export class JobView {
     this.find("h2").textContent = job.job_id;
     showBadge(this.find(".badge"), job);
     this.find(".words").textContent = statusText(job);
+    const made = job.video?.model ? job.video : job;
+    showText(this.find(".made-with"), made.model ? modelInWords(made) : "");
     const bar = this.find(".bar");
     bar.hidden = finished(job);
     const fraction = job.progress?.fraction;

@@ -4,6 +4,7 @@ import { Characters } from "./characters.js";
 import { figure, make, showText } from "./dom.js";
 import { finished, postJson, request } from "./http.js";
 import { MaskHints } from "./mask_hints.js";
+import { familyOf } from "./models.js";
 import { People } from "./people.js";
 import { Pictures, pictureOf } from "./pictures.js";
 import { Playback } from "./playback.js";
@@ -17,7 +18,7 @@ const EARLIER = "These are the clips from before. You can still use them.";
 const PLANNING = 3000;
 const RECOUNTED = "Numbers are counted again from the new start: check who is followed.";
 // Settings of job.yaml that clients cannot send.
-const OF_THE_SERVER = ["mode", "keypoints", "mask_file", "light_models"];
+const OF_THE_SERVER = ["model", "mode", "keypoints", "mask_file", "light_models"];
 
 export class Look {
   // Calls `onSubmitted` with the job after the server has accepted a new run for it.
@@ -76,7 +77,7 @@ export class Look {
   }
 
   showInfo(info) {
-    const isNew = info.links.pose !== this.info?.links.pose;
+    const isNew = leading(info.links) !== leading(this.info?.links);
     this.info = info;
     this.section.hidden = false;
     this.showFindings();
@@ -108,9 +109,9 @@ export class Look {
     const figures = [
       links.overlay && look
         ? clip(links.overlay, "Motion", look.source_width / look.source_height)
-        : clip(links.pose, "Pose", width / height),
-      clip(links.face, "Face", 1),
+        : links.driving ? clip(links.driving, "Driving video", "auto") : clip(links.pose, "Pose", width / height),
     ];
+    if (links.face) figures.push(clip(links.face, "Face", 1));
     if (mode === "replace" && links.mask) figures.push(clip(links.mask, "Mask", width / height));
     if (reference) figures.push(figure("img", reference, "Character", { alt: "The picture of the character" }));
     this.find(".views").replaceChildren(...figures);
@@ -160,7 +161,7 @@ export class Look {
   loadChoices() {
     const { look, links, mode, characters } = this.info;
     const settings = this.info.settings ?? {};
-    this.find(".who").hidden = !links.people || !look;
+    this.find(".who").hidden = !links.people || !look || !this.applies("person");
     this.find(".who legend").textContent = mode === "replace" ? "Person and mask" : "Person";
     this.pictures.load(this.job, mode === "replace" ? look : null);
     this.people.load(links.people, look, this.pictures.first);
@@ -172,7 +173,7 @@ export class Look {
       const { start, end } = settings;
       this.timeline.load({ pictures: links.timeline, seconds: look.source_seconds, start, end });
     }
-    this.find(".retarget").hidden = !look || mode === "replace";
+    this.find(".retarget").hidden = !look || mode === "replace" || !this.applies("retarget");
     this.find("[name=retarget]").checked = settings.retarget !== "off";
     this.first = look && this.info.settings && this.choices();
     this.showProblem(null);
@@ -207,7 +208,7 @@ export class Look {
     const { chosen } = this.people;
     const { start, end } = this.timeline;
     const fitted = settings.retarget === "off" ? "robust" : settings.retarget;
-    return {
+    const all = {
       person: chosen == null ? settings.person : `index:${chosen}`,
       start,
       end,
@@ -215,6 +216,12 @@ export class Look {
         ? { mask_hints: this.maskHints }
         : { retarget: this.find("[name=retarget]").checked ? fitted : "off" }),
     };
+    return Object.fromEntries(Object.entries(all).filter(([name]) => this.applies(name)));
+  }
+
+  // Whether a preprocessing setting applies to the model that the clips are for.
+  applies(name) {
+    return !familyOf(this.info.model)?.foreign_preprocess.includes(name);
   }
 
   changes() {
@@ -311,6 +318,8 @@ function isWanted({ status, review, links }) {
   return status === "ready" || status === "failed" || Boolean(links.start || review);
 }
 
+// The clip that shows the motion. Its address changes when other clips are there.
+const leading = (links) => links?.pose ?? links?.driving;
 const nameOf = ({ place, number, person }) => `Character ${place + 1}: ${number ? `person ${number}` : person}`;
 const facts = ({ status, run_id, links }) => `${status} ${run_id} ${links.clips}`;
 const sentence = (words) => words[0].toUpperCase() + words.slice(1);

@@ -10,7 +10,7 @@ const find = (selector) => document.querySelector(selector);
 const history = new History(find("#history"));
 const view = new JobView(find("#job"), (job) => history.update(job), removed);
 
-setUpForm(find("#new-video"), (job) => {
+const modelChoice = setUpForm(find("#new-video"), (job) => {
   history.update(job);
   showJob(job.job_id);
 });
@@ -70,6 +70,7 @@ find("#sign-out").addEventListener("click", async () => {
 async function start() {
   find("#sign-out").hidden = !sessionStorage.getItem("signed-in");
   try {
+    await modelChoice.load();
     await history.load();
     await openFromAddress();
   } catch (problem) {

@@ -9,7 +9,7 @@ from wan_orchestration.defs.videos.assets import generated_video
 from wan_orchestration.files import replacing
 from wan_orchestration.settings.environment import environment
 
-IN_THE_UI = ("job", "state", "mode", "frames", "duration", "seconds", "gpu_seconds", "error")
+IN_THE_UI = ("job", "state", "model", "mode", "frames", "duration", "seconds", "gpu_seconds", "error")
 SHOWN = 500
 """Rows of the table in the UI: the jobs registered last. Dagster stores this table in its database."""
 

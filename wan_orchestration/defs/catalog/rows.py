@@ -15,6 +15,7 @@ from wan_orchestration.settings.environment import environment
 COLUMNS = {
     "job": "string",
     "state": "string",
+    "model": "string",
     "mode": "string",
     "priority": "Int64",
     "run": "string",
@@ -55,7 +56,8 @@ def rows(instance: dg.DagsterInstance) -> Iterator[dict[str, Any]]:
             row |= {"run": run.run_id, "error": _first_line(instance, run) if row["state"] == "failed" else None}
         try:
             job = Job.open(env.jobs_root / key)
-            row |= {"mode": job.generate_settings().mode, "priority": job.file.priority}
+            settings = job.generate_settings()
+            row |= {"model": settings.family.name, "mode": settings.mode, "priority": job.file.priority}
         except BadInput as error:
             row["error"] = row["error"] or str(error)
         yield row | (_made(result, run) if result else {})
@@ -65,6 +67,7 @@ def _made(result: Result, run: dg.DagsterRun | None) -> dict[str, Any]:
     settings, quality, snapshot = result.settings, result.quality, result.snapshot
     devices = len(run.tags["wan/devices"].split(",")) if run and "wan/devices" in run.tags else 1
     return {
+        **({"model": settings.family.name} if settings else {}),
         "finished_at": result.finished_at,
         "frames": result.frames,
         "fps": result.fps,

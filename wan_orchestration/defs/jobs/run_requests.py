@@ -46,6 +46,7 @@ def run_tags(jobs: Sequence[JobVersion]) -> dict[str, str]:
     """Tags of every run for these jobs, whoever starts it. Dagster's queue sorts runs by priority."""
     return {
         **{job_tag(job.key): job.content for job in jobs},
+        "model": ", ".join(sorted({job.model for job in jobs})),
         "mode": ", ".join(sorted({job.mode for job in jobs})),
         PRIORITY: str(max(job.priority for job in jobs)),
     }

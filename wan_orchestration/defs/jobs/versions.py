@@ -32,6 +32,8 @@ class JobVersion:
     """They tell which weights the job needs, see `hub.resolve`."""
     review: bool = False
     """Whether somebody wants to look at the clips before the video is made."""
+    model: str = FIRST.name
+    """The model family."""
 
     @classmethod
     def of(cls, job: Job, fingerprint: str | None = None) -> "JobVersion":
@@ -54,6 +56,7 @@ class JobVersion:
             model=generate.model,
             variant=generate.variant,
             review=job.file.review,
+            model=generate.family.name,
         )
 
     @property

@@ -14,12 +14,15 @@ from wan_orchestration.settings.service import ClientSettings
 def video_metadata(result: Result) -> dict[str, Any]:
     """The known values of a result. Dagster plots the numbers over a job's runs."""
     video, quality, segments = result.video_path, result.quality, result.made_segments
+    model, variant = result.settings.made_with if result.settings else (None, None)
     preview = video and video.with_name("preview.webp")
     metadata = {
         "preview": animation(preview.read_bytes()) if preview and preview.is_file() else None,
         "poster": poster(video.with_name("poster.jpg")) if video else None,
         "play": video and dg.MetadataValue.url(f"{api_url()}/animate/jobs/{result.job_id}/media"),
         "video": video,
+        "model": model,
+        "variant": variant,
         "frames": result.frames,
         "fps": result.fps,
         "size": result.width and f"{result.width}x{result.height}",

@@ -56,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             if world.rank > 0:
                 return follow()
-            job = Job.open(arguments.src_root)
+            env = environment(arguments.checkpoint_dir)
+            job = Job.open(arguments.src_root, model=arguments.model, env=env)
             job_id = job.key
-            result = infer(job, arguments, environment(arguments.checkpoint_dir), reporter, created_at)
+            result = infer(job, arguments, env, reporter, created_at)
     except BadInput as error:
         if world.rank > 0:
             return 0
@@ -114,25 +115,29 @@ def leased_gpus(world: World, device: str | None, reporter: TerminalReporter) ->
         yield
 
 
-def make_clips(job: Job, env: Environment, reporter: TerminalReporter) -> Path:
-    """Preprocess a raw job into DATA_ROOT/clips/<job>; returns that folder.
+def make_clips(job: Job, model: str, env: Environment, reporter: TerminalReporter) -> Path:
+    """Preprocess a raw job into DATA_ROOT/clips/<job>, for a model family; returns that folder.
 
     Raises:
         BadInput: the driving video, the picture or a setting cannot be used.
     """
-    from wan_orchestration.preprocess.pipeline import preprocess  # noqa: PLC0415 (OpenCV and the estimators)
-
     assert env.models_root is not None
-    return preprocess(
-        job.inputs["driving"],
-        job.inputs["reference"],
-        env.clips_root / job.key,
-        job.preprocess_settings(),
-        snapshot=hub.local_snapshot(env),
-        models_root=env.models_root,
-        others=[CharacterRequest(reference=picture, settings=one) for picture, one in job.other_characters()],
-        log=reporter.log,
-    ).output
+    settings = job.preprocess_settings(model=model)
+    # OpenCV and the estimators are imported here.
+    return (
+        settings.family.part("clips")
+        .make(
+            job.inputs["driving"],
+            job.inputs["reference"],
+            env.clips_root / job.key,
+            settings,
+            snapshot=hub.local_snapshot(env),
+            models_root=env.models_root,
+            others=[CharacterRequest(reference=picture, settings=one) for picture, one in job.other_characters()],
+            log=reporter.log,
+        )
+        .output
+    )
 
 
 def check_quality(job: Job, clips: Clips) -> None:
@@ -163,8 +168,8 @@ def infer(
     """
     settings = job.generate_settings(**given_settings(arguments, GenerateSettings))
     snapshot = hub.resolve(env, reporter.log)
-    folder = job.folder if job.kind == "clips" else make_clips(job, env, reporter)
-    clips = check_clips(folder, settings.mode, settings.refert_num)
+    folder = job.folder if job.kind == "clips" else make_clips(job, settings.model, env, reporter)
+    clips = check_clips(folder, settings.mode, settings.refert_num, settings.model)
     check_quality(job, clips)
     task = Task(
         job_id=job.key,

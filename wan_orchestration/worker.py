@@ -205,8 +205,6 @@ def preprocess(
     request: PreprocessRequest, pipes: PipesContext, is_cancelled: Callable[[], bool], networks: Networks
 ) -> PreprocessOutcome:
     """Make a job's clips, and report progress about once a second."""
-    from wan_orchestration.preprocess import pipeline  # noqa: PLC0415 (OpenCV and the estimators)
-
     outcome = PreprocessOutcome(job_id=request.job_id)
     reported = float("-inf")
 
@@ -220,7 +218,8 @@ def preprocess(
             pipes.report_custom_message(progress.model_dump(mode="json"))
 
     def make(output: Path, settings: PreprocessSettings, log: Log, progress: ReportPhase) -> PreprocessResult:
-        return pipeline.preprocess(
+        # OpenCV and the estimators are imported here.
+        return settings.family.part("clips").make(
             request.driving,
             request.reference,
             output,

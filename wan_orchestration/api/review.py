@@ -162,7 +162,7 @@ def _check_clips(job: Job, folder: ClipsFolder, settings: GenerateSettings) -> N
     if reason := blocked(job, ClipsQuality.read(folder.path)):
         raise Problem(409, reason)
     with DECODING:
-        check_clips(folder.path, settings.mode, settings.refert_num)
+        check_clips(folder.path, settings.mode, settings.refert_num, settings.model)
 
 
 def _with_characters(job: Job, form: Form, persons: list[str]) -> None:

@@ -6,13 +6,17 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from wan_orchestration.cli.flags import Parser, add_settings, flag, given_settings
 from wan_orchestration.cli.terminal import ProgressLine, reports_errors
 from wan_orchestration.errors import BadInput, validate
+from wan_orchestration.families.choose import FIRST, configured, family_of
+from wan_orchestration.families.family import Family
 from wan_orchestration.settings.environment import Environment, environment
+from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.settings.variables import with_variables
+from wan_orchestration.settings.variables import read_with_variables, with_variables
 from wan_orchestration.weights import hub
 
 
@@ -35,7 +39,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags. BadInput: an unknown one, or a value of the wrong type."""
     parser = Parser(
         "wan-animate preprocess",
-        description="Make pose and face clips from a driving video and a picture, and print what was made as JSON.",
+        description="Make clips from a driving video and a picture, and print what was made as JSON.",
     )
     add = parser.add_argument
     add("--driving", type=Path, required=True, metavar="VIDEO", help="a video of a person moving")
@@ -49,7 +53,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace, line: ProgressLine) -> str:
     """Make the clips; returns what was made as JSON. BadInput."""
-    from wan_orchestration.preprocess.pipeline import preprocess  # noqa: PLC0415 (OpenCV and the estimators)
 
     def show(phase: str, done: int, total: int) -> None:
         line.show(f"{phase}: {done} of {total} frames", done / max(total, 1), always=done >= total)
@@ -58,16 +61,18 @@ def run(arguments: argparse.Namespace, line: ProgressLine) -> str:
     for name in ("driving", "reference"):
         if not (path := getattr(arguments, name)).is_file():
             raise BadInput(f"--{name} {path}: there is no such file")
-    settings = with_variables(PreprocessSettings, given_settings(arguments, PreprocessSettings), flag)
-    try:
-        (settings,) = settings.for_characters(1)
-    except ValueError as error:
-        raise BadInput(f"--mask-hints: {error}") from None
     env = environment()
     if arguments.checkpoint_dir:
         env = validate(Environment, {"checkpoint_dir": arguments.checkpoint_dir})
     assert env.models_root is not None
-    result = preprocess(
+    given = given_settings(arguments, PreprocessSettings)
+    settings = with_variables(PreprocessSettings, given, flag, _family(given, env))
+    try:
+        (settings,) = settings.for_characters(1)
+    except ValueError as error:
+        raise BadInput(f"--mask-hints: {error}") from None
+    # OpenCV and the estimators are imported here.
+    result = settings.family.part("clips").make(
         arguments.driving,
         arguments.reference,
         arguments.output.absolute(),
@@ -78,6 +83,17 @@ def run(arguments: argparse.Namespace, line: ProgressLine) -> str:
         progress=show,
     )
     return result.model_dump_json(indent=2)
+
+
+def _family(given: dict[str, Any], env: Environment) -> Family:
+    """The family that the flags or variables name; for "auto", that of the configured weights, if it fits the mode."""
+    read = read_with_variables(PreprocessSettings, given, flag)
+    if read.model != "auto":
+        return read.family
+    named = read_with_variables(GenerateSettings, {}).model
+    if named != "auto":
+        return family_of(named)
+    return FIRST if read.mode == "replace" else configured(env.checkpoint_dir, env.model_id)
 
 
 @reports_errors(as_json=failed)

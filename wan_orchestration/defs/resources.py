@@ -20,7 +20,7 @@ from wan_orchestration.launch.slurm import SlurmClient
 from wan_orchestration.launch.torchrun import TorchrunClient
 from wan_orchestration.protocol.devices import Card, cards
 from wan_orchestration.settings.environment import environment
-from wan_orchestration.settings.generate import Mode
+from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.variables import variables_model
 
 
@@ -59,11 +59,12 @@ class JobFolders(dg.ConfigurableResource):
         """A job's version when the run began. BadInput as for `open`."""
         return self._open(key)[1]
 
-    def clips(self, key: str, mode: Mode, refert_num: int = 1) -> Clips:
-        """The checked clips in DATA_ROOT/clips/<key>. BadInput as for `check_clips`."""
-        known = self._clips.get(key)
-        if known is None or known.mode != mode or known.driving.frames <= refert_num:
-            known = self.remember(key, check_clips(environment().clips_root / key, mode, refert_num))
+    def clips(self, key: str, settings: GenerateSettings) -> Clips:
+        """The checked clips in DATA_ROOT/clips/<key>, for generation with these settings. BadInput: `check_clips`."""
+        known, wanted = self._clips.get(key), (settings.model, settings.mode)
+        if known is None or (known.model, known.mode) != wanted or known.driving.frames <= settings.refert_num:
+            folder = environment().clips_root / key
+            known = self.remember(key, check_clips(folder, settings.mode, settings.refert_num, settings.model))
         return known
 
     def remember(self, key: str, clips: Clips) -> Clips:

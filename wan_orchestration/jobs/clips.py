@@ -9,16 +9,22 @@ from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
 
-from wan_orchestration.errors import BadInput
+from pydantic import TypeAdapter, ValidationError
+
+from wan_orchestration.errors import BadInput, from_validation_error
 from wan_orchestration.families.animate.family import ANIMATE, REPLACEMENT_CLIPS
-from wan_orchestration.families.choose import family_of
+from wan_orchestration.families.choose import FIRST, family_of
 from wan_orchestration.families.family import Family
 from wan_orchestration.files import check_file, replacing, sha256
 from wan_orchestration.settings.generate import Mode
 from wan_orchestration.video.info import Sound, VideoInfo
 
 JOINTS = "src_pose.npz"
-"""The joints drawn in `src_pose.mp4`, written by preprocessing: `body` (T, 20, 3) float32: x, y in px, confidence."""
+"""The driving person's joints in the frames of the driving clip, written by preprocessing: `body` (T, 20, 3) float32:
+x, y in px, confidence. They are those drawn in `src_pose.mp4`, if there is one."""
+
+CONFIDENT = 0.5
+"""Joints with less confidence than this are neither drawn nor measured."""
 
 LOOK = "look.json"
 """What a person should see before generation. Preprocessing writes it with the three files that follow."""
@@ -56,6 +62,32 @@ class Canvas:
     picture_height: int
     picture_width: int
 
+    @property
+    def video_height(self) -> int:
+        """Of the video. Its sides are even, so of an odd picture it leaves out the last row."""
+        return self.picture_height // 2 * 2
+
+    @property
+    def video_width(self) -> int:
+        """As `video_height`: of an odd picture, the video leaves out the last column."""
+        return self.picture_width // 2 * 2
+
+    @classmethod
+    def read(cls, path: Path) -> "Canvas":
+        """BadInput: the file holds no canvas, or the picture lies outside of it."""
+        try:
+            canvas = TypeAdapter(cls).validate_json(path.read_bytes(), strict=True)
+        except ValidationError as error:
+            raise from_validation_error(error, lambda field: f"{path}: {field}".rstrip(": ")) from None
+        inside = canvas.top >= 0 and canvas.left >= 0 and min(canvas.picture_height, canvas.picture_width) >= 2
+        inside = inside and canvas.top + canvas.picture_height <= canvas.height
+        if not inside or canvas.left + canvas.picture_width > canvas.width:
+            raise BadInput(
+                f"{path}: found a picture of {canvas.picture_width}x{canvas.picture_height} at {canvas.left}, "
+                f"{canvas.top}, expected one of 2x2 or more inside {canvas.width}x{canvas.height}"
+            )
+        return canvas
+
 
 @dataclass(frozen=True)
 class Clips:
@@ -85,6 +117,15 @@ class Clips:
     def driving(self) -> VideoInfo:
         """The clip that shows the motion, as skeletons or as it is. It sets the video's length, rate and sound."""
         return self.videos[self.family.driving]
+
+    @property
+    def skeleton(self) -> VideoInfo | None:
+        """The clip that shows the motion as skeletons."""
+        return self.videos.get("src_pose")
+
+    @property
+    def face(self) -> VideoInfo | None:
+        return self.videos.get("src_face")
 
     @property
     def background(self) -> VideoInfo | None:
@@ -130,34 +171,41 @@ class Clips:
         )
 
 
-def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
+def check_clips(folder: Path, mode: Mode, refert_num: int = 1, model: str = FIRST.name) -> Clips:
     """Checks that generation can use the clips in `folder`: decodes their first frames, and all of the sound.
 
     `Clips.notices` describes flaws of the files that are no errors, such as damaged sound, and how generation uses
     clips that differ in length or rate. In mode replace, checks the clips of further characters too.
 
-    BadInput: a file missing, unreadable or truncated; pose sides not multiples of 16; a pose clip of 1 frame or
-    of no more than `refert_num`; a face clip of 1 frame or not 512x512; background or mask of another size than
-    the pose clip; a reference picture that cannot be decoded or has a side under 16 px.
+    BadInput: a file missing, unreadable or truncated; sides of the driving clip not multiples of 16; a pose clip of 1
+    frame or of no more than `refert_num`; a face clip of 1 frame or not 512x512; background or mask of another size
+    than the pose clip; a reference picture that cannot be decoded, has a side under 16 px, or has not the size of its
+    canvas.
     """
     # PyAV takes a third of a second to import, and the code location loads this module.
     from wan_orchestration.video.reader import probe  # noqa: PLC0415
     from wan_orchestration.video.sound import find_sound  # noqa: PLC0415
     from wan_orchestration.video.stills import read_image  # noqa: PLC0415
 
-    paths = _find_clips(Path(folder), mode)
+    family = family_of(model)
+    paths = _find_clips(Path(folder), mode, family)
     videos = {name: probe(path) for name, path in paths.items() if path.suffix == ".mp4"}
-    pose, face = videos["src_pose"], videos["src_face"]
-    _check_pose(pose, refert_num)
-    _check_face(face)
+    driving = videos[family.driving]
+    _check_sides(driving.path, driving.width, driving.height)
+    if "src_face" in videos:
+        _check_length(driving, refert_num)
+        _check_face(videos["src_face"])
     for name in REPLACEMENT_CLIPS.keys() & videos.keys():
-        _check_size(videos[name], pose)
+        _check_size(videos[name], driving)
     height, width = read_image(paths["src_ref"]).shape[:2]
     if min(height, width) < REFERENCE_MIN:
         raise BadInput(f"{paths['src_ref']}: found {width}x{height} pixels, expected sides of {REFERENCE_MIN} or more")
-    sound = find_sound(pose.path)
+    canvas = Canvas.read(paths["canvas"]) if "canvas" in paths else None
+    if canvas is not None:
+        _check_canvas(canvas, paths["src_ref"], width, height, driving)
+    sound = find_sound(driving.path)
     notices = [f"{info.path.name}: {notice}" for info in videos.values() for notice in info.notices]
-    notices += [notice for info in videos.values() for notice in _differences(info, pose)]
+    notices += [notice for info in videos.values() for notice in _differences(info, driving)]
     return Clips(
         folder=Path(folder),
         mode=mode,
@@ -168,6 +216,8 @@ def check_clips(folder: Path, mode: Mode, refert_num: int = 1) -> Clips:
         characters=tuple(check_clips(one, mode, refert_num) for one in _further(Path(folder)))
         if mode == "replace"
         else (),
+        model=family.name,
+        canvas=canvas,
     )
 
 
@@ -182,26 +232,38 @@ def _further(folder: Path) -> Iterator[Path]:
     return takewhile(Path.is_dir, paths)
 
 
-def _find_clips(folder: Path, mode: Mode) -> dict[str, Path]:
+def _find_clips(folder: Path, mode: Mode, family: Family) -> dict[str, Path]:
     """The clips that a mode needs, by name of the input. BadInput: one is missing or not a plain file."""
-    paths = {name: folder / file for name, file in ANIMATE.clips(mode).items()}
+    names = family.clips(mode)
+    paths = {name: folder / file for name, file in names.items()}
     missing = [path.name for path in paths.values() if not os.path.lexists(path)]
     if missing:
-        raise BadInput(
-            f"{folder}: missing {', '.join(missing)}; mode {mode} needs {', '.join(ANIMATE.clips(mode).values())}"
-        )
+        needs = f"mode {mode}" if family.ready_clips else f"model {family.name}"
+        raise BadInput(f"{folder}: missing {', '.join(missing)}; {needs} needs {', '.join(names.values())}")
     for path in paths.values():
         check_file(path)
     return paths
 
 
-def _check_pose(pose: VideoInfo, refert_num: int) -> None:
-    if pose.width % 16 or pose.height % 16:
-        nearest = f"{max(pose.width // 16, 1) * 16}x{max(pose.height // 16, 1) * 16}"
+def _check_sides(path: Path, width: int, height: int) -> None:
+    if width % 16 or height % 16:
+        nearest = f"{max(width // 16, 1) * 16}x{max(height // 16, 1) * 16}"
         raise BadInput(
-            f"{pose.path}: found {pose.width}x{pose.height}, expected sides that are multiples of 16; "
+            f"{path}: found {width}x{height}, expected sides that are multiples of 16; "
             f"scale or crop it, to {nearest} for example"
         )
+
+
+def _check_canvas(canvas: Canvas, reference: Path, width: int, height: int, driving: VideoInfo) -> None:
+    if (canvas.width, canvas.height) != (width, height):
+        raise BadInput(f"{reference}: found {width}x{height}, expected the canvas, {canvas.width}x{canvas.height}")
+    _check_sides(reference, width, height)
+    for path, pixels in ((reference, width * height), (driving.path, driving.width * driving.height)):
+        if pixels > canvas.area:
+            raise BadInput(f"{path}: found {pixels} pixels, expected at most the canvas' area, {canvas.area}")
+
+
+def _check_length(pose: VideoInfo, refert_num: int) -> None:
     least = max(2, refert_num + 1)
     if pose.frames < least:
         reason = f" (more than refert_num {refert_num})" if least > 2 else ""

@@ -3,15 +3,15 @@
 A folder `data/jobs/<key>/` is one job. It holds either ready clips (`src_pose.mp4`, `src_face.mp4`, `src_ref.png`,
 for replacement also `src_bg.mp4` and `src_mask.mp4`) or raw inputs (a video `driving.<mp4|mov|...>` and a picture
 `reference.<png|jpg|...>`, in upper or lower case). A `job.yaml` is optional; if it has `characters`, it names their
-pictures instead. If the folder holds both, ready clips that are complete for the job's mode win. Other files are
-ignored. A job folder is only read.
+pictures instead. If the folder holds both, ready clips that are complete for the job's mode win, unless the model
+family cannot use them. Other files are ignored. A job folder is only read.
 """
 
 import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -21,13 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from wan_orchestration.errors import BadInput, unknown_key, validate
 from wan_orchestration.families.animate.family import CLIPS, REPLACEMENT_CLIPS
+from wan_orchestration.families.choose import FIRST, configured
+from wan_orchestration.families.family import Family
 from wan_orchestration.files import check_file, sha256
-from wan_orchestration.jobs.inputs import EXPECTED, RAW, find_inputs
+from wan_orchestration.jobs.inputs import EXPECTED, EXPECTED_RAW, RAW, find_inputs
 from wan_orchestration.settings.characters import MOST_CHARACTERS, Character, check_characters
 from wan_orchestration.settings.checks import CheckSettings
-from wan_orchestration.settings.generate import GenerateSettings, Mode
+from wan_orchestration.settings.environment import Environment, environment
+from wan_orchestration.settings.generate import GenerateSettings, Mode, Model
 from wan_orchestration.settings.preprocess import PreprocessSettings
-from wan_orchestration.settings.variables import Settings, with_variables
+from wan_orchestration.settings.variables import Settings, read_with_variables, with_variables
 
 KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -72,9 +75,10 @@ class JobFile(BaseModel):
     mode: Mode | None = Field(default=None, description="animate or replace, for preprocessing and generation.")
     priority: int = Field(default=0, description="Jobs of higher priority run first.")
     review: bool = Field(default=False, description="Make the clips, and wait for somebody to look at them.")
-    preprocess: dict[str, Any] = Field(default={}, description="Fields of PreprocessSettings, without mode.")
+    preprocess: dict[str, Any] = Field(default={}, description="Fields of PreprocessSettings, without model and mode.")
     generate: dict[str, Any] = Field(default={}, description="Fields of GenerateSettings, without mode.")
     checks: dict[str, Any] = Field(default={}, description="Fields of CheckSettings.")
+    model: Model | None = Field(default=None, description="The model family, for preprocessing and generation.")
     characters: list[Character] = Field(
         default=[],
         max_length=MOST_CHARACTERS,
@@ -99,10 +103,20 @@ class Job:
     inputs: dict[str, Path]
     """Paths by name. For clips: src_pose, src_face, src_ref, and src_bg, src_mask if present. For raw: driving,
     reference, and keypoints, reference_keypoints, mask if present. Of further characters: reference_2, mask_2, ..."""
+    weights: Family = FIRST
+    """The family of the configured weights, which `model: auto` means if the job does not need another one."""
 
     @classmethod
-    def open(cls, folder: Path, key: str | None = None) -> "Job":
-        """Reads a job folder. `key`: the job's key, if it is not the folder's name.
+    def open(
+        cls, folder: Path, key: str | None = None, *, model: str | None = None, env: Environment | None = None
+    ) -> "Job":
+        """Reads a job folder.
+
+        Args:
+            folder: the job folder.
+            key: the job's key, if it is not the folder's name.
+            model: wins over the job's own `model` in the choice between ready clips and raw inputs.
+            env: names the configured weights; default: this process's environment.
 
         BadInput: bad key, no such folder, inputs missing, ambiguous or of another kind, a broken link, an error in
         `job.yaml`.
@@ -111,24 +125,55 @@ class Job:
         key = check_key(folder.name if key is None else key)
         if not folder.is_dir():
             raise BadInput(f"{folder}: no such job folder; expected a folder with {EXPECTED}")
-        file = _read_job_file(folder / JOB_FILE)
-        generate = _settings(GenerateSettings, folder / JOB_FILE, "generate", file.mode, file.generate, {})
-        preprocess = _settings(PreprocessSettings, folder / JOB_FILE, "preprocess", file.mode, file.preprocess, {})
-        kind, inputs = find_inputs(folder, generate.mode, preprocess, file.characters)
-        job = cls(key, folder, file, kind, inputs)
-        job._check_characters(generate.mode)
-        job._for_characters(preprocess, {})
+        path = folder / JOB_FILE
+        file, env, overrides = _read_job_file(path), env or environment(), {"model": model}
+        generate = _read(GenerateSettings, path, file, overrides)
+        preprocess = _read(PreprocessSettings, path, file, overrides)
+        weights = configured(env.checkpoint_dir, env.model_id)
+        if file.characters or generate.family.ready_clips:
+            kind, inputs = find_inputs(folder, generate.mode, preprocess, file.characters)
+        else:
+            kind, inputs = find_inputs(folder, "animate", preprocess, use_ready_clips=False)
+        job = cls(key, folder, file, kind, inputs, weights)
+        job.generate_settings(**overrides)
+        job._for_characters(job.all_preprocess_settings(**overrides)[0], {})
         job.check_settings()
         return job
+
+    def family(self, **overrides: Any) -> Family:
+        """The model family, by precedence: overrides, `job.yaml`, `WAN_DEFAULT_MODEL`, "auto".
+
+        "auto" is the first family for ready clips, mode replace and characters, else that of the configured weights.
+
+        `overrides`: settings that win over the job's; those other than `model` and `mode` do not matter here.
+
+        BadInput: the family cannot do what the job asks for.
+        """
+        path, given = self.folder / JOB_FILE, {name: overrides.get(name) for name in ("model", "mode")}
+        read = _read(GenerateSettings, path, self.file, given)
+        if read.model == "auto":
+            first = self.kind == "clips" or read.mode == "replace" or self.file.characters
+            return FIRST if first else self.weights
+        family, mode = read.family, given["mode"] or self.file.mode
+        if "mode" not in family.foreign:
+            return family
+        found = f"{_name(path, 'generate', self.file, given)('model')}: found {family.name}"
+        if self.file.characters or mode == "replace":
+            what = "characters are for" if self.file.characters else "mode replace is for"
+            raise BadInput(f"{found}, but {what} model {FIRST.name}; leave it out, or use model: {FIRST.name}")
+        if self.kind == "clips":
+            raise BadInput(
+                f"{found}, but the job holds ready clips, which are for model {FIRST.name}; give {EXPECTED_RAW}, and "
+                f"{family.name} in {JOB_FILE} if the folder holds both"
+            )
+        return family
 
     def generate_settings(self, **overrides: Any) -> GenerateSettings:
         """The job's settings, by precedence: overrides that are not None, `job.yaml`, `WAN_*` variables, defaults.
 
-        BadInput: an unknown field or a bad value.
+        Their `model` is never "auto". BadInput: an unknown field or a bad value.
         """
-        settings = _settings(
-            GenerateSettings, self.folder / JOB_FILE, "generate", self.file.mode, self.file.generate, overrides
-        )
+        settings = self._settings(GenerateSettings, overrides)
         self._check_characters(settings.mode)
         return settings
 
@@ -143,15 +188,18 @@ class Job:
 
     def all_preprocess_settings(self, **overrides: Any) -> list[PreprocessSettings]:
         """Those of each character; of a job without `characters`, the only ones."""
-        settings = _settings(
-            PreprocessSettings, self.folder / JOB_FILE, "preprocess", self.file.mode, self.file.preprocess, overrides
-        )
+        settings = self._settings(PreprocessSettings, overrides)
         self._check_characters(settings.mode)
         found = self._for_characters(settings, overrides)
         for place, one in enumerate(self.file.characters):
             changes = {"person": one.person} | ({"mask_file": one.mask, "masks": "file"} if one.mask else {})
             found[place] = found[place].model_copy(update=changes)
         return found
+
+    def _settings(self, kind: type[Settings], overrides: dict[str, Any]) -> Settings:
+        path, family = self.folder / JOB_FILE, self.family(**overrides)
+        block, given = _given(kind, path, self.file, overrides)
+        return with_variables(kind, given, _name(path, block, self.file, overrides), family)
 
     def _for_characters(self, settings: PreprocessSettings, overrides: dict[str, Any]) -> list[PreprocessSettings]:
         try:
@@ -204,17 +252,41 @@ def _read_job_file(path: Path) -> JobFile:
     return validate(JobFile, content, lambda field: f"{path}: {field}")
 
 
-def _settings(
-    model: type[Settings], path: Path, block: str, mode: Mode | None, given: dict[str, Any], overrides: dict[str, Any]
-) -> Settings:
-    overrides = {field: value for field, value in overrides.items() if value is not None}
-    if "mode" in given:
-        known = [field for field in model.model_fields if field != "mode"]
-        raise unknown_key(f"{path}: {block}.mode (mode belongs at the top of the file)", "mode", known)
+def _read(kind: type[Settings], path: Path, file: JobFile, overrides: dict[str, Any]) -> Settings:
+    """Settings before the family is known."""
+    block, given = _given(kind, path, file, overrides)
+    return read_with_variables(kind, given, _name(path, block, file, overrides))
+
+
+def _given(kind: type[Settings], path: Path, file: JobFile, overrides: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of the block in `job.yaml`, and the settings that the file or the overrides give."""
+    block, values = ("generate", file.generate) if kind is GenerateSettings else ("preprocess", file.preprocess)
+    top = {"mode": file.mode, "model": file.model}
+    if block == "generate" and "model" in values:
+        if file.model is not None and file.model != values["model"]:
+            raise BadInput(
+                f"{path}: generate.model: found {values['model']!r}, but model at the top of the file is "
+                f"{file.model!r}; leave out one of them"
+            )
+        top["model"] = values["model"]
+    elif block == "preprocess":
+        top["model"] = top["model"] or file.generate.get("model")
+    for field in top:
+        if field in values and (field, block) != ("model", "generate"):
+            known = [one for one in kind.model_fields if one not in top]
+            raise unknown_key(f"{path}: {block}.{field} ({field} belongs at the top of the file)", field, known)
+    given = {field: value for field, value in top.items() if value is not None} | values
+    return block, given | {field: value for field, value in overrides.items() if value is not None}
+
+
+def _name(path: Path, block: str, file: JobFile, overrides: dict[str, Any]) -> Callable[[str], str]:
+    """The names of settings as a user knows them."""
 
     def name(field: str) -> str:
-        if field.split(".")[0] in overrides:
+        if overrides.get(field.split(".")[0]) is not None:
             return field
-        return f"{path}: {field}" if field == "mode" else f"{path}: {block}.{field}".rstrip(".")
+        if field == "mode" or (field == "model" and "model" not in file.generate):
+            return f"{path}: {field}"
+        return f"{path}: {'generate' if field == 'model' else block}.{field}".rstrip(".")
 
-    return with_variables(model, ({} if mode is None else {"mode": mode}) | given | overrides, name)
+    return name

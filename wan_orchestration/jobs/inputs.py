@@ -19,21 +19,29 @@ KEYPOINTS = ("keypoints.npz", "keypoints.json", "keypoints")
 
 REFERENCE_KEYPOINTS = ("reference_keypoints.npz", "reference_keypoints.json")
 
-EXPECTED = f"{', '.join(CLIPS.values())}, or " + " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
+EXPECTED_RAW = " and ".join(f"{n}.<{'|'.join(s)}>" for n, s in RAW.items())
+
+EXPECTED = f"{', '.join(CLIPS.values())}, or {EXPECTED_RAW}"
 
 MOST_NAMED = 10
 """The most files of a folder that a message names."""
 
 
 def find_inputs(
-    folder: Path, mode: Mode, preprocess: PreprocessSettings, characters: Sequence[Character] = ()
+    folder: Path,
+    mode: Mode,
+    preprocess: PreprocessSettings,
+    characters: Sequence[Character] = (),
+    use_ready_clips: bool = True,
 ) -> tuple[Literal["clips", "raw"], dict[str, Path]]:
     """The `kind` and the `inputs` of a job, as in `Job`.
+
+    `use_ready_clips`: whether the job's model family can use ready clips.
 
     BadInput: inputs missing, ambiguous or of another kind, or a broken link.
     """
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    ready = {name: folder / file for name, file in clip_names("replace").items() if file in names}
+    ready = {name: folder / file for name, file in clip_names("replace").items() if file in names and use_ready_clips}
     raw = {}
     for name, suffixes in RAW.items():
         if characters and name == "reference":
@@ -61,7 +69,8 @@ def find_inputs(
         }
         kind, inputs = "raw", raw | {name: path for name, path in beside.items() if path is not None}
     else:
-        raise BadInput(f"{folder}: {_missing(folder, names, ready, raw)}; expected {EXPECTED}")
+        expected = EXPECTED if use_ready_clips else EXPECTED_RAW
+        raise BadInput(f"{folder}: {_missing(folder, names, ready, raw)}; expected {expected}")
     for name, path in inputs.items():
         if name != "keypoints":
             check_file(path)

@@ -49,12 +49,16 @@ class FollowedPerson:
 
 
 def follow_people(
-    video: DrivingVideo, estimator: Estimator, choices: Sequence[Choice], progress: Callable[[int], None]
+    video: DrivingVideo,
+    estimator: Estimator,
+    choices: Sequence[Choice],
+    progress: Callable[[int], None],
+    required: bool = True,
 ) -> list[FollowedPerson]:
     """Finds the keypoints of the chosen people in every chosen frame. `progress` gets the number of frames done.
 
-    BadInput: no person is found, none matches a choice, two choices mean the same person, or a person is found in too
-    few frames.
+    BadInput, if the people are `required`: no person is found, none matches a choice, two choices mean the same
+    person, or a person is found in too few frames.
     """
     trackers = Trackers(choices, float(video.fps), video.size)
     sampled = set(np.linspace(0, len(video) - 1, min(SAMPLES, len(video))).round().astype(int).tolist())
@@ -100,7 +104,7 @@ def follow_people(
                     one.samples.append(_sample(done + i, frame, people_here, person))
         done += len(batch)
         progress(done)
-    for one, tracker in zip(persons, trackers.all):
+    for one, tracker in zip(persons, trackers.all) if required else ():
         tracker.check_choice()
         _check_found(video, one.found, crowded, f" {tracker.choice}" if len(persons) > 1 else "")
     return persons

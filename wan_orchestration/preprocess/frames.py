@@ -4,7 +4,7 @@ import math
 import queue
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TypeVar
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess.estimators.base import Frame
 from wan_orchestration.settings.preprocess import PreprocessSettings
+from wan_orchestration.video.info import VideoInfo
 from wan_orchestration.video.reader import FrameReader
 
 MOST_FPS = 30
@@ -26,10 +27,13 @@ T = TypeVar("T")
 class DrivingVideo:
     """The chosen frames of a driving video. It can be iterated over repeatedly.
 
-    BadInput: the video cannot be read, is too large, or gives fewer than 2 frames.
+    BadInput: the video cannot be read, is too large, or gives fewer than `least` frames.
     """
 
-    def __init__(self, path: Path, settings: PreprocessSettings) -> None:
+    def __init__(
+        self, path: Path, settings: PreprocessSettings, choose: "ChooseFrames | None" = None, least: int = 2
+    ) -> None:
+        """`choose` defaults to `nearest_frames`."""
         self._path = path
         self._truncated_ok = settings.truncated_ok
         with FrameReader(path, truncated_ok=settings.truncated_ok) as reader:
@@ -37,16 +41,15 @@ class DrivingVideo:
             self.broken_off = reader.broken_off
             self.times = reader.times
             self.keyframes = reader.keyframes()
-        self.fps = choose_fps(self.info.fps, settings.fps)
-        end = self.info.duration if settings.end is None else min(settings.end, self.info.duration)
         self._frames: list[Frame] = []
         """All frames, if they are kept and were read once."""
-        self.indices = choose_frames(self.times, self.info.fps, self.fps, settings.start, end, settings.max_frames)
-        if len(self.indices) < 2:
+        self.fps, self.indices = (choose or nearest_frames)(self.times, self.info, settings)
+        if len(self.indices) < least:
+            end = end_of(self.info, settings)
             raise BadInput(
                 f"{path}: {len(self.indices)} frames between {settings.start:g} and {end:g} s at {float(self.fps):g} "
                 f"frames a second (the video has {self.info.frames} in {self.info.duration:.2f} s); "
-                "at least 2 are needed"
+                f"at least {least} {'is' if least == 1 else 'are'} needed"
             )
 
     @property
@@ -80,6 +83,23 @@ class DrivingVideo:
             for index in sorted(sources):
                 with suppress(BadInput):
                     yield Frame(index, self.times[index], reader.read([index])[0])
+
+
+ChooseFrames = Callable[[Sequence[float], VideoInfo, PreprocessSettings], tuple[Fraction, list[int]]]
+"""Chooses the frames of the clips by the display times of all frames. Returns the clips' rate and the frames' indices.
+"""
+
+
+def nearest_frames(times: Sequence[float], info: VideoInfo, settings: PreprocessSettings) -> tuple[Fraction, list[int]]:
+    """The frames nearest to evenly spaced moments, see `choose_frames` and `choose_fps`."""
+    fps = choose_fps(info.fps, settings.fps)
+    end = end_of(info, settings)
+    return fps, choose_frames(times, info.fps, fps, settings.start, end, settings.max_frames)
+
+
+def end_of(info: VideoInfo, settings: PreprocessSettings) -> float:
+    """Second of the video at which the clips end."""
+    return info.duration if settings.end is None else min(settings.end, info.duration)
 
 
 def choose_fps(source: Fraction, wanted: float | None) -> Fraction:

@@ -13,6 +13,8 @@ from typing import Self
 
 import numpy as np
 
+from wan_orchestration.jobs.clips import CONFIDENT
+
 NOSE, NECK = 0, 1
 RIGHT_SHOULDER, RIGHT_ELBOW, RIGHT_WRIST = 2, 3, 4
 LEFT_SHOULDER, LEFT_ELBOW, LEFT_WRIST = 5, 6, 7
@@ -27,8 +29,6 @@ LIMBS = (
 )  # fmt: skip
 """(parent, child) joints, parents before children, in the order in which the skeleton is drawn."""
 
-CONFIDENT = 0.5
-"""Points with less confidence than this are neither drawn nor measured."""
 _MARGIN = 0.1
 """How far the body (hair, soles, fingers, clothes) extends beyond its keypoints, as a fraction of the longer side."""
 

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wan_orchestration.preprocess.follow import FollowedPerson
+from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import PixelBox
 from wan_orchestration.preprocess.keypoints import CONFIDENT
 from wan_orchestration.preprocess.motion import Motion, describe_frames, stretches
 from wan_orchestration.protocol.messages import Notice
+from wan_orchestration.video.info import Sound
 
 _JUMP = 0.15
 """Median movement of the joints from one frame to the next, in frame heights, from which a notice is given."""
@@ -31,6 +33,16 @@ class Notices:
         flags[list(frames)] = True
         self.all.append(Notice(text=text, frames=[(start, end - 1) for start, end in stretches(flags)]))
         self._log(f"{text}: frames {describe_frames(frames)}")
+
+    def about_source(self, video: DrivingVideo, sound: Sound) -> None:
+        """Adds notices about flaws of the driving video's file."""
+        name = video.info.path.name
+        if video.broken_off:
+            self.add(f"{name} is truncated: {video.broken_off}; the frames before the break were used")
+        for notice in video.info.notices:
+            self.add(f"{name}: {notice}")
+        for notice in sound.notices:
+            self.add(notice)
 
     def about_person(self, person: FollowedPerson) -> None:
         """Adds notices about the followed person. Call it after the gaps in the motion are filled."""

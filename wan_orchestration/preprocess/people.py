@@ -22,7 +22,7 @@ class NumberedPeople:
 
     def __init__(self, fps: float, size: tuple[int, int]) -> None:
         self.index = 0
-        """Number of the kept frame."""
+        """Number of the kept frame; of the first one if none shows a person."""
         self.seconds = 0.0
         """Its time in the driving video."""
         self.picture = np.zeros((1, 1, 3), np.uint8)
@@ -33,7 +33,7 @@ class NumberedPeople:
         """How many more people the kept frame shows."""
         self._fps, self._size = fps, size
         self._trackers: list[Tracker] = []
-        self._most = 0
+        self._most = -1
 
     def add(self, index: int, frame: Frame, people: Sequence[Detection], followed: Sequence[Detection]) -> None:
         """Adds the next frame, its people, and those whom the clips follow."""

@@ -238,13 +238,8 @@ def _open_inputs(
 ) -> _Inputs:
     video = DrivingVideo(driving, settings)
     picture = read_image(reference)
-    if video.broken_off:
-        notices.add(f"{driving.name} is truncated: {video.broken_off}; the frames before the break were used")
-    for notice in video.info.notices:
-        notices.add(f"{driving.name}: {notice}")
     sound = find_sound(driving)
-    for notice in sound.notices:
-        notices.add(notice)
+    notices.about_source(video, sound)
     proportions = video.size if settings.mode == "replace" else (picture.shape[1], picture.shape[0])
     size = canvas_size(*proportions, settings.resolution_area)
     estimator = open_estimator(settings, driving, video.info.frames, snapshot, models_root, log, networks)

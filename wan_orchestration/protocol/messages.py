@@ -167,7 +167,7 @@ class PreprocessResult(BaseModel):
     fps: float
     width: int
     height: int
-    """Of the pose clip, and in replace mode of the background and mask clips."""
+    """Of the driving clip, and in replace mode of the background and mask clips."""
     source_width: int
     source_height: int
     source_fps: float
@@ -176,8 +176,8 @@ class PreprocessResult(BaseModel):
     estimator: str
     person_found: int
     """Number of frames in which the person was found."""
-    face_found: int
-    """Number of frames in which the face was found."""
+    face_found: int | None
+    """Number of frames in which the face was found. None: the model family does not need it."""
     retarget: str
     """The rule that was used; also "off" if the picture shows no person."""
     masks: str | None

@@ -1,4 +1,7 @@
-"""Measures of clips: frames with a skeleton, a face and a mask, and the largest jump of the skeleton."""
+"""Measures of clips: frames with a skeleton, a face and a mask, and the largest jump of the skeleton.
+
+In clips without drawn skeletons, the joints in the driving video are measured.
+"""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -9,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from wan_orchestration.files import replacing
-from wan_orchestration.jobs.clips import JOINTS, MEASURES, Clips
+from wan_orchestration.jobs.clips import CONFIDENT, JOINTS, MEASURES, Clips
 from wan_orchestration.settings.checks import BlockingCheck, CheckSettings
 from wan_orchestration.video.reader import iter_frames
 
@@ -33,17 +36,20 @@ class ClipsQuality(BaseModel):
     fps: float
     width: int
     height: int
-    skeleton: float
-    """Share with a skeleton."""
-    face: float
-    """Share with a face."""
-    largest_jump: float
-    """Of the skeleton's centre from one frame to the next, as a fraction of the frame's height."""
+    """Of the generated frames."""
+    skeleton: float | None
+    """Share with a skeleton, or else with a person; None if nobody was looked for."""
+    face: float | None
+    """Share with a face; None without a face clip."""
+    largest_jump: float | None
+    """Of the skeleton's centre from one frame to the next, as a fraction of the frame's height. None as `skeleton`."""
     jump_frame: int | None
     empty_masks: float | None
     """Share with an empty mask; None in animate mode."""
     confidence: float | None
-    """Mean confidence of the drawn joints; None without `src_pose.npz`."""
+    """Mean confidence of the found joints; None without `src_pose.npz`."""
+    drawn: bool = True
+    """Whether a clip shows the motion as skeletons."""
     worst: dict[str, int] = {}
     """With several characters, the number of the one whose measure it is, by the measure's name."""
 
@@ -81,11 +87,11 @@ def measure_clips(clips: Clips) -> ClipsQuality:
     each = [_measure(one) for one in (clips, *clips.characters)]
     if len(each) == 1:
         return each[0]
-    jumpy = max(each, key=lambda one: one.largest_jump)
+    jumpy = max(each, key=lambda one: one.largest_jump or 0.0)
     worst = {
-        "skeleton": min(each, key=lambda one: one.skeleton),
-        "face": min(each, key=lambda one: one.face),
-        "confidence": min(each, key=lambda one: 1.0 if one.confidence is None else one.confidence),
+        "skeleton": min(each, key=lambda one: _or_all(one.skeleton)),
+        "face": min(each, key=lambda one: _or_all(one.face)),
+        "confidence": min(each, key=lambda one: _or_all(one.confidence)),
         "largest_jump": jumpy,
         "empty_masks": max(each, key=lambda one: one.empty_masks or 0.0),
     }
@@ -104,41 +110,70 @@ def measure_clips(clips: Clips) -> ClipsQuality:
     )
 
 
+def _or_all(share: float | None) -> float:
+    return 1.0 if share is None else share
+
+
 def _measure(clips: Clips) -> ClipsQuality:
     files = [info.path.name for info in clips.videos.values()]
-    stamps = _stamps(clips.folder, [*files, JOINTS] if (clips.folder / JOINTS).is_file() else files)
-    centres = [_centre(frame) for frame in iter_frames(clips.driving.path)]
-    steps = [
-        0.0 if one is None or other is None else float(np.linalg.norm(other - one)) / clips.driving.height
-        for one, other in pairwise(centres)
-    ]
-    worst = int(np.argmax(steps)) + 1 if steps and max(steps) > 0 else None
-    faces = [frame.std() >= FACE_DEVIATION for frame in iter_frames(clips.videos["src_face"].path)]
+    joints = clips.folder / JOINTS
+    stamps = _stamps(clips.folder, [*files, JOINTS] if joints.is_file() else files)
+    shown, steps = (
+        _of_drawing(clips)
+        if clips.skeleton
+        else _of_joints(joints, clips.driving.height)
+        if joints.is_file()
+        else ([], [])
+    )
+    faces = [frame.std() >= FACE_DEVIATION for frame in iter_frames(clips.face.path)] if clips.face else None
     masks = [frame.max() > MASKED for frame in iter_frames(clips.mask.path)] if clips.mask else None
     return ClipsQuality(
         stamps=stamps,
         frames={info.path.name: info.frames for info in clips.videos.values()},
         fps=float(clips.driving.fps),
-        width=clips.driving.width,
-        height=clips.driving.height,
-        skeleton=round(float(np.mean([centre is not None for centre in centres])), 4),
-        face=round(float(np.mean(faces)), 4),
-        largest_jump=round(max(steps, default=0.0), 4),
-        jump_frame=worst,
+        width=clips.width,
+        height=clips.height,
+        skeleton=round(float(np.mean(shown)), 4) if shown else None,
+        face=None if faces is None else round(float(np.mean(faces)), 4),
+        largest_jump=round(max(steps, default=0.0), 4) if shown else None,
+        jump_frame=int(np.argmax(steps)) + 1 if steps and max(steps) > 0 else None,
         empty_masks=None if masks is None else 1 - float(np.mean(masks)),
-        confidence=_confidence(clips.folder / JOINTS),
+        confidence=_confidence(joints),
+        drawn=clips.skeleton is not None,
     )
+
+
+def _of_drawing(clips: Clips) -> tuple[list[bool], list[float]]:
+    """Whether each frame has a skeleton, and how far its centre moves before each frame after the first."""
+    centres = [_centre(frame) for frame in iter_frames(clips.driving.path)]
+    steps = [
+        0.0 if one is None or other is None else float(np.linalg.norm(other - one)) / clips.driving.height
+        for one, other in pairwise(centres)
+    ]
+    return [centre is not None for centre in centres], steps
+
+
+def _of_joints(file: Path, height: int) -> tuple[list[bool], list[float]]:
+    """As `_of_drawing`. A step is the median of the joints that both frames show."""
+    body = np.load(file)["body"]
+    seen = body[..., 2] >= CONFIDENT
+    moves = np.linalg.norm(np.diff(body[..., :2], axis=0), axis=-1) / height
+    both = seen[1:] & seen[:-1]
+    steps = [float(np.median(move[joints])) if joints.any() else 0.0 for move, joints in zip(moves, both, strict=True)]
+    return seen.any(axis=1).tolist(), steps
 
 
 def failed_checks(measured: ClipsQuality, limits: CheckSettings) -> dict[BlockingCheck, str]:
     """What is wrong with the clips, in words, by the name of the check that may block. Empty: nothing."""
     found: dict[BlockingCheck, str] = {}
-    if measured.skeleton < limits.skeleton:
+    if measured.skeleton is not None and measured.skeleton < limits.skeleton:
+        shows = f"src_pose.mp4{measured.whose('skeleton')} shows a skeleton"
+        if not measured.drawn:
+            shows = "a person was found in the driving video"
         found["skeleton"] = (
-            f"src_pose.mp4{measured.whose('skeleton')} shows a skeleton in {_percent(measured.skeleton)} "
-            f"of the frames, expected {_percent(limits.skeleton)}"
+            f"{shows} in {_percent(measured.skeleton)} of the frames, expected {_percent(limits.skeleton)}"
         )
-    if measured.face < limits.face:
+    if measured.face is not None and measured.face < limits.face:
         found["face"] = (
             f"src_face.mp4{measured.whose('face')} shows a face in {_percent(measured.face)} of the frames, "
             f"expected {_percent(limits.face)}"
@@ -148,10 +183,13 @@ def failed_checks(measured: ClipsQuality, limits: CheckSettings) -> dict[Blockin
             f"src_mask.mp4{measured.whose('empty_masks')} is empty in {_percent(measured.empty_masks)} of the frames, "
             f"expected {_percent(limits.empty_masks)} at most"
         )
-    if measured.largest_jump > limits.jump:
+    if measured.largest_jump is not None and measured.largest_jump > limits.jump:
+        moving = f"the skeleton in src_pose.mp4{measured.whose('largest_jump')} moves"
+        if not measured.drawn:
+            moving = "the person in the driving video moves"
         found["no_jumps"] = (
-            f"the skeleton in src_pose.mp4{measured.whose('largest_jump')} moves by {measured.largest_jump:.3g} of "
-            f"the frame's height before frame {measured.jump_frame}, expected {limits.jump:g} at most"
+            f"{moving} by {measured.largest_jump:.3g} of the frame's height before frame {measured.jump_frame}, "
+            f"expected {limits.jump:g} at most"
         )
     return found
 
@@ -164,7 +202,9 @@ def why_blocked(measured: ClipsQuality, limits: CheckSettings, ready_clips: bool
     found = {name: text for name, text in failed_checks(measured, limits).items() if name in limits.block}
     if not found:
         return None
-    advice = "choose another part of the video (preprocess.start, end) or another person (preprocess.person)"
+    advice = "choose another part of the video (preprocess.start, end)"
+    if measured.drawn:
+        advice += " or another person (preprocess.person)"
     if ready_clips:
         advice = "give other clips"
     elif "mask" in found:

@@ -41,20 +41,41 @@ def similarity(wanted: np.ndarray, found: np.ndarray | None) -> float | None:
     return float(np.where(confident(found), np.nan_to_num(terms), 0.0)[asked].mean())
 
 
+def fit(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The found joints (20, 3), moved and scaled so that they lie where the wanted ones are, and are as large.
+
+    Then it does not matter in which part of its frame a person stands, or how large.
+    """
+    both = confident(wanted) & confident(found)
+    if both.sum() < 2:
+        return found
+    ours, theirs = found[both, :2], wanted[both, :2]
+    sizes = [np.linalg.norm(points - points.mean(axis=0)) for points in (ours, theirs)]
+    scale = sizes[1] / sizes[0] if sizes[0] else 1.0
+    moved = (found[:, :2] - ours.mean(axis=0)) * scale + theirs.mean(axis=0)
+    return np.concatenate([moved, found[:, 2:]], axis=1)
+
+
 def followed(
-    samples: Mapping[int, np.ndarray], wanted: np.ndarray, estimator: Estimator, several: bool = False
+    samples: Mapping[int, np.ndarray],
+    wanted: np.ndarray,
+    estimator: Estimator,
+    several: bool = False,
+    fitted: bool = False,
 ) -> float | None:
     """Mean OKS of the poses in frames (H, W, 3) uint8 RGB, by index, and the driving joints (T, 20, 3).
 
     A frame's pose is that of the largest person, or, where `several` are meant to be visible, the most similar one.
-    None if no frame has enough driving joints.
+    `fitted`: the frames show another part of the scene than the driving ones, see `fit`. None if no frame has enough
+    driving joints.
     """
     found = []
     for index, pixels in samples.items():
         frame = Frame(index, 0.0, pixels)
         people = numbered(estimator.detect([frame])[0])[: None if several else 1]
         poses = estimator.estimate([frame] * len(people), people) if people else []
-        alike = [similarity(wanted[index], body) for body in ([pose.body for pose in poses] or [None])]
+        bodies = [fit(pose.body, wanted[index]) if fitted else pose.body for pose in poses]
+        alike = [similarity(wanted[index], body) for body in (bodies or [None])]
         found.append(max((one for one in alike if one is not None), default=None))
     known = [one for one in found if one is not None]
     return round(float(np.mean(known)), 4) if known else None

@@ -11,12 +11,11 @@ from wan_orchestration.errors import BadInput
 from wan_orchestration.jobs.clips import JOINTS, Clips
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
 from wan_orchestration.protocol.messages import SegmentMeasures, Take
+from wan_orchestration.quality.driving import DrivingReader, reference_of
 from wan_orchestration.quality.frame_measures import LEAST_CHANGE, FrameMeasures, distance
 from wan_orchestration.quality.pose import followed
 from wan_orchestration.quality.video_quality import VideoSample, evenly_spaced
 from wan_orchestration.settings.checks import CheckSettings
-from wan_orchestration.video.reader import FrameReader
-from wan_orchestration.video.stills import read_image
 
 POSE_FRAMES, SLOW_POSE_FRAMES = 4, 2
 """Number of frames in which the light estimator, or a larger one, looks for the pose."""
@@ -50,7 +49,7 @@ class SegmentMeter:
     ) -> None:
         self.clips, self.several = clips, several
         self._open_estimator, self._open_likeness = open_estimator, open_likeness
-        self._reference = read_image(clips.reference)
+        self._reference = reference_of(clips)
         self._likeness: Callable[[list[np.ndarray]], float] | None = None
         self._joints: np.ndarray | None = None
         self._no_pose: str | None = None
@@ -81,7 +80,8 @@ class SegmentMeter:
             samples, joints = {start + index: frames[index] for index in sorted(posed)}, self._joints
             posing: Future[float | None] | None = None
             if estimator and joints is not None:
-                posing = thread.submit(followed, samples, joints, estimator, self.several)
+                fitted = self.clips.skeleton is None
+                posing = thread.submit(followed, samples, joints, estimator, self.several, fitted)
             found, subjects = self._look_at_frames(frames, start, before, compared)
             measures = _of_frames(found, finite, before is not None, earlier)
             if self._open_likeness:
@@ -101,14 +101,14 @@ class SegmentMeter:
         """The measures of all frames, and the person in those that are compared with the reference picture."""
         found = FrameMeasures([len(frames)] if before is None else [1, len(frames)])
         subjects = []
-        with FrameReader(self.clips.driving.path) as reader:
+        with DrivingReader(self.clips) as reader:
             if before is not None:
-                found.add(before, reader.read([start - 1])[0])
+                found.add(before, reader.skeleton(start - 1))
             for index, frame in enumerate(frames):
-                pose = reader.read([start + index])[0]
+                pose = reader.skeleton(start + index)
                 found.add(frame, pose)
                 if index in compared:
-                    subjects.append(VideoSample(index, frame, pose).subject())
+                    subjects.append(VideoSample(index, frame, pose if self.clips.skeleton else None).subject())
         return found, subjects
 
     def _estimator(self) -> Estimator | None:

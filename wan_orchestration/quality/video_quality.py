@@ -12,11 +12,11 @@ from wan_orchestration.jobs.clips import JOINTS, Clips
 from wan_orchestration.preprocess.estimators.base import Estimator, Frame
 from wan_orchestration.protocol.messages import Quality
 from wan_orchestration.quality.clips_quality import drawn_pixels
+from wan_orchestration.quality.driving import DrivingReader, reference_of
 from wan_orchestration.quality.frame_measures import FrameMeasures
 from wan_orchestration.quality.pose import followed
 from wan_orchestration.quality.thumbnails import FRAMES, strip, write_preview
-from wan_orchestration.video.reader import FrameReader, iter_frames
-from wan_orchestration.video.stills import read_image
+from wan_orchestration.video.reader import iter_frames
 
 Likeness = Callable[[list[np.ndarray], np.ndarray], float]
 """Likeness of pictures (h, w, 3) uint8 RGB to a reference picture: the mean cosine of their features."""
@@ -34,11 +34,13 @@ class VideoSample:
     index: int
     frame: np.ndarray
     """(H, W, 3) uint8 RGB."""
-    pose: np.ndarray
-    """The pose clip's frame, of the same size."""
+    pose: np.ndarray | None
+    """The pose clip's frame, of the same size. None: there is no pose clip."""
 
     def subject(self) -> np.ndarray:
         """The part of the frame around the skeleton; the whole frame if there is no skeleton."""
+        if self.pose is None:
+            return self.frame
         y, x = drawn_pixels(self.pose)
         if not len(x):
             return self.frame
@@ -71,19 +73,19 @@ def measure(
         BadInput: the video, the pose clip or the reference picture cannot be decoded.
     """
     people = [clips, *clips.characters]
-    references = [read_image(one.reference) for one in people]
+    references = [reference_of(one) for one in people]
     measures, samples, strips = FrameMeasures(lengths), [[] for _ in people], []
     sampled, shown = evenly_spaced(sum(lengths), SAMPLES), evenly_spaced(sum(lengths), FRAMES)
     with ExitStack() as stack:
-        readers = [stack.enter_context(FrameReader(one.driving.path)) for one in people]
+        readers = [stack.enter_context(DrivingReader(one)) for one in people]
         for index, frame in enumerate(iter_frames(video)):
-            poses = [reader.read([min(index, reader.info.frames - 1)])[0] for reader in readers]
+            poses = [reader.skeleton(index) for reader in readers]
             measures.add(frame, poses[0])
             if index in sampled:
                 for own, pose in zip(samples, poses):
-                    own.append(VideoSample(index, frame, pose))
+                    own.append(VideoSample(index, frame, pose if clips.skeleton else None))
             if index in shown:
-                strips.append(strip([*references, poses[0], frame]))
+                strips.append(strip([*references, readers[0].frame(index), frame]))
     write_preview(preview, strips, clips.driving.duration)
     seam, seam_frame = measures.seam()
     quality = Quality(
@@ -112,7 +114,8 @@ def measure(
                 quality.not_measured["pose_similarity"] = f"{estimator.name} finds no person in the reference picture"
                 return quality
             frames = {sample.index: sample.frame for sample in samples[0]}
-            similarities.append(followed(frames, wanted, estimator, several=len(people) > 1))
+            fitted = one.skeleton is None
+            similarities.append(followed(frames, wanted, estimator, several=len(people) > 1, fitted=fitted))
         except BadInput as error:
             quality.not_measured["pose_similarity"] = str(error)
             return quality

@@ -4,6 +4,7 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -20,7 +21,8 @@ class Environment(BaseSettings):
     )
     checkpoint_dir: Path | None = Field(
         default=None,
-        description="Folder of a snapshot, in the original or the Diffusers layout; nothing is downloaded then.",
+        description="Folder of a snapshot, in the original or the Diffusers layout; its model family is then not "
+        "downloaded.",
     )
     models_root: Path | None = Field(
         default=None, description="Folder that snapshots are downloaded to; default: DATA_ROOT/models."
@@ -30,7 +32,10 @@ class Environment(BaseSettings):
         description="Cache of prompt embeddings and compiled kernels for later launches; default: MODELS_ROOT/.cache. "
         "Safe to delete.",
     )
-    model_id: str = Field(default="Wan-AI/Wan2.2-Animate-14B", description="ModelScope repository of the weights.")
+    model_id: str = Field(
+        default="Wan-AI/Wan2.2-Animate-14B",
+        description="ModelScope repository of the weights, and of the family that model: auto means.",
+    )
     model_revision: str = Field(default="master", description="Revision (branch, tag or commit) of the repository.")
     model_endpoint: str | None = Field(
         default=None, description="URL of a ModelScope-compatible hub; default: the modelscope client's."
@@ -53,6 +58,12 @@ class Environment(BaseSettings):
         if self.checkpoint_dir is not None:
             self.checkpoint_dir = self.checkpoint_dir.expanduser().absolute()
         return self
+
+    @property
+    def download_folder(self) -> Path:
+        """Where the snapshot of `model_id` is downloaded to."""
+        assert self.models_root is not None
+        return self.models_root / self.model_id.replace("/", "--") / quote(self.model_revision, safe="")
 
     @property
     def jobs_root(self) -> Path:

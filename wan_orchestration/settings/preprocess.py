@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from wan_orchestration.settings.generate import Mode
+from wan_orchestration.families.choose import family_of
+from wan_orchestration.families.family import Family
+from wan_orchestration.settings.generate import Mode, Model
 
 PREVIEW_SECONDS = 2.0
 """How much of a driving video the preview of its clips shows."""
@@ -29,13 +31,16 @@ def beside_the_video(value: str | None) -> str | None:
 
 
 class PreprocessSettings(BaseModel):
-    """How pose and face clips are made from a driving video and a picture.
+    """How clips are made from a driving video and a picture.
 
     When a job is read, `WAN_PREPROCESS_<FIELD>` variables fill the fields that it leaves out.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    model: Model = Field(
+        default="auto", description="As in generation: the family for which clips are made. They differ by family."
+    )
     mode: Mode = Field(default="animate", description="As in generation; replace also makes background and mask clips.")
     estimator: Literal["auto", "vitpose", "light", "file"] = Field(
         default="auto",
@@ -61,14 +66,15 @@ class PreprocessSettings(BaseModel):
         gt=0,
         le=120,
         description="Frames per second of the clips; default: the driving video's. If that is above 30, it is divided "
-        "by a whole number to be at most 30, or 30 is used if less than 24 would be left.",
+        "by a whole number to be at most 30, or 30 is used if less than 24 would be left. animate-2: 24.",
     )
     resolution_area: int = Field(
         default=1280 * 720,
-        ge=64 * 64,
+        ge=32 * 32,
         le=4096 * 4096,
         description="Pixels in a frame of the generated video, approximately; its sides are multiples of 16 in the "
-        "proportions of the picture (animate) or of the driving video (replace).",
+        "proportions of the picture (animate) or of the driving video (replace). animate-2: also of the driving clip, "
+        "in its own proportions.",
     )
     start: float = Field(default=0.0, ge=0, description="Second of the driving video at which the clips begin.")
     end: float | None = Field(default=None, gt=0, description="Second of the driving video at which the clips end.")
@@ -131,6 +137,11 @@ class PreprocessSettings(BaseModel):
         default=None, description="Folder with the light estimator's six .tflite files; default: downloaded once."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA if there is a CUDA device.")
+
+    @property
+    def family(self) -> Family:
+        """The model family; the first one as long as `model` is "auto"."""
+        return family_of(self.model)
 
     _person = field_validator("person")(check_person)
     _files = field_validator("keypoints", "mask_file")(beside_the_video)

@@ -1,6 +1,8 @@
 """The manifest of a finished download: its files, with their sizes and SHA-256."""
 
 import os
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -39,6 +41,13 @@ class Manifest(BaseModel):
             return cls.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValidationError):
             return None
+
+    def only(self, patterns: Collection[str]) -> "Manifest":
+        """Without the files that no pattern (fnmatch) matches."""
+        kept = {
+            name: entry for name, entry in self.files.items() if any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+        return self.model_copy(update={"files": kept})
 
     def write(self, folder: Path) -> None:
         temporary = folder / f"{MANIFEST}.tmp"

@@ -88,7 +88,7 @@ def look_into(path: Path) -> Contents:
     layout = family.layouts[name]
     if mark := layout.mark:
         value = read_json(path / mark.file).get(mark.key)
-        if value not in mark.variants:
+        if not isinstance(value, str) or value not in mark.variants:
             raise BadInput(f"{path / mark.file}: {mark.key} is {value!r}; expected {' or '.join(mark.variants)}")
         return Contents(family, name, [mark.variants[value]])
     return Contents(family, name, [one for one in family.variants if (path / layout.transformer[one]).exists()])

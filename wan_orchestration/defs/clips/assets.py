@@ -99,7 +99,7 @@ def make_clips(
     env = environment()
     folder = env.clips_root / job.key
     if job.kind == "clips":
-        settings = job.generate_settings(mode=given.get("mode"))
+        settings = job.generate_settings(model=given.get("model"), mode=given.get("mode"))
         clips = job_folders.remember(job.key, place_clips(job.folder, folder, settings.mode, settings.refert_num))
         for notice in clips.notices:
             context.log.warning(notice)
@@ -122,7 +122,7 @@ def make_clips(
         result = worker_retries.preprocess(context, launcher, request)
     finally:
         remove(preview_folder)
-    clips = job_folders.remember(job.key, check_clips(folder, result.mode))
+    clips = job_folders.remember(job.key, check_clips(folder, result.mode, model=settings.model))
     return clips, preprocessed_metadata(clips, result)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wan_orchestration.quality.clips_quality import ClipsQuality
 
 CHECKS = {
-    "skeleton": "Nearly every frame has a skeleton.",
+    "skeleton": "Nearly every frame has a skeleton, or in clips without skeletons a person.",
     "face": "Most frames have a face.",
     "confidence": "The joints that are drawn were found with confidence.",
     "no_jumps": "The skeleton does not jump from one frame to the next.",
@@ -41,7 +41,7 @@ def clips_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
     """Checks a job's clips. The step fails if a check of WAN_CHECK_BLOCK fails that blocks the job."""
     with failures_in_words(context):
         job = job_folders.open(context.partition_key)
-        clips, limits = job_folders.clips(job.key, job.generate_settings().mode), job.check_settings()
+        clips, limits = job_folders.clips(job.key, job.generate_settings()), job.check_settings()
         results = inspect(clips, limits)
     usual = _usually_blocking()
     for name in usual - set(limits.block):
@@ -80,22 +80,32 @@ def inspect(clips: Clips, limits: CheckSettings) -> Results:
 
 def judge(measured: "ClipsQuality", limits: CheckSettings) -> Results:
     """Compares the measures of clips with the limits."""
-    jump = f"largest movement of the skeleton{measured.whose('largest_jump')} between two frames, in frame heights"
+    seen = "a skeleton" if measured.drawn else "a person"
+    jump = f"largest movement of the {seen[2:]}{measured.whose('largest_jump')} between two frames, in frame heights"
     if measured.jump_frame is not None:
         jump += f", at frame {measured.jump_frame}"
-    ready = "ready clips come without confidences"
+    nobody = "no estimator looked for a person"
+    ready = "ready clips come without confidences" if measured.drawn else nobody
     results = {
         "skeleton": at_least(
-            measured.skeleton, limits.skeleton, "share of frames with a skeleton" + measured.whose("skeleton")
+            measured.skeleton,
+            limits.skeleton,
+            f"share of frames with {seen}" + measured.whose("skeleton"),
+            nobody,
         ),
-        "face": at_least(measured.face, limits.face, "share of frames with a face" + measured.whose("face")),
+        "face": at_least(
+            measured.face,
+            limits.face,
+            "share of frames with a face" + measured.whose("face"),
+            "the model family needs no face clip",
+        ),
         "confidence": at_least(
             measured.confidence,
             limits.confidence,
             "mean confidence of the joints" + measured.whose("confidence"),
             ready,
         ),
-        "no_jumps": at_most(measured.largest_jump, limits.jump, jump),
+        "no_jumps": at_most(measured.largest_jump, limits.jump, jump, nobody),
         "mask": at_most(
             measured.empty_masks,
             limits.empty_masks,
@@ -111,7 +121,7 @@ def judge(measured: "ClipsQuality", limits: CheckSettings) -> Results:
         "same_length": quality(
             len(set(measured.frames.values())) == 1,
             ", ".join(f"{name} has {frames} frames" for name, frames in measured.frames.items()),
-            {"frames": measured.frames["src_pose.mp4"]},
+            {"frames": next(iter(measured.frames.values()))},
         ),
     }
     return asset_checks.with_severity(results, limits)

@@ -68,7 +68,9 @@ def _file_content(file: JobFile) -> dict[str, Any]:
 
 def _preprocess_content(settings: PreprocessSettings) -> dict[str, Any]:
     """As `dumped`, without fields of later versions that are not given: so a new version makes no clips again."""
-    return {name: value for name, value in dumped(settings).items() if name != "mask_hints" or value}
+    later = set() if settings.mask_hints else {"mask_hints"}
+    later |= {"model"} if settings.family is FIRST else set()
+    return settings.model_dump(mode="json", exclude=later)
 
 
 def dumped(settings: BaseModel) -> dict[str, Any]:

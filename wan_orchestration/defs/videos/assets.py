@@ -68,7 +68,7 @@ def generated_video(
         with _recorded(context, failures, job.key):
             settings = job.generate_settings(**config.given())  # fails before clips are made
             yield from _up_to_date_clips(context, launcher, job_folders, job, snapshot)
-            clips = job_folders.clips(job.key, settings.mode, settings.refert_num)
+            clips = job_folders.clips(job.key, settings)
             clips_checks.require(job, clips, job.check_settings())
             task = Task(
                 job_id=job.key,

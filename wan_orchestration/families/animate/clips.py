@@ -1,0 +1,5 @@
+"""Makes the clips of Wan2.2-Animate: skeletons, faces, the reference picture, backgrounds and masks."""
+
+from wan_orchestration.preprocess.pipeline import preprocess as make
+
+__all__ = ["make"]

@@ -56,3 +56,14 @@ def test_the_schema_is_complete(project):
     assert all(field.get("description") for field in fields.values())
     assert Submission.model_json_schema()["examples"]
     assert "ProblemDetails" in schema["components"]["schemas"]
+
+
+def test_models_say_what_applies_to_them(api):
+    answer = api.get("/animate/models").json()
+    first, second = answer["families"]
+    assert answer["auto"] == first["name"] == "animate"
+    assert {"variant", "prompt_ref"} <= {*first["foreign"]} and first["prompt_example"] is None
+    assert {"mode", "face_strength"} <= {*second["foreign"]} and "retarget" in second["foreign_preprocess"]
+    base = {one["name"]: one for one in second["variants"]}["base"]
+    assert (base["defaults"]["sampling_steps"], base["presets"]["fast"]) == (40, {"sampling_steps": 20})
+    assert "mode" not in base["defaults"]

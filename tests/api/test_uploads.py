@@ -158,6 +158,13 @@ def test_invalid_forms_are_refused(api, raw, names):
     refused(api, names, 422, "unknown field", data={"sampling_stepps": "1"}, files=files)
     refused(api, names, 422, "sampling_steps", data={"sampling_steps": "many"}, files=files)
     refused(api, names, 422, "preprocess.starts", data={"preprocess": '{"starts": 1}'}, files=files)
+    for settings, field in (
+        ({"face_strength": "0.5"}, "face_strength"),
+        ({"preprocess": '{"retarget": "off"}'}, "preprocess.retarget"),
+        ({"mode": "replace"}, "model"),
+    ):
+        answer = refused(api, names, 422, "model", data={"model": "animate-2"} | settings, files=files)
+        assert [error["field"] for error in answer.json()["errors"]] == [field], answer.text
     refused(api, names, 422, "found a file", files={**files, "keypoints": ("k.json", b"{}")})
     refused(api, names, 422, "expected a file", data={"driving": "text"}, files=parts(reference=raw["reference"]))
     twice = [("driving", ("a", raw["driving"])), ("driving", ("b", raw["driving"]))]

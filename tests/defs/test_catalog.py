@@ -47,7 +47,7 @@ def test_every_job_has_a_row(make_job, data_root, instance, materialize):
     }
     made = table.loc["made"]
     assert (made.duration, made.seconds, made.gpu_seconds, made.seed, made.colour_drift) == (2, 8, 16, 7, 2.5)
-    assert made.priority == 3 and made["mode"] == "animate"
+    assert made.priority == 3 and (made["model"], made["mode"]) == ("animate", "animate")
     assert table.loc["failed"].error == "the run's process ended" and "no such job folder" in table.loc["gone"].error
     assert list(pd.read_csv(data_root / "catalog" / "jobs.csv").job) == list(table.index)
     assert event.metadata["jobs"].value == 6 and event.metadata["succeeded"].value == 1

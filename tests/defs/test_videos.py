@@ -47,13 +47,21 @@ def test_only_filled_in_fields_are_given():
     filled = {"sample_solver": "unipc", "seed": 0, "lora": ["a.safetensors:0.5"], "use_relighting_lora": False}
     assert GenerateConfig(**filled).given() == filled
     with pytest.raises(ValidationError):
-        GenerateConfig(**filled | {"sample_solver": "euler"})
+        GenerateConfig(**filled | {"sample_solver": "heun"})
 
 
 def test_notices_are_shown():
     result = Result(job_id="job", status="succeeded", created_at=datetime.now(UTC), notices=["the face is short"])
     assert [row.data["what"] for row in video_metadata(result)["warnings"].records] == ["the face is short"]
     assert "warnings" not in video_metadata(result.model_copy(update={"notices": []}))
+
+
+def test_the_model_is_shown():
+    result = Result(job_id="x", status="succeeded", created_at=datetime.now(UTC), settings=GenerateSettings())
+    first = video_metadata(result)
+    assert first["model"] == "animate" and "variant" not in first
+    second = video_metadata(result.model_copy(update={"settings": GenerateSettings(model="animate-2", variant="base")}))
+    assert (second["model"], second["variant"]) == ("animate-2", "base")
 
 
 def test_bad_input_is_not_retried(make_job, materialize, reason, data_root, monkeypatch, weights):

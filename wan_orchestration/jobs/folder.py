@@ -129,7 +129,7 @@ class Job:
         file, env, overrides = _read_job_file(path), env or environment(), {"model": model}
         generate = _read(GenerateSettings, path, file, overrides)
         preprocess = _read(PreprocessSettings, path, file, overrides)
-        weights = configured(env.checkpoint_dir, env.model_id)
+        weights = configured(env.checkpoint_dir, env.model_id, env.download_folder)
         if file.characters or generate.family.ready_clips:
             kind, inputs = find_inputs(folder, generate.mode, preprocess, file.characters)
         else:

@@ -71,7 +71,7 @@ export class ModelChoice {
       const slower = Math.round(forwards(one) / least);
       const speed = slower > 1 ? `${slower} times as slow` : "fast";
       const words = `${speed}: ${steps} steps${guidance > 1 ? ` with guidance ${guidance}` : ""}`;
-      const missing = one.installed ? "" : ` ${MISSING}`;
+      const missing = one.installed || !variants.some(({ installed }) => installed) ? "" : ` ${MISSING}`;
       const title = one.name[0].toUpperCase() + one.name.slice(1);
       place.append(radio("variant", one.name, title, words + missing, one.name === this.listed.variant));
     }

@@ -15,6 +15,7 @@ from wan_orchestration.errors import BadInput, validate
 from wan_orchestration.files import replacing
 from wan_orchestration.jobs.clips import check_clips, place_clips
 from wan_orchestration.jobs.folder import Job, check_key, key_from
+from wan_orchestration.settings.environment import Environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.video.reader import probe
 from wan_orchestration.video.writer import write_lossless
@@ -441,3 +442,73 @@ def test_import_is_light() -> None:
 def test_keys_from_file_names(files: tuple[str, ...], key: str) -> None:
     assert key_from(*files) == key
     assert not key or check_key(f"{key}-99") == f"{key}-99"
+
+
+ANIMATE_2_REPOSITORY = "Wan-AI/Wan2.2-Animate-2-14B"
+
+
+@pytest.mark.parametrize(
+    ("files", "yaml", "model"),
+    [
+        ("raw", "", "animate-2"),
+        ("raw", "model: animate", "animate"),
+        ("raw", "generate: {model: animate-2}", "animate-2"),
+        ("raw", "mode: replace", "animate"),
+        ("raw", "characters: [{picture: reference.png, person: largest}]\nmode: replace", "animate"),
+        ("clips", "", "animate"),
+        ("clips raw", "", "animate"),
+        ("clips raw", "model: animate-2", "animate-2"),
+        (
+            "clips",
+            "model: animate-2",
+            r"model animate-2 needs driving\..* found ready clips, which are for model animate",
+        ),
+        ("raw", "model: animate-2\nmode: replace", "model: found animate-2, but mode replace is for model animate"),
+        (
+            "raw",
+            "model: animate\ngenerate: {model: animate-2}",
+            r"generate\.model: found 'animate-2', but model at the",
+        ),
+        ("raw", "model: animate-3", r"job\.yaml: model: found 'animate-3', expected 'auto', 'animate' or 'animate-2'"),
+        ("raw", "preprocess: {model: animate}", r"preprocess\.model \(model belongs at the top"),
+        ("raw", "model: animate-2\ngenerate: {refert_num: 5}", r"generate\.refert_num: found 5, but it does not apply"),
+        ("raw", "model: animate-2\npreprocess: {masks: light}", r"preprocess\.masks: found 'light', but it does not"),
+        ("raw", "model: animate\ngenerate: {prompt_ref: a}", r"generate\.prompt_ref: found 'a', but it does not apply"),
+    ],
+)
+def test_the_model_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: str, yaml: str, model: str) -> None:
+    # Variables that do not apply to a job's family are not used for it.
+    monkeypatch.setenv("WAN_DEFAULT_POSE_STRENGTH", "0.5")
+    monkeypatch.setenv("WAN_PREPROCESS_MAX_GAP", "1")
+    folder = raw(tmp_path / "job", "job.yaml")
+    (folder / "job.yaml").write_text(yaml)
+    names = {"raw": ["driving.mp4", "reference.png"], "clips": ["src_pose.mp4", "src_face.mp4", "src_ref.png"]}
+    for kind in files.split():
+        raw(folder, *names[kind])
+    if " " in model:
+        with pytest.raises(BadInput, match=model):
+            Job.open(folder, env=Environment(model_id=ANIMATE_2_REPOSITORY))
+        return
+    job = Job.open(folder, env=Environment(model_id=ANIMATE_2_REPOSITORY))
+    assert job.kind == ("clips" if model == "animate" and "clips" in files else "raw")
+    generate, preprocess = job.generate_settings(), job.preprocess_settings()
+    assert generate.model == preprocess.model == model
+    first = model == "animate"
+    assert (generate.pose_strength, preprocess.max_gap) == ((0.5, 1) if first else (1, 0.5))
+    assert (generate.sampling_steps, generate.clip_len) == ((20, 77) if first else (10, 81))
+
+
+def test_who_decides_on_the_model_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = raw(tmp_path / "job", "driving.mp4", "reference.png")
+    assert Job.open(folder).generate_settings(model="animate-2").model == "animate-2"
+    monkeypatch.setenv("WAN_DEFAULT_MODEL", "animate-2")
+    job = Job.open(folder)
+    assert (job.generate_settings().model, job.generate_settings(model="animate").model) == ("animate-2", "animate")
+    (folder / "job.yaml").write_text("generate: {model: animate, guide_scale: 2}")
+    job = Job.open(folder)
+    assert job.preprocess_settings().model == "animate"
+    with pytest.raises(BadInput, match=r"^model: found animate-2, but mode replace is for model animate"):
+        job.generate_settings(model="animate-2", mode="replace")
+    with pytest.raises(BadInput, match=r"^pose_strength: found 0\.5, but it does not apply to model animate-2"):
+        job.generate_settings(model="animate-2", pose_strength=0.5)
+    assert job.generate_settings(model="auto").model == "animate", "of the configured weights"

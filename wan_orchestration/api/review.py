@@ -11,7 +11,7 @@ from wan_orchestration.api.clips import ClipsFile, ClipsFolder, blocked, clips_i
 from wan_orchestration.api.estimate import Estimator
 from wan_orchestration.api.job_info import PATH, can_start, given_settings, job_status, open_folder, priority
 from wan_orchestration.api.jobs import UPLOADED, Jobs
-from wan_orchestration.api.models import FINISHED, Characters, ClipsInfo, JobInfo, NewClips, Start, Status
+from wan_orchestration.api.models import FINISHED, OF_BOTH, Characters, ClipsInfo, JobInfo, NewClips, Start, Status
 from wan_orchestration.api.paths import check_loras
 from wan_orchestration.api.problems import Problem
 from wan_orchestration.api.submissions import DECODING, NewRun, Submissions, digest, fields_of, of_both
@@ -91,7 +91,7 @@ class Reviews:
             changed = Job.open(form.folder, key)
             given = given_settings(run)
             preprocess = fields.preprocess.model_dump(exclude_none=True) if fields.preprocess else given["preprocess"]
-            preprocess = {name: value for name, value in preprocess.items() if name not in ("mode", "person")}
+            preprocess = {name: value for name, value in preprocess.items() if name not in {*OF_BOTH, "person"}}
             self.submissions.check_contents(changed, {}, preprocess)
         except BadInput as error:
             raise form.to_problem(error) from None
@@ -99,7 +99,7 @@ class Reviews:
             job=JobVersion.of(changed),
             digest=digest([key, form.digest, fields.characters, preprocess]),
             makes="clips",
-            generate={name: value for name, value in given["generate"].items() if name != "mode"},
+            generate={name: value for name, value in given["generate"].items() if name not in OF_BOTH},
             preprocess=preprocess,
             webhook_url=run.tags.get(URL),
             priority=priority(run),

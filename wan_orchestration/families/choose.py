@@ -23,7 +23,7 @@ def recognise(paths: Collection[str]) -> tuple[Family, LayoutName] | None:
     """The family and layout of a snapshot with these paths: a folder's top level, or a listing of all files."""
     # Later families first: their snapshots also have files by which earlier ones are recognised.
     for family in reversed(list(FAMILIES.values())):
-        for name, layout in reversed(list(family.layouts.items())):
+        for name, layout in reversed(family.layouts.items()):
             if any(fnmatchcase(path, sign) for sign in layout.signs for path in paths):
                 return family, name
     return None
@@ -32,6 +32,14 @@ def recognise(paths: Collection[str]) -> tuple[Family, LayoutName] | None:
 def recognise_folder(path: Path | None) -> tuple[Family, LayoutName] | None:
     """The family and layout of the snapshot in a folder; None if there is none."""
     return recognise({entry.name for entry in path.iterdir()}) if path and path.is_dir() else None
+
+
+def family_of_repository(repository: str) -> Family | None:
+    """The family that a repository of a known name holds."""
+    for family in FAMILIES.values():
+        if any(repository in names for names in family.repositories.values()):
+            return family
+    return None
 
 
 def configured(checkpoint_dir: Path | None, model_id: str, downloaded: Path | None = None) -> Family:

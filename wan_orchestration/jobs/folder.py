@@ -130,10 +130,7 @@ class Job:
         generate = _read(GenerateSettings, path, file, overrides)
         preprocess = _read(PreprocessSettings, path, file, overrides)
         weights = configured(env.checkpoint_dir, env.model_id, env.download_folder)
-        if file.characters or generate.family.ready_clips:
-            kind, inputs = find_inputs(folder, generate.mode, preprocess, file.characters)
-        else:
-            kind, inputs = find_inputs(folder, "animate", preprocess, use_ready_clips=False)
+        kind, inputs = find_inputs(folder, generate.mode, preprocess, file.characters, generate.family)
         job = cls(key, folder, file, kind, inputs, weights)
         job.generate_settings(**overrides)
         job._for_characters(job.all_preprocess_settings(**overrides)[0], {})

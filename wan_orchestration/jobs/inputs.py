@@ -7,6 +7,8 @@ from typing import Literal
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.families.animate.family import CLIPS, clip_names
+from wan_orchestration.families.choose import FIRST
+from wan_orchestration.families.family import Family
 from wan_orchestration.files import check_file
 from wan_orchestration.formats import A_PICTURE, A_VIDEO, PARTIAL, PICTURE_SUFFIXES, VIDEO_SUFFIXES, describe, recognise
 from wan_orchestration.settings.characters import Character
@@ -32,16 +34,14 @@ def find_inputs(
     mode: Mode,
     preprocess: PreprocessSettings,
     characters: Sequence[Character] = (),
-    use_ready_clips: bool = True,
+    family: Family = FIRST,
 ) -> tuple[Literal["clips", "raw"], dict[str, Path]]:
     """The `kind` and the `inputs` of a job, as in `Job`.
-
-    `use_ready_clips`: whether the job's model family can use ready clips.
 
     BadInput: inputs missing, ambiguous or of another kind, or a broken link.
     """
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    ready = {name: folder / file for name, file in clip_names("replace").items() if file in names and use_ready_clips}
+    ready = {name: folder / file for name, file in clip_names("replace").items() if file in names}
     raw = {}
     for name, suffixes in RAW.items():
         if characters and name == "reference":
@@ -59,7 +59,9 @@ def find_inputs(
             raise BadInput(
                 f"{folder}: missing driving; characters replace people of driving.<{'|'.join(VIDEO_SUFFIXES)}>"
             )
-    elif ready.keys() >= clip_names(mode).keys() or (ready.keys() >= CLIPS.keys() and len(raw) < len(RAW)):
+    elif family.ready_clips and (
+        ready.keys() >= clip_names(mode).keys() or (ready.keys() >= CLIPS.keys() and len(raw) < len(RAW))
+    ):
         kind, inputs = "clips", ready
     elif len(raw) == len(RAW):
         beside = {
@@ -69,8 +71,13 @@ def find_inputs(
         }
         kind, inputs = "raw", raw | {name: path for name, path in beside.items() if path is not None}
     else:
-        expected = EXPECTED if use_ready_clips else EXPECTED_RAW
-        raise BadInput(f"{folder}: {_missing(folder, names, ready, raw)}; expected {expected}")
+        if not family.ready_clips and not raw and ready:
+            raise BadInput(
+                f"{folder}: model {family.name} needs {EXPECTED_RAW}; "
+                f"found ready clips, which are for model {FIRST.name}"
+            )
+        missing = _missing(folder, names, ready if family.ready_clips else {}, raw)
+        raise BadInput(f"{folder}: {missing}; expected {EXPECTED if family.ready_clips else EXPECTED_RAW}")
     for name, path in inputs.items():
         if name != "keypoints":
             check_file(path)

@@ -1,4 +1,4 @@
-"""Writes a video that shows a job's clips side by side: driving video, skeleton, face, mask."""
+"""Writes a video that shows a job's clips side by side: driving video, skeleton, face, mask, picture."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.animate.family import REPLACEMENT_CLIPS
+from wan_orchestration.families.choose import FIRST
 from wan_orchestration.files import replacing
 from wan_orchestration.preprocess.frames import DrivingVideo
 from wan_orchestration.preprocess.geometry import letterbox
@@ -28,22 +30,29 @@ def write_side_by_side(folder: Path, output: Path, driving: Path | None = None) 
 
     From left to right: the driving video, if it is given and the folder holds `preprocess.json`, whose settings chose
     its frames; the skeleton over the background (replace) or the reference picture (animate); the face; the mask
-    (replace). Returns `output`. BadInput: clips are missing, unreadable or of different lengths.
+    (replace). For a family without skeletons: the driving clip and the reference picture.
+    Returns `output`. BadInput: clips are missing, unreadable or of different lengths.
     """
-    names = ["src_pose", "src_face", *(name for name in ("src_bg", "src_mask") if (folder / f"{name}.mp4").is_file())]
-    readers = {name: FrameReader(folder / f"{name}.mp4") for name in names}
+    result = folder / RESULT
+    made = PreprocessResult.model_validate_json(result.read_text()) if result.is_file() else None
+    family = made.settings.family if made else FIRST
+    files = {name: folder / file for name, file in family.clips("replace").items() if file.endswith(".mp4")}
+    names = [name for name, file in files.items() if name not in REPLACEMENT_CLIPS or file.is_file()]
+    readers = {name: FrameReader(files[name]) for name in names}
     try:
         lengths = {name: reader.info.frames for name, reader in readers.items()}
         if len(set(lengths.values())) != 1:
             raise BadInput(f"{folder}: found {lengths} frames, {_MISMATCH}")
-        pose = readers["src_pose"].info
-        video = _open_driving(folder, driving, pose.frames)
-        picture = letterbox(read_image(folder / "src_ref.png"), (pose.width, pose.height))
+        lead = readers[family.driving].info
+        video = _open_driving(made, driving, lead.frames)
+        picture = read_image(folder / "src_ref.png")
+        if "src_pose" in readers:
+            picture = letterbox(picture, (lead.width, lead.height))
         with replacing(output) as part:
             segment = output.with_name(f".{output.name}.segment.mp4")
             try:
-                write_segment(segment, _rows(readers, video, picture, pose.frames), Fraction(pose.fps))
-                concatenate([segment], part, find_sound(pose.path), pose.start)
+                write_segment(segment, _rows(readers, video, picture, lead.frames), Fraction(lead.fps))
+                concatenate([segment], part, find_sound(lead.path), lead.start)
             finally:
                 segment.unlink(missing_ok=True)
     finally:
@@ -52,11 +61,10 @@ def write_side_by_side(folder: Path, output: Path, driving: Path | None = None) 
     return output
 
 
-def _open_driving(folder: Path, driving: Path | None, frames: int) -> DrivingVideo | None:
-    result = folder / RESULT
-    if driving is None or not result.is_file():
+def _open_driving(made: PreprocessResult | None, driving: Path | None, frames: int) -> DrivingVideo | None:
+    if driving is None or made is None:
         return None
-    video = DrivingVideo(driving, PreprocessResult.model_validate_json(result.read_text()).settings)
+    video = DrivingVideo(driving, made.settings, made.settings.family.part("clips").choose_frames, least=1)
     if len(video) != frames:
         raise BadInput(f"{driving}: found {len(video)} frames, expected {frames} as in the clips, {_MISMATCH}")
     return video
@@ -69,8 +77,11 @@ def _rows(
     for index in range(frames):
         clips = {name: reader.read([index])[0] for name, reader in readers.items()}
         tiles = [] if driving_frames is None else [next(driving_frames).pixels]
-        tiles.append(overlaid(clips.get("src_bg", picture), clips["src_pose"]))
-        tiles.append(clips["src_face"])
+        if "src_pose" in clips:
+            tiles.append(overlaid(clips.get("src_bg", picture), clips["src_pose"]))
+            tiles.append(clips["src_face"])
+        else:
+            tiles += [*clips.values(), picture]
         if "src_mask" in clips:
             tiles.append(clips["src_mask"])
         yield np.hstack([_tile(tile) for tile in tiles])

@@ -27,7 +27,8 @@ from wan_orchestration.preprocess.contact_sheet import write_contact_sheet
 from wan_orchestration.preprocess.estimators.base import Detection, Estimator, Frame
 from wan_orchestration.preprocess.estimators.choose import open_estimator
 from wan_orchestration.preprocess.follow import FollowedPerson, follow_people
-from wan_orchestration.preprocess.frames import DrivingVideo, choose_frames, end_of, prefetched
+from wan_orchestration.preprocess.frames import DrivingVideo, end_of, prefetched
+from wan_orchestration.preprocess.frames import choose_frames as choose_nearest
 from wan_orchestration.preprocess.geometry import Letterbox, canvas_size, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.look import Overlay, TimelinePictures, write_look
@@ -68,7 +69,7 @@ def make(
     started = time.monotonic()
     assert not others, "there is one character"
     notices = Notices(log)
-    video, sound = DrivingVideo(driving, settings, published_frames, least=1), find_sound(driving)
+    video, sound = DrivingVideo(driving, settings, choose_frames, least=1), find_sound(driving)
     picture = read_image(reference)
     notices.about_source(video, sound)
     size = canvas_size(*video.size, settings.resolution_area)
@@ -127,9 +128,7 @@ def canvas_of(picture: np.ndarray, area: int) -> Canvas:
     return Canvas(area, size[1], size[0], fit.top, fit.left, fit.inner[1], fit.inner[0])
 
 
-def published_frames(
-    times: Sequence[float], info: VideoInfo, settings: PreprocessSettings
-) -> tuple[Fraction, list[int]]:
+def choose_frames(times: Sequence[float], info: VideoInfo, settings: PreprocessSettings) -> tuple[Fraction, list[int]]:
     """The frames that the published code takes at 24 a second, and that rate.
 
     Frame i of the clip is frame i / 24 * fps of the video, rounded half to even. The published code counts frames. If
@@ -139,7 +138,7 @@ def published_frames(
     start, rate, wanted = settings.start, float(info.fps), float(fps)
     seconds = info.frames / rate
     if any(abs(moment - i / rate) > 0.25 / rate for i, moment in enumerate(times)) or info.duration > seconds + 0.5:
-        return fps, choose_frames(times, info.fps, fps, start, end_of(info, settings), settings.max_frames)
+        return fps, choose_nearest(times, info.fps, fps, start, end_of(info, settings), settings.max_frames)
     if start or settings.end is not None:
         end = seconds if settings.end is None else min(settings.end, seconds)
         count = math.floor((end - start) * wanted + 1e-6)
@@ -147,7 +146,7 @@ def published_frames(
         count = int(seconds * wanted)
     if settings.max_frames is not None:
         count = min(count, settings.max_frames)
-    return fps, [min(round((start + i / wanted) * rate), info.frames - 1) for i in range(count)]
+    return fps, [min(round(start * rate + i / wanted * rate), info.frames - 1) for i in range(count)]
 
 
 class _Nobody:

@@ -135,6 +135,8 @@ def test_families_side_by_side(tmp_path: Path) -> None:
     # The other way round: the first family is not there.
     env = Environment(models_root=tmp_path / "empty", checkpoint_dir=second.path)
     assert resolve(env, variant="base") == second and local_snapshot(env) is None
+    with pytest.raises(BadInput, match=r"is a snapshot of Wan-Animate-2 \(base\); set variant: base, or .*distilled"):
+        resolve(env, variant="distilled")
     with pytest.raises(BadInput, match=r"needs Wan2.2-Animate, but .* is a snapshot of Wan-Animate-2; .*: animate"):
         resolve(env, allow_download=False, model="animate")
 

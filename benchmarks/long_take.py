@@ -33,9 +33,9 @@ from mini.jobs import write_clips
 from mini.samples import CLIP_LEN
 from mini.scene import Scene, scene
 from mini.train import HELD_OUT
-from wan_orchestration.engine.animator import Animator
-from wan_orchestration.engine.transformer.model import AnimateTransformer
 from wan_orchestration.engine.vae.model import AnimateVae
+from wan_orchestration.families.animate.animator import Animator
+from wan_orchestration.families.animate.transformer import AnimateTransformer
 from wan_orchestration.generate.runner import run
 from wan_orchestration.infer import TerminalReporter
 from wan_orchestration.jobs.clips import check_clips

@@ -80,7 +80,7 @@ def measure(job: dict) -> None:
     from wan_orchestration.engine.device import pick_device
     from wan_orchestration.engine.models import Models
     from wan_orchestration.engine.parallel.ranks import connect
-    from wan_orchestration.engine.transformer.model import Branch
+    from wan_orchestration.families.animate.transformer import FaceBranch
     from wan_orchestration.settings.environment import World
     from wan_orchestration.settings.generate import GenerateSettings
     from wan_orchestration.weights.snapshot import open_snapshot
@@ -106,7 +106,7 @@ def measure(job: dict) -> None:
         latents, y = noise(1, 16, slots, height, width), noise(1, 20, slots, height, width)
         pose = transformer.embed_pose(noise(1, 16, slots - 1, height, width))
         features = config["face_encoder_num_heads"] + 1
-        branch = Branch(context=noise(1, 257 + 512, dim), motion=noise(1, slots, features, dim))
+        branch = FaceBranch(context=noise(1, 257 + 512, dim), motion=noise(1, slots, features, dim))
         timestep = torch.tensor([500], device=device)
 
         def step():

@@ -13,8 +13,8 @@ from wan_orchestration.cli.plan import TEXT_PARAMETERS, snapshot_sizes
 from wan_orchestration.engine import models
 from wan_orchestration.engine.diffusers_internals import kept_in_float32
 from wan_orchestration.engine.models import Models
-from wan_orchestration.engine.transformer.model import AnimateTransformer
 from wan_orchestration.engine.vae.model import AnimateVae
+from wan_orchestration.families.animate.transformer import AnimateTransformer
 from wan_orchestration.generate import segments as clips
 
 

@@ -9,8 +9,8 @@ from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wan_orchestration.engine.layouts.original import convert_transformer
 from wan_orchestration.engine.layouts.weight_files import read_pickle, read_safetensors
+from wan_orchestration.families.animate.transformer import AnimateTransformer
 from wan_orchestration.files import replacing
 from wan_orchestration.weights.snapshot import TRANSFORMER, VAE
 
@@ -26,7 +26,8 @@ def write_snapshot(folder: Path, base: Path, transformer: Mapping[str, Tensor], 
             kept = {}
             for name, tensor in read_safetensors(shard):
                 blur = name.endswith(".kernel")
-                kept[name] = tensor.clone() if blur else _joined(convert_transformer(name, tensor), transformer, tensor)
+                converted = {} if blur else AnimateTransformer.converted(name, tensor)
+                kept[name] = tensor.clone() if blur else _joined(converted, transformer, tensor)
             save_file(kept, shard, metadata={"format": "pt"})
         kept = {
             name: _joined(convert_wan_vae_to_diffusers({name: tensor}), vae, tensor)

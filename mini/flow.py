@@ -12,7 +12,7 @@ from mini.codec import LATENTS, Codec
 from mini.samples import BRIGHT, FACE_SIDE, Sample
 from wan_orchestration.engine.conditioning import TEXT_TOKENS, encode_prompt, known_pixels, pad_prompt
 from wan_orchestration.engine.models import Models
-from wan_orchestration.engine.transformer.model import AnimateTransformer, Branch
+from wan_orchestration.families.animate.transformer import AnimateTransformer, FaceBranch
 from wan_orchestration.settings.generate import NEGATIVE_PROMPT, PROMPT
 
 SHIFT = 5.0
@@ -167,7 +167,7 @@ class Trainee(nn.Module):
         if not slots:
             # `denoise` adds the pose after the reference slot, which does not exist here.
             self.pose, embedded = embedded, embedded[:, :, :0]
-        flow = self.transformer.denoise(noisy, sigma * 1000, y, embedded, Branch(context, motion)).float()
+        flow = self.transformer.denoise(noisy, sigma * 1000, y, embedded, FaceBranch(context, motion=motion)).float()
 
         error = (flow - (noise - clean)).square() * self.weights
         first, error = error[:, :, :slots], error[:, :, slots:]

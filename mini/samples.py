@@ -14,7 +14,8 @@ from mini.codec import BLOCK, Codec
 from mini.drawing import draw_frame, draw_place, silhouette
 from mini.figures import Act, Build, Figure, Look, perform, stand, swing
 from mini.scene import Scene
-from wan_orchestration.engine.conditioning import background_known, encode_reference
+from wan_orchestration.engine.conditioning import encode_picture
+from wan_orchestration.families.animate.background import background_known
 from wan_orchestration.jobs.clips import FACE_SIZE
 
 SIZE = (128, 128)
@@ -102,7 +103,7 @@ def describe_character(codec: Codec, image_encoder: CLIPVisionModel, scene: Scen
     return {
         "video": codec.encode(to_video([scene.truth(t, replaced) for t in scene.frames])),
         "reference": codec.encode(picture)[:, 0],
-        "image": encode_reference(picture[None], image_encoder)[0],
+        "image": encode_picture(picture[None], image_encoder)[0],
         "background": codec.encode(background),
         "known": known,
     }

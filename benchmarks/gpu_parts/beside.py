@@ -104,7 +104,7 @@ def encoders(work: Work, record: Record) -> None:
     here.free("text_encoder")
     picture = torch.zeros(1, 3, 1, 480, 832, device=device)
     here.image_encoder()
-    measure("picture (CLIP)", "once a job", lambda: cond.encode_reference(picture, here.image_encoder()))
+    measure("picture (CLIP)", "once a job", lambda: cond.encode_picture(picture, here.image_encoder()))
     here.free("image_encoder")
     transformer = face_encoder(work, here, device, dtype)
     side, frames = transformer.config["motion_encoder_size"], shape(work, "480p").frames
@@ -118,6 +118,6 @@ def face_encoder(work: Work, here: Any, device: torch.device, dtype: torch.dtype
         return here.transformer()
     from random_14b import random_weights
 
-    from wan_orchestration.engine.transformer.model import AnimateTransformer
+    from wan_orchestration.families.animate.transformer import AnimateTransformer
 
     return random_weights(lambda: AnimateTransformer(added_kv_proj_dim=5120, num_layers=5), device, dtype)

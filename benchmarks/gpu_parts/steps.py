@@ -14,7 +14,7 @@ from wan_orchestration.engine.memory.placement import CONTEXT_TOKENS, DENOISE_MA
 from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.engine.speed import forward_flops, measured_tflops
 from wan_orchestration.engine.transformer.attention import EXACT, KERNELS, choose_backend
-from wan_orchestration.engine.transformer.model import Branch
+from wan_orchestration.families.animate.transformer import FaceBranch
 
 AIM_SECONDS = {"480p": 2.9, "720p": 11.1}
 AIM_TIMES_STOCK = 1.9
@@ -77,7 +77,7 @@ class Steps:
         self.matmul = measured_tflops(device, precision(work), 512 if work.tiny else 8192)
         self.auto = choose_backend("auto", device, precision(work), *self.heads)
         self.inputs = self._draw()
-        self.conditions: tuple[torch.Tensor, Branch] | None = None
+        self.conditions: tuple[torch.Tensor, FaceBranch] | None = None
         self.first: np.ndarray | None = None
         self.stock_seconds: float | None = None
         self.exact = quantization is None
@@ -205,12 +205,12 @@ class Steps:
         met = abs(share) <= PLAN_SHARE
         self.record.row(f"{self.size}, memory of a step, resident", figures, "within 10 % of the plan", met)
 
-    def _conditions(self) -> tuple[torch.Tensor, Branch]:
+    def _conditions(self) -> tuple[torch.Tensor, FaceBranch]:
         """What the engine computes once a segment. All measurements use the same."""
         if self.conditions is None:
             one, transformer = self.inputs, self.transformer
             context = transformer.cross_keys(transformer.embed_context(one.text, one.image))
-            branch = Branch(context, transformer.encode_face(one.face, Ranks()))
+            branch = FaceBranch(context, motion=transformer.encode_face(one.face, Ranks()))
             self.conditions = transformer.embed_pose(one.driving), branch
         return self.conditions
 

@@ -17,8 +17,8 @@ from wan_orchestration.engine.diffusers_internals import kept_in_float32
 from wan_orchestration.engine.memory import offload
 from wan_orchestration.engine.models import Models
 from wan_orchestration.engine.schedule import make_solver
-from wan_orchestration.engine.transformer.model import AnimateTransformer
 from wan_orchestration.engine.vae.model import AnimateVae
+from wan_orchestration.families.animate.transformer import AnimateTransformer
 
 NARROW = 5120
 """The transformer's patch embeddings have this many channels; the VAE's convolutions have fewer."""
@@ -134,7 +134,7 @@ def fake_cuda(monkeypatch):
         return torch.empty(size, dtype=torch.uint8)
 
     monkeypatch.setattr(offload, "host_memory", host_memory)
-    monkeypatch.setattr(offload, "_pin", lambda owner, memory: None)
+    monkeypatch.setattr(offload, "register", lambda owner, memory: None)
     monkeypatch.setattr(nn.Module, "to", _move)
     monkeypatch.setattr(animator, "make_solver", _solver)
     monkeypatch.setattr(lora, "_tensors", _tensors)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from wan_orchestration.engine.animator import Animator, SegmentInput
 from wan_orchestration.engine.models import Models
 from wan_orchestration.engine.transformer import blocks
+from wan_orchestration.families.animate.animator import Animator, SegmentInput
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights.snapshot import open_snapshot
 

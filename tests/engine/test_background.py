@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from wan_orchestration.engine.background import keep_background
 from wan_orchestration.engine.conditioning import to_frames
+from wan_orchestration.families.animate.background import keep_background
 
 
 def test_pixels_outside_of_the_mask_are_the_backgrounds_own():

@@ -2,6 +2,7 @@ import numpy as np
 import torch
 
 from wan_orchestration.engine import conditioning as cond
+from wan_orchestration.families.animate.background import background_known
 
 
 def test_frames_survive_the_round_trip():
@@ -40,6 +41,6 @@ def test_background_keeps_grey_and_takes_the_nearest():
     mask = np.zeros((1, 16, 16, 3), np.uint8)
     mask[0, 8:, :, 0] = 64
     mask[0, :8, 8:, 0] = 255
-    known = cond.background_known(mask)
+    known = background_known(mask)
     assert known.shape == (1, 2, 2)
     assert torch.allclose(known[0], torch.tensor([[1.0, 0.0], [1 - 64 / 255, 1 - 64 / 255]]))

@@ -7,9 +7,9 @@ from fake_cuda import CUDA, FakeModels, Watch, fake_cuda
 from safetensors.torch import save_file
 from torch._dynamo.utils import counters
 
-from wan_orchestration.engine.animator import Animator, SegmentInput
 from wan_orchestration.engine.lora import Lora
 from wan_orchestration.engine.transformer import compilation as compiled
+from wan_orchestration.families.animate.animator import Animator, SegmentInput
 from wan_orchestration.settings.generate import GenerateSettings
 
 REFERENCE = np.zeros((600, 500, 3), np.uint8)

@@ -9,7 +9,7 @@ from media import add_character, moving_frames
 from PIL import Image
 from recorder import Recorder
 
-from wan_orchestration.engine.animator import Animator
+from wan_orchestration.families.animate.animator import Animator
 from wan_orchestration.generate import runner
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task

@@ -11,10 +11,10 @@ import recorder
 import torch
 from media import moving_frames, sine, without_decoder, write_video
 
-from wan_orchestration.engine.animator import Animator
 from wan_orchestration.engine.memory.placement import Placement
 from wan_orchestration.engine.models import Models
 from wan_orchestration.engine.parallel.ranks import Ranks
+from wan_orchestration.families.animate.animator import Animator
 from wan_orchestration.families.animate.family import enough_frames
 from wan_orchestration.generate import fallback, resume, runner
 from wan_orchestration.generate.fingerprint import fingerprints

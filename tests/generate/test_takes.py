@@ -15,8 +15,8 @@ from recorder import Recorder
 
 from wan_orchestration.defs.videos.checks import judge
 from wan_orchestration.defs.videos.metadata import segments_table
-from wan_orchestration.engine.animator import Animator
 from wan_orchestration.engine.memory.placement import Placement
+from wan_orchestration.families.animate.animator import Animator
 from wan_orchestration.generate import fallback, runner
 from wan_orchestration.generate.segments import seed_of
 from wan_orchestration.generate.takes import TakeKeeper

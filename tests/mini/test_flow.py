@@ -6,9 +6,9 @@ import torch
 from mini import samples
 from mini.export import write_snapshot
 from mini.scene import Scene, scene
-from wan_orchestration.engine.animator import Animator, SegmentInput
 from wan_orchestration.engine.conditioning import to_tensor
 from wan_orchestration.engine.models import Models
+from wan_orchestration.families.animate.animator import Animator, SegmentInput
 from wan_orchestration.preprocess.geometry import crop_face
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights.snapshot import open_snapshot

@@ -17,8 +17,8 @@ from wan_orchestration.engine.memory.capacity import device_memory
 from wan_orchestration.engine.memory.placement import Placement, SegmentShape, choose, placements
 from wan_orchestration.engine.memory.sizes import Sizes, sizes
 from wan_orchestration.engine.speed import measured_tflops, segment_seconds
-from wan_orchestration.engine.transformer.model import AnimateTransformer
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.animate.transformer import AnimateTransformer
 from wan_orchestration.weights.snapshot import open_snapshot
 
 GB = 10**9

@@ -1,8 +1,10 @@
 """Generates the video of one job segment by segment, with constant memory."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,28 +26,13 @@ OnStep = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class SegmentInput:
-    """Input frames of one segment, (T, H, W, 3) uint8 RGB; the face is 512x512. Replace mode adds background and mask.
-
-    T is clip_len, or less if the last segment is trimmed.
-    """
-
-    pose: np.ndarray
-    face: np.ndarray
-    background: np.ndarray | None = None
-    mask: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
 class Conditions:
     """Everything that the denoising steps of one segment have in common."""
 
     frames: int
-    known: Tensor
-    """Mask and latents of the known pixels, (1, 20, T_lat + 1, h, w)."""
-    pose: Tensor
-    """From `embed_pose`."""
-    branches: list[Branch]
+    branches: Sequence[Branch]
+    denoise: Callable[[Tensor, Tensor, Any], Tensor]
+    """The flow of latents (1, 16, T_lat + 1, h, w) at a timestep (1,) in a branch."""
 
 
 def parallel_branches(settings: GenerateSettings, ranks: int) -> int:
@@ -58,8 +45,10 @@ def forwards_per_step(settings: GenerateSettings, ranks: int) -> int:
     return 2 if settings.guided and parallel_branches(settings, ranks) == 1 else 1
 
 
-class Animator:
+class Animator(ABC):
     """Generates the segments of one job. It holds the conditions that all of them share.
+
+    Each family adds how a segment is conditioned.
 
     Args:
         models: the snapshot's models.
@@ -68,7 +57,11 @@ class Animator:
         height, width: of the video, multiples of 16.
         loras: to fuse into the transformer.
         segments: how many will be generated. It decides whether compiling pays.
+        area: pixels of a frame that were asked for, if bars make the frames smaller.
     """
+
+    needs_lse = False
+    """Whether the attention kernel must return the log-sum-exp."""
 
     def __init__(
         self,
@@ -79,22 +72,23 @@ class Animator:
         width: int,
         loras: tuple[Lora, ...],
         segments: int = 1,
+        area: int | None = None,
     ) -> None:
         self.models, self.settings, self.size = models, settings, (height, width)
+        self.area = area or height * width
         self.stopwatch = models.stopwatch
         self.generator = torch.Generator("cpu").manual_seed(settings.seed)
         with self.stopwatch.during("encoding"):
-            texts = self._encode_prompts()
+            self.texts = self._encode_prompts()
             self.mesh = models.ranks.mesh(models.device, branches=2 if self.cfg_parallel else 1)
             self.transformer = models.transformer(loras)
             self.compilation = self._prepare_transformer(segments)
             self.vae = models.vae()
             picture = cond.to_tensor(cond.letterbox(reference, height, width)[None], models.device)
-            features = self._encode_reference(picture)
-            self.contexts = [self._embed(text, features) for text in texts]
+            features = self._encode_picture(picture)
+            self.contexts = [self._embed(text, features) for text in self.texts[: 2 if settings.guided else 1]]
             with models.without_transformer():
                 self.reference_latents = self.vae.encode_video(picture)
-        self.unconditional_motion: Tensor | None = None
 
     @property
     def cfg_parallel(self) -> bool:
@@ -106,19 +100,15 @@ class Animator:
         for _ in range(segments):
             self._draw_noise(self.settings.clip_len, self.generator)
 
-    @torch.no_grad()
-    def condition(self, segment: SegmentInput, guide: Tensor | None) -> Conditions:
-        """Conditions of the next segment, from its input frames.
+    @abstractmethod
+    def condition(self, segment: Any, guide: Tensor | None) -> Conditions:
+        """Conditions of the next segment.
 
-        `guide` holds the last frames of the previous segment, (3, refert_num, H, W) in [-1, 1]; None for the first
-        segment.
+        Args:
+            segment: its input frames, a `SegmentInput` of the family.
+            guide: the last frames of the previous segment, (3, refert_num, H, W) in [-1, 1]; None for the first
+                segment.
         """
-        with self.stopwatch.during("encoding"):
-            with self.models.without_transformer():
-                known = self._encode_known(segment, guide)
-                pose_latents = self.vae.encode_video(cond.to_tensor(segment.pose, self.models.device))
-            pose = self.transformer.embed_pose(pose_latents.to(self.models.dtype), self.settings.pose_strength)
-            return Conditions(len(segment.pose), known, pose, self._branches(segment))
 
     @torch.no_grad()
     def animate(self, conditions: Conditions, on_step: OnStep, seed: int | None = None) -> Tensor:
@@ -153,15 +143,14 @@ class Animator:
 
     def _predict_flow(self, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         """Flow of one denoising step with classifier-free guidance, float32."""
-        denoise = partial(self.transformer.denoise, latents, timestep, conditions.known, conditions.pose)
-        flows = self._flows(conditions.branches, denoise)
+        flows = self._flows(conditions.branches, partial(conditions.denoise, latents, timestep))
         flow = flows[0].float()
         if not self.settings.guided:
             return flow
         unconditional = flows[1].float()
         return unconditional + self.settings.guide_scale * (flow - unconditional)
 
-    def _flows(self, branches: list[Branch], denoise: Callable[[Branch], Tensor]) -> Sequence[Tensor]:
+    def _flows(self, branches: Sequence[Branch], denoise: Callable[[Branch], Tensor]) -> Sequence[Tensor]:
         """The flow of each branch."""
         if self.mesh is None or not self.cfg_parallel:
             return [denoise(branch) for branch in branches]
@@ -175,14 +164,19 @@ class Animator:
         return torch.randn(1, self.vae.config["z_dim"], slots, height, width, generator=generator)
 
     def _encode_prompts(self) -> list[Tensor]:
-        """States (1, 512, text_dim) of the prompt and, with guidance, of the negative prompt."""
+        """States (1, 512, text_dim) of `prompts`."""
         models, settings = self.models, self.settings
-        prompts = [settings.prompt, settings.negative_prompt] if self.settings.guided else [settings.prompt]
         with models.without_transformer():
-            texts = [self._encode_prompt(prompt) for prompt in prompts]
+            texts = [self._encode_prompt(prompt) for prompt in self.prompts]
             if settings.offload_model:
                 models.free("text_encoder")
         return texts
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt and, with guidance, the negative prompt. Families append others."""
+        settings = self.settings
+        return [settings.prompt, settings.negative_prompt] if settings.guided else [settings.prompt]
 
     def _encode_prompt(self, prompt: str) -> Tensor:
         """(1, 512, text_dim). The text encoder is loaded only for a prompt that is not in the cache."""
@@ -202,6 +196,7 @@ class Animator:
             models.dtype,
             config["num_attention_heads"],
             config["attention_head_dim"],
+            self.needs_lse,
         )
         set_compile_cache(models.cache_root)
         return self.transformer.prepare(
@@ -231,11 +226,11 @@ class Animator:
             models.cache_root,
         )
 
-    def _encode_reference(self, picture: Tensor) -> Tensor:
+    def _encode_picture(self, picture: Tensor) -> Tensor:
         """CLIP features (1, 257, image_dim). The encoder is on the device only while it works."""
         encoder = self.models.image_encoder()
         nn.Module.to(encoder, self.models.device)
-        features = cond.encode_reference(picture, encoder).to(self.models.dtype)
+        features = cond.encode_picture(picture, encoder).to(self.models.dtype)
         nn.Module.to(encoder, torch.device("cpu"))
         return features
 
@@ -246,30 +241,13 @@ class Animator:
         # Streamed blocks compute their keys at each step: storing all keys would cost the memory that streaming saves.
         return context if self.transformer.trunk.streamed else self.transformer.cross_keys(context)
 
-    def _branches(self, segment: SegmentInput) -> list[Branch]:
-        """Guidance compares the clips with a black face. Both branches have the same pose and the same strengths."""
-        strength = self.settings.face_strength
-        motion = self.transformer.encode_face(segment.face, self.models.ranks)
-        branches = [Branch(self.contexts[0], motion, "cond", strength)]
-        if self.settings.guided:
-            if self.unconditional_motion is None or self.unconditional_motion.shape != motion.shape:
-                black = np.zeros_like(segment.face)
-                self.unconditional_motion = self.transformer.encode_face(black, self.models.ranks)
-            branches.append(Branch(self.contexts[1], self.unconditional_motion, "uncond", strength))
-        return branches
+    def _with_picture(self, known: Tensor, latents: Tensor) -> Tensor:
+        """Mask and latents of the known pixels, (1, 20, T_lat + 1, h, w), the reference picture in the first slot.
 
-    def _encode_known(self, segment: SegmentInput, guide: Tensor | None) -> Tensor:
-        """Mask and latents of the known pixels, (1, 20, T_lat + 1, h, w), the reference picture in the first slot."""
-        frames = len(segment.pose)
-        video = torch.zeros(1, 3, frames, *self.size, device=self.models.device)
-        known = torch.zeros(frames, *(side // STRIDE for side in self.size))
-        if segment.background is not None and segment.mask is not None:
-            video = cond.to_tensor(segment.background, self.models.device)
-            known = cond.background_known(segment.mask)
-        if guide is not None:
-            video[0, :, : guide.shape[1]] = guide
-            known[: guide.shape[1]] = 1
-        latents = self._encode_blank(video, guide) if segment.background is None else self.vae.encode_video(video)
+        Args:
+            known: shares of known pixels (T, h, w).
+            latents: (1, 16, T_lat, h, w) of the known frames.
+        """
         latents = torch.cat([self.reference_latents, latents], dim=2)
         mask = cond.known_pixels(known).to(latents)
         mask = torch.cat([torch.ones_like(mask[:, :, :1]), mask], dim=2)

@@ -12,8 +12,6 @@ from einops import rearrange
 from torch import Tensor
 from transformers import CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
-from wan_orchestration.engine.vae.model import STRIDE
-
 TEXT_TOKENS = 512
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -72,15 +70,15 @@ def pad_prompt(states: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_reference(reference: Tensor, encoder: CLIPVisionModel) -> Tensor:
-    """CLIP features (1, 257, image_dim) of the letterboxed reference (1, 3, 1, H, W) in [-1, 1].
+def encode_picture(picture: Tensor, encoder: CLIPVisionModel) -> Tensor:
+    """CLIP features (1, 257, image_dim) of a picture (1, 3, 1, H, W) in [-1, 1].
 
     As in the published code, the picture is stretched to the encoder's square input size without antialiasing, and the
     features come from the last but one layer.
     """
     size = encoder.config.image_size
     assert isinstance(size, int)
-    picture = F.interpolate(reference[:, :, 0].float(), size=(size, size), mode="bicubic", align_corners=False)
+    picture = F.interpolate(picture[:, :, 0].float(), size=(size, size), mode="bicubic", align_corners=False)
     mean = picture.new_tensor(CLIP_MEAN).view(3, 1, 1)
     std = picture.new_tensor(CLIP_STD).view(3, 1, 1)
     picture = ((picture * 0.5 + 0.5) - mean) / std
@@ -94,13 +92,3 @@ def known_pixels(mask: Tensor) -> Tensor:
     """
     groups = torch.cat([mask[:1].expand(4, -1, -1), mask[1:]])
     return rearrange(groups, "(t four) h w -> 1 four t h w", four=4)
-
-
-def background_known(mask: np.ndarray) -> Tensor:
-    """Share of background, (T, H / 8, W / 8), from a mask (T, H, W, 3) uint8 whose red channel is 255 on the person.
-
-    As in the published code, the mask is resized by nearest neighbour and not binarised.
-    """
-    height, width = mask.shape[1] // STRIDE, mask.shape[2] // STRIDE
-    share = 1 - torch.from_numpy(mask[:, None, :, :, 0]).float() / 255
-    return F.interpolate(share, size=(height, width), mode="nearest")[:, 0]

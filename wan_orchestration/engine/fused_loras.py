@@ -8,7 +8,7 @@ import torch
 
 from wan_orchestration.engine.layouts.fill import Loaded, refill
 from wan_orchestration.engine.lora import Changes, Lora, add, changes_of
-from wan_orchestration.engine.transformer.model import AnimateTransformer
+from wan_orchestration.engine.transformer.model import WanTransformer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FusedLoras:
         base: reads the tensors of the snapshot that hold the weights of these names, and no others.
     """
 
-    def __init__(self, transformer: AnimateTransformer, base: Callable[[set[str]], Iterable[Loaded]]) -> None:
+    def __init__(self, transformer: WanTransformer, base: Callable[[set[str]], Iterable[Loaded]]) -> None:
         self.transformer, self.base = transformer, base
         self.left_out: list[str] = []
         """Messages about LoRA tensors that do not fit the transformer."""

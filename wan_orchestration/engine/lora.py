@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from wan_orchestration.engine.layouts.original import convert_transformer
 from wan_orchestration.engine.layouts.weight_files import read_pickle
 from wan_orchestration.engine.memory.capacity import ran_out_of_memory
+from wan_orchestration.engine.transformer.model import WanTransformer
 from wan_orchestration.engine.transformer.sharding import own_rows
 from wan_orchestration.errors import BadInput
 from wan_orchestration.formats import describe
@@ -129,7 +129,7 @@ class Changes:
     """A message about tensors that do not fit the model. None if all of them fit."""
 
 
-def fuse(model: nn.Module, lora: Lora) -> str | None:
+def fuse(model: WanTransformer, lora: Lora) -> str | None:
     """Add a LoRA to the weights it names. Returns `Changes.left_out`.
 
     Raises:
@@ -153,7 +153,7 @@ def add(model: nn.Module, changes: Changes, device: torch.device | None = None) 
         local.copy_(total)
 
 
-def changes_of(model: nn.Module, lora: Lora) -> Changes:
+def changes_of(model: WanTransformer, lora: Lora) -> Changes:
     """What a LoRA changes in this model. Alpha defaults to the rank.
 
     Raises:
@@ -173,7 +173,7 @@ def changes_of(model: nn.Module, lora: Lora) -> Changes:
             left_out |= dict.fromkeys(keys.values(), "it is not part of a LoRA")
         fits = 0
         for name, change in wanted:
-            places = _places(weights, name, change)
+            places = _places(model, weights, name, change)
             if reason := _misfit(weights, places):
                 left_out |= dict.fromkeys(change.keys, reason)
                 continue
@@ -245,13 +245,13 @@ def _scale(module: str, rank: int, alpha: Tensor | None, config: Mapping[str, An
     return value / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _places(weights: Mapping[str, Tensor], name: str, change: Change) -> dict[str, Change]:
+def _places(model: WanTransformer, weights: Mapping[str, Tensor], name: str, change: Change) -> dict[str, Change]:
     """The change of each weight that `name` stands for: two for a fused key/value, none if there is no such weight."""
     for candidate in (name, name.removesuffix(".weight")):  # a modulation is a parameter, not a module with a weight
         if candidate in weights:
             return {candidate: change}
         try:
-            converted = convert_transformer(candidate, change.value)
+            converted = model.converted(candidate, change.value)
         except IndexError:  # the converter expects four dimensions for the motion encoder's biases
             return {}
         if converted.keys() <= weights.keys():

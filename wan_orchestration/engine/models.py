@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from wan_orchestration.engine.fused_loras import FusedLoras
-from wan_orchestration.engine.layouts.diffusers import transformer_tensors
 from wan_orchestration.engine.layouts.load import load_image_encoder, load_text_encoder, load_transformer, load_vae
 from wan_orchestration.engine.lora import Lora
 from wan_orchestration.engine.memory.capacity import free_memory
@@ -26,9 +25,10 @@ from wan_orchestration.engine.memory.sizes import text_encoder_size
 from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.engine.tensor_cache import TensorCache
 from wan_orchestration.engine.transformer.compilation import forget_compiled
-from wan_orchestration.engine.transformer.model import AnimateTransformer
+from wan_orchestration.engine.transformer.model import WanTransformer
 from wan_orchestration.engine.vae.layers import use_own_layers
 from wan_orchestration.engine.vae.model import AnimateVae
+from wan_orchestration.families.choose import family_of
 from wan_orchestration.host_memory import give_back_unused
 from wan_orchestration.settings.generate import Quantization
 from wan_orchestration.stopwatch import Stopwatch
@@ -153,7 +153,7 @@ class Models:
             self._place(transformer)
         self._empty_cache()
 
-    def transformer(self, loras: tuple[Lora, ...] = ()) -> AnimateTransformer:
+    def transformer(self, loras: tuple[Lora, ...] = ()) -> WanTransformer:
         """The transformer with these LoRAs fused.
 
         If they differ from those before, or their files have changed, the weights that earlier LoRAs changed are read
@@ -184,14 +184,15 @@ class Models:
             del wanted
             self.free("transformer")
         transformer = self._load_transformer()
-        fused = FusedLoras(transformer, partial(transformer_tensors, self.snapshot))
+        checkpoint = family_of(self.snapshot.family).part("checkpoint")
+        fused = FusedLoras(transformer, partial(checkpoint.tensors, self.snapshot))
         fused.replace(fused.read(loras, self._fusing_device))
         if self.quantization != "off":
             quantize(transformer, self.quantization, self.weights_device)
         self._place(transformer)
         self._loras, self._loaded["transformer"] = fused, transformer
 
-    def _place(self, transformer: AnimateTransformer) -> None:
+    def _place(self, transformer: WanTransformer) -> None:
         """Place the transformer. Its weights are final."""
         transformer.use_slices(self.placement != "resident")
         if self.placement == "swap":
@@ -293,7 +294,7 @@ class Models:
         """Where the transformer's blocks lie and the text encoder runs: the CPU if the blocks are streamed."""
         return torch.device("cpu") if self.streamed else self.device
 
-    def _load_transformer(self) -> AnimateTransformer:
+    def _load_transformer(self) -> WanTransformer:
         # Quantization moves the blocks to the device one by one, because they may not all fit unquantised.
         return load_transformer(self.snapshot, self.dtype, self._fusing_device, self._shard_mesh)
 

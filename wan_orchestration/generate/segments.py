@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wan_orchestration.engine.animator import Animator, SegmentInput
-from wan_orchestration.engine.background import keep_background
+from wan_orchestration.engine.animator import Animator
 from wan_orchestration.engine.colours import Colours, colours_of, continued, matched
 from wan_orchestration.engine.device import pick_device, use_tf32
 from wan_orchestration.engine.lora import Lora
@@ -25,6 +24,7 @@ from wan_orchestration.engine.memory.placement import Name
 from wan_orchestration.engine.models import Models
 from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.errors import Cancelled
+from wan_orchestration.families.animate.background import keep_background
 from wan_orchestration.families.family import Span
 from wan_orchestration.host_memory import limit_fragmentation
 from wan_orchestration.protocol.messages import SegmentFacts, Task
@@ -196,7 +196,7 @@ class SegmentMaker:
                 kept = decided
 
     def _finish(
-        self, plan: Plan, index: int, video: Tensor, before: Kept | None, inputs: SegmentInput | None
+        self, plan: Plan, index: int, video: Tensor, before: Kept | None, inputs: Any | None
     ) -> tuple[Tensor, Kept]:
         """Match a take's colours, and cut off the frames that the video has already or does not need.
 
@@ -213,7 +213,7 @@ class SegmentMaker:
         if settings.color_match == "auto" and settings.mode == "animate" and before:
             with self.stopwatch.during("decoding"):
                 video = continued(video, before.guide)
-        if inputs and inputs.background is not None and inputs.mask is not None:
+        if inputs and plan.pass_number:
             with self.stopwatch.during("decoding"):
                 video = keep_background(video, inputs.background, inputs.mask)
         guide = video[:, -settings.refert_num :].cpu()
@@ -248,7 +248,9 @@ class SegmentMaker:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         models, size = self._models_for(plan), (clips.height, clips.width)
-        animator = Animator(models, settings, read_image(clips.reference), *size, plan.loras, plan.count - plan.first)
+        make = clips.family.part("animator").Animator
+        picture, area = read_image(clips.reference), clips.canvas and clips.canvas.area
+        animator = make(models, settings, picture, *size, plan.loras, plan.count - plan.first, area)
         self.execution = Execution(animator.attention, plan.placement, models.tf32)
         animator.skip(plan.first + (1 if plan.first_take else 0))
         return animator, self.execution
@@ -316,7 +318,7 @@ def _facts(plan: Plan, frames: int, spent: dict[Phase, float]) -> SegmentFacts:
 
 
 @contextmanager
-def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"]]:
+def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[Any]"]]:
     """Yields a function that takes a segment's index and reads its input frames in a thread."""
     clips = plan.task.clips
     with ExitStack() as stack:
@@ -326,7 +328,7 @@ def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"
         }
         thread = stack.enter_context(ThreadPoolExecutor(1))
 
-        def read(index: int) -> SegmentInput:
+        def read(index: int) -> Any:
             span = plan.spans[index]
             frames = {
                 name: reader.read(pingpong(reader.info.frames, span.start, span.length))
@@ -335,7 +337,7 @@ def _input_reader(plan: Plan) -> Iterator[Callable[[int], "Future[SegmentInput]"
             if plan.pass_number:
                 # The background is the video of the pass before, which still shows the person.
                 frames["background"] *= frames["mask"] <= 127
-            return SegmentInput(**frames)
+            return clips.family.part("animator").SegmentInput(**frames)
 
         yield lambda index: thread.submit(read, index)
 

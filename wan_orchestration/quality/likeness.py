@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
-from wan_orchestration.engine.conditioning import encode_reference, letterbox, to_tensor
+from wan_orchestration.engine.conditioning import encode_picture, letterbox, to_tensor
 
 SIDE = 224
 
@@ -39,7 +39,7 @@ class Likeness:
     @torch.no_grad()
     def _features(self, picture: np.ndarray) -> Tensor:
         squared = to_tensor(letterbox(picture, SIDE, SIDE)[None]).to(self.device)
-        return encode_reference(squared, self.encoder).float().mean(dim=1)[0]
+        return encode_picture(squared, self.encoder).float().mean(dim=1)[0]
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:

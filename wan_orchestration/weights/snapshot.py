@@ -84,6 +84,8 @@ class Snapshot:
     """Data type of most of the transformer, as safetensors names it: BF16, F32, ..."""
     fingerprint: str
     """Hash over the files' names, sizes and SHA-256 from the manifest. Without a manifest, modification times count."""
+    family: str = "animate"
+    variant: str = "only"
 
 
 def open_snapshot(path: Path, revision: str | None = None) -> Snapshot:

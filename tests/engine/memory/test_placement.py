@@ -13,9 +13,9 @@ from wan_orchestration.engine.memory import placement
 from wan_orchestration.engine.memory.placement import Placement, SegmentShape, choose, placements
 from wan_orchestration.engine.memory.sizes import Sizes, sizes
 from wan_orchestration.engine.models import Models
-from wan_orchestration.engine.transformer.model import AnimateTransformer, Branch
 from wan_orchestration.engine.vae.layers import use_own_layers
 from wan_orchestration.engine.vae.model import AnimateVae
+from wan_orchestration.families.animate.transformer import AnimateTransformer, FaceBranch
 from wan_orchestration.weights.snapshot import open_snapshot
 
 GB = 10**9
@@ -90,8 +90,8 @@ def test_activations_of_a_denoising_step(height, width, dtype, in_slices):
             model.use_slices()
         model.prepare("native", None)
         pose = torch.empty(1, 5120, slots - 1, rows // 2, columns // 2, dtype=dtype)
-        branch = Branch(
-            model.cross_keys(torch.empty(1, 769, 5120, dtype=dtype)), torch.empty(1, slots, 5, 5120, dtype=dtype)
+        branch = FaceBranch(
+            model.cross_keys(torch.empty(1, 769, 5120, dtype=dtype)), motion=torch.empty(1, slots, 5, 5120, dtype=dtype)
         )
         latents, y = torch.empty(1, 16, slots, rows, columns), torch.empty(1, 20, slots, rows, columns)
         with Peak(*model.parameters(), *model.buffers()) as memory:

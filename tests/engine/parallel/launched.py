@@ -10,9 +10,9 @@ import signal
 import sys
 from pathlib import Path
 
-from wan_orchestration.engine.animator import Animator
 from wan_orchestration.engine.memory.placement import Placement
 from wan_orchestration.engine.parallel.ranks import connect
+from wan_orchestration.families.animate.animator import Animator
 from wan_orchestration.generate import fallback
 from wan_orchestration.generate.runner import Runner, follow
 from wan_orchestration.generate.segments import SegmentMaker

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import random_snapshot
-from wan_orchestration.engine.animator import Animator
+from wan_orchestration.families.animate.animator import Animator
 from wan_orchestration.generate import runner
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task

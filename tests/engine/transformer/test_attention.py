@@ -7,8 +7,8 @@ from diffusers.models.transformers.transformer_wan_animate import WanRotaryPosEm
 from wan_orchestration.engine.conditioning import to_tensor
 from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.engine.transformer.attention import choose_backend, rotate
-from wan_orchestration.engine.transformer.model import AnimateTransformer, Branch
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.animate.transformer import AnimateTransformer, FaceBranch
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -46,7 +46,7 @@ def test_a_step_on_prepared_conditions_equals_the_stock_forward():
         context = ours.embed_context(text, image)
         motion = ours.encode_face(face, Ranks())
         for prepared in (context, ours.cross_keys(context)):
-            flow = ours.denoise(latents, timestep, y, ours.embed_pose(pose), Branch(prepared, motion))
+            flow = ours.denoise(latents, timestep, y, ours.embed_pose(pose), FaceBranch(prepared, motion=motion))
             assert torch.allclose(flow, expected, atol=1e-5)
 
 

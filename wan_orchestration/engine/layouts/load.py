@@ -15,19 +15,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from wan_orchestration.engine.layouts import original
-from wan_orchestration.engine.layouts.diffusers import (
-    configured,
-    diffusers_tensors,
-    empty_transformer,
-    transformer_tensors,
-)
+from wan_orchestration.engine.layouts.diffusers import configured, diffusers_tensors
 from wan_orchestration.engine.layouts.fill import Loaded, fill, refuse
 from wan_orchestration.engine.layouts.weight_files import read_pickle
 from wan_orchestration.engine.memory.capacity import ran_out_of_memory
-from wan_orchestration.engine.transformer.model import AnimateTransformer
+from wan_orchestration.engine.transformer.model import WanTransformer
 from wan_orchestration.engine.transformer.sharding import shard_text_encoder, shard_transformer
 from wan_orchestration.engine.vae.model import AnimateVae
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.choose import family_of
 from wan_orchestration.weights.snapshot import IMAGE_ENCODER, TEXT_ENCODER, VAE, Snapshot
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,11 +32,12 @@ P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
 
 def load_transformer(
     snapshot: Snapshot, dtype: torch.dtype, device: torch.device, mesh: DeviceMesh | None
-) -> AnimateTransformer:
-    model = empty_transformer(snapshot)
+) -> WanTransformer:
+    checkpoint = family_of(snapshot.family).part("checkpoint")
+    model = checkpoint.empty(snapshot)
     if mesh:
         shard_transformer(model, mesh)
-    return fill(model, transformer_tensors(snapshot), dtype, device)
+    return fill(model, checkpoint.tensors(snapshot), dtype, device)
 
 
 def load_vae(snapshot: Snapshot, dtype: torch.dtype, device: torch.device) -> AnimateVae:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from wan_orchestration.engine.transformer.model import AnimateTransformer
+from wan_orchestration.engine.transformer.model import WanTransformer
 from wan_orchestration.errors import BadInput
 from wan_orchestration.settings.generate import Quantization
 
@@ -28,8 +28,8 @@ def check(how: Quantization, device: torch.device, fsdp: bool) -> None:
         )
 
 
-def quantize(transformer: AnimateTransformer, how: Quantization, device: torch.device) -> None:
-    """Convert the matrices of blocks and face adapters to float8 with a scale for each row, one block at a time.
+def quantize(transformer: WanTransformer, how: Quantization, device: torch.device) -> None:
+    """Convert the matrices of the trunk to float8 with a scale for each row, one block at a time.
 
     Each block is moved to `device`, quantised and left there, so the device holds at most one block unquantised.
     """
@@ -44,7 +44,7 @@ def quantize(transformer: AnimateTransformer, how: Quantization, device: torch.d
         config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)
     else:
         config = Float8WeightOnlyConfig(set_inductor_config=False)
-    for module in (*transformer.blocks, *transformer.face_adapter):
+    for module in transformer.trunk.order():
         nn.Module.to(module, device)
         quantize_(module, config)
     nn.Module.to(transformer, device)

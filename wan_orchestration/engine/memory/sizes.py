@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
 
 from wan_orchestration.engine.diffusers_internals import kept_in_float32
 from wan_orchestration.engine.layouts import original
-from wan_orchestration.engine.layouts.diffusers import diffusers_tensors, empty_transformer
+from wan_orchestration.engine.layouts.diffusers import diffusers_tensors
 from wan_orchestration.engine.layouts.weight_files import read_pickle
+from wan_orchestration.engine.transformer.model import WanTransformer
 from wan_orchestration.engine.vae.model import AnimateVae
+from wan_orchestration.families.choose import family_of
 from wan_orchestration.weights.snapshot import TEXT_ENCODER, VAE, Snapshot
 
 
@@ -23,11 +24,11 @@ class Sizes:
     loaded: int
     """The transformer before quantization."""
     block: int
-    """The largest module of the transformer's `blocks` and `face_adapter`, which are streamed one by one."""
+    """The largest module of the transformer's trunk, which are streamed one by one."""
     block_parameters: int
     """Number of parameters of the module that has the most."""
     outside: int
-    """The transformer without `blocks` and `face_adapter`."""
+    """The transformer without its trunk."""
     text_encoder: int
     vae: int
     dim: int
@@ -41,7 +42,7 @@ class Sizes:
     @classmethod
     def of(
         cls,
-        transformer: WanAnimateTransformer3DModel,
+        transformer: WanTransformer,
         *,
         text_encoder: int,
         vae: int,
@@ -55,7 +56,7 @@ class Sizes:
         whole = loaded = 0
         for name, parameter in transformer.named_parameters():
             size = as_loaded = parameter.numel() * (4 if kept_in_float32(transformer, name) else itemsize)
-            if name.startswith(("blocks.", "face_adapter.")):
+            if name.partition(".")[0] in transformer.trunk_names:
                 if quantized and parameter.ndim == 2 and name.endswith(".weight"):
                     size = parameter.numel() + 4 * parameter.shape[0]
                 module = name.rsplit(".", name.count(".") - 1)[0]
@@ -103,7 +104,7 @@ def sizes(
         weights = read_pickle(snapshot.path / VAE)
         vae, width = sum(value.numel() for value in weights.values()), original.vae_config(weights)["base_dim"]
     return Sizes.of(
-        empty_transformer(snapshot),
+        family_of(snapshot.family).part("checkpoint").empty(snapshot),
         text_encoder=text_encoder_size(snapshot, dtype),
         vae=vae * vae_dtype.itemsize,
         vae_width=width,

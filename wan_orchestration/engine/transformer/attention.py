@@ -1,4 +1,4 @@
-"""Attention of the blocks and face adapters: processors for diffusers' modules, and the kernels they use."""
+"""Attention of the blocks: processors for diffusers' modules, and the kernels they use."""
 
 import time
 import warnings
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan_animate import WanAnimateFaceBlockCrossAttention, WanAttention
+from diffusers.models.transformers.transformer_wan_animate import WanAttention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -43,6 +43,55 @@ def _flash4(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attended[0] if isinstance(attended, tuple) else attended
 
 
+def _native_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    if query.device.type == "cpu":
+        attended, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    elif query.dtype == torch.float32:
+        attended, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
+    else:
+        attended, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
+    return attended.transpose(1, 2), _trimmed(lse, query)
+
+
+def _cudnn_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    attended, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
+    return attended.transpose(1, 2), _trimmed(lse, query)
+
+
+def _flash2_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    from flash_attn import flash_attn_func  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    attended, lse, _ = flash_attn_func(query, key, value, return_attn_probs=True)
+    return attended, lse
+
+
+def _flash3_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    from flash_attn_interface import flash_attn_func  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    attended, lse, *_ = flash_attn_func(query, key, value, return_attn_probs=True)
+    return attended, lse
+
+
+def _flash4_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    from flash_attn.cute import flash_attn_func  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    attended, lse, *_ = flash_attn_func(query, key, value, return_lse=True)
+    return attended, lse
+
+
+def _sage_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    from sageattention import sageattn  # noqa: PLC0415  # pyright: ignore[reportMissingImports]
+
+    return sageattn(query, key, value, tensor_layout="NHD", return_lse=True)
+
+
+def _trimmed(lse: Tensor, query: Tensor) -> Tensor:
+    """(n, heads, S) of a kernel's log-sum-exp. Some kernels pad S; cuDNN adds a dimension."""
+    return lse.flatten(2)[:, :, : query.shape[1]]
+
+
 KERNELS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "native": partial(dispatch_attention_fn, backend=AttentionBackendName.NATIVE),
     "cudnn": _cudnn,
@@ -61,6 +110,16 @@ PACKAGES = {
     "sage": "sageattention",
 }
 """Modules of the kernels that do not come with PyTorch."""
+KERNELS_WITH_LSE: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "native": _native_with_lse,
+    "cudnn": _cudnn_with_lse,
+    "flash2": _flash2_with_lse,
+    "flash3": _flash3_with_lse,
+    "flash4": _flash4_with_lse,
+    "sage": _sage_with_lse,
+}
+"""By name: the same kernels, which also return the log of the sum of the exponentials, (n, heads, S) float32. Here n
+sequences may be given."""
 PROBED_TOKENS = 16384
 """Sequence length at which the kernels are timed."""
 
@@ -115,43 +174,6 @@ class CrossAttention(AttentionProcessor):
         return attn.to_out[0](attended.type_as(query))
 
 
-class FaceAttention(AttentionProcessor):
-    """Processor of a face adapter on this rank's tokens.
-
-    A token attends only to the few face features of its own latent frame. The local tokens are cut where latent frames
-    begin in the whole sequence, so ranks need not communicate.
-    """
-
-    def __init__(self, tokens: SplitTokens) -> None:
-        self.tokens = tokens
-
-    def __call__(
-        self,
-        attn: WanAnimateFaceBlockCrossAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """(1, local, dim) of local tokens (1, local, dim) and the face features (1, T, n, dim) of all latent frames."""
-        assert encoder_hidden_states is not None
-        assert attention_mask is None
-        tokens = self.tokens
-        per_frame = tokens.total // encoder_hidden_states.shape[1]
-        first, last = tokens.start // per_frame, -(-(tokens.start + tokens.local) // per_frame)
-        before, behind = tokens.start - first * per_frame, last * per_frame - tokens.start - tokens.local
-        # Padding tokens fall into frames that do not exist; they get the features of the last frame.
-        frames = torch.arange(first, last, device=hidden_states.device).clamp(max=encoder_hidden_states.shape[1] - 1)
-        features = attn.pre_norm_kv(encoder_hidden_states[0, frames])
-
-        query = attn.norm_q(attn.to_q(attn.pre_norm_q(hidden_states)).unflatten(2, (attn.heads, -1)))
-        query = F.pad(query[0], (0, 0, 0, 0, before, behind)).unflatten(0, (len(frames), per_frame))
-        key = attn.norm_k(attn.to_k(features).unflatten(2, (attn.heads, -1)))
-        value = attn.to_v(features).unflatten(2, (attn.heads, -1))
-        attended = dispatch_attention_fn(query, key, value)
-        attended = attended.flatten(2, 3).flatten(0, 1)[before : before + tokens.local].type_as(hidden_states)
-        return attn.to_out(attended[None])
-
-
 def cross_keys(attn: WanAttention, context: Tensor) -> Keys:
     """Keys and values of a block's cross-attention, which depend on the context (1, image tokens + 512, dim) only."""
     assert attn.add_k_proj is not None
@@ -178,38 +200,45 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
-def choose_backend(wanted: str, device: torch.device, dtype: torch.dtype, heads: int, width: int) -> str:
+def choose_backend(
+    wanted: str, device: torch.device, dtype: torch.dtype, heads: int, width: int, with_lse: bool = False
+) -> str:
     """The name of the attention kernel to use: the wanted one, or for "auto" the fastest exact one on this device.
+
+    `with_lse`: it must be in KERNELS_WITH_LSE, and return the log-sum-exp on this device.
 
     Raises:
         BadInput: the wanted kernel does not run on this device.
     """
     if wanted == "auto":
-        return _fastest(device, dtype, heads, width)
+        return _fastest(device, dtype, heads, width, with_lse)
     try:
-        _seconds(wanted, device, dtype, heads, width, tokens=128)
+        _seconds(wanted, device, dtype, heads, width, 128, with_lse)
     except Exception as error:
         if ran_out_of_memory(error):
             raise
         package = PACKAGES.get(wanted, "torch")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = reason if _is_installed(package) else f"the package {package} is not installed"
-        raise BadInput(f"attention: {wanted} does not run on this {device.type} device ({reason}); use auto") from None
+        what = f"{wanted} with a log-sum-exp, which this model needs," if with_lse else wanted
+        raise BadInput(f"attention: {what} does not run on this {device.type} device ({reason}); use auto") from None
     return wanted
 
 
 @cache
-def _fastest(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> str:
+def _fastest(device: torch.device, dtype: torch.dtype, heads: int, width: int, with_lse: bool) -> str:
     if device.type == "cpu":
         return "native"
     seconds = {}
     for name in EXACT:
         with suppress(Exception):  # not installed, or it does not support this device or dtype
-            seconds[name] = _seconds(name, device, dtype, heads, width, PROBED_TOKENS)
+            seconds[name] = _seconds(name, device, dtype, heads, width, PROBED_TOKENS, with_lse)
     return min(seconds, key=lambda name: seconds[name], default="native")
 
 
-def _seconds(name: str, device: torch.device, dtype: torch.dtype, heads: int, width: int, tokens: int) -> float:
+def _seconds(
+    name: str, device: torch.device, dtype: torch.dtype, heads: int, width: int, tokens: int, with_lse: bool
+) -> float:
     """Time of the second call. The first may compile or load something."""
     x = torch.randn(1, tokens, heads, width, device=device, dtype=dtype)
     started = 0.0
@@ -217,7 +246,7 @@ def _seconds(name: str, device: torch.device, dtype: torch.dtype, heads: int, wi
         warnings.simplefilter("ignore")  # PyTorch warns at length of each kernel that cannot be used
         for _ in range(2):
             started = time.perf_counter()
-            KERNELS[name](x, x, x)
+            (KERNELS_WITH_LSE if with_lse else KERNELS)[name](x, x, x)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
     return time.perf_counter() - started

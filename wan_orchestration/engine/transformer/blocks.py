@@ -1,4 +1,4 @@
-"""The transformer's blocks and face adapters, which can run compiled and on slices of the tokens.
+"""The transformer's blocks, which can run compiled and on slices of the tokens.
 
 A block does the same arithmetic as diffusers' `WanTransformerBlock`, in two parts: before and after self-attention.
 Both parts treat each token separately, so they can be compiled, and they can work on one slice of the tokens at a time
@@ -10,13 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan_animate import (
-    WanAnimateFaceBlockCrossAttention,
-    WanTransformerBlock,
-)
+from diffusers.models.transformers.transformer_wan_animate import WanTransformerBlock
 from torch import Tensor, nn
 
-from wan_orchestration.engine.transformer.attention import FaceAttention
 from wan_orchestration.engine.transformer.compilation import Compilation
 
 SLICE = 4096
@@ -24,7 +20,10 @@ SLICE = 4096
 
 
 class Block(WanTransformerBlock):
-    """A block of the transformer. Its self-attention needs a processor such as `attention.SelfAttention`."""
+    """A block of the transformer. Its self-attention needs a processor such as `attention.SelfAttention`.
+
+    If the processor's `attend` returns None, the block returns its input: only the keys and values were wanted.
+    """
 
     sliced = False
     """Whether to work on slices of the tokens: less memory, the same result."""
@@ -45,6 +44,8 @@ class Block(WanTransformerBlock):
             query, key, value = run(Block.before_attention, self, x, cos, sin, shift, scale)
             attended = attention.attend(query, key, value)
             del query, key, value
+            if attended is None:
+                return x
             return run(Block.after_attention, self, x, attended, encoder_hidden_states, *after)
 
         heads = self.attn1.heads
@@ -55,6 +56,8 @@ class Block(WanTransformerBlock):
             )
         attended = attention.attend(query, key, value)
         del query, key, value
+        if attended is None:
+            return x
         result = torch.empty_like(x)
         for part in slices(x.shape[1], SLICE):
             result[:, part] = run(
@@ -87,38 +90,10 @@ class Block(WanTransformerBlock):
         return (x.float() + self.ffn(normed).float() * ffn_gate).type_as(x)
 
 
-class FaceAdapter(WanAnimateFaceBlockCrossAttention):
-    """A face adapter that can work on some latent frames at a time. Its attention never crosses a latent frame."""
-
-    sliced = False
-    """As `Block.sliced`."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """(1, S, dim) of tokens (1, S, dim) and face features (1, T, n, dim) by latent frame."""
-        assert encoder_hidden_states is not None
-        # With several ranks, each has few tokens, and these need not start at a latent frame.
-        if not self.sliced or isinstance(self.processor, FaceAttention):
-            return super().forward(hidden_states, encoder_hidden_states, attention_mask)
-        frames = encoder_hidden_states.shape[1]
-        of_one, result = hidden_states.shape[1] // frames, torch.empty_like(hidden_states)
-        for part in slices(frames, max(1, SLICE // of_one)):
-            tokens = slice(part.start * of_one, part.stop * of_one)
-            result[:, tokens] = super().forward(hidden_states[:, tokens], encoder_hidden_states[:, part])
-        return result
-
-
-def use_own_blocks(blocks: nn.ModuleList, face_adapters: nn.ModuleList) -> None:
-    """Turn diffusers' blocks and face adapters into the classes above. They keep their weights."""
+def use_own_blocks(blocks: nn.ModuleList) -> None:
+    """Turn diffusers' blocks into the class above. They keep their weights."""
     for block in blocks:
         block.__class__ = Block
-    for adapter in face_adapters:
-        adapter.__class__ = FaceAdapter
 
 
 def slices(count: int, most: int) -> Iterator[slice]:

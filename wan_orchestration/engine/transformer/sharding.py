@@ -14,13 +14,14 @@ from torch.distributed.tensor import DTensor
 from transformers import UMT5EncoderModel
 
 from wan_orchestration.engine.diffusers_internals import kept_in_float32
-from wan_orchestration.engine.transformer.model import AnimateTransformer
+from wan_orchestration.engine.transformer.model import WanTransformer
 
 
-def shard_transformer(model: AnimateTransformer, mesh: DeviceMesh) -> None:
-    """Shard the blocks and face adapters, 98 % of the 14B model's weights. Each rank keeps the rest whole."""
-    _shard(model, [*model.blocks, *model.face_adapter], mesh)
-    register_fsdp_forward_method(model, "denoise")
+def shard_transformer(model: WanTransformer, mesh: DeviceMesh) -> None:
+    """Shard the modules of the trunk, 98 % of the 14B model's weights. Each rank keeps the rest whole."""
+    _shard(model, model.trunk.order(), mesh)
+    for method in model.sharded_methods:
+        register_fsdp_forward_method(model, method)
 
 
 def shard_text_encoder(model: UMT5EncoderModel, mesh: DeviceMesh) -> None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -89,10 +90,18 @@ def write_animate_2(
             file.parent.mkdir(exist_ok=True)
             save_file(_draw(animate_2_shapes(w), generator, torch.bfloat16), file, metadata={"format": "pt"})
             if w.heads * 128 != w.dim:
-                file.with_name("config.json").write_text(json.dumps({"dim": w.dim, "num_heads": w.heads}))
+                file.with_name("config.json").write_text(json.dumps(_animate_2_config(w), indent=1))
         torch.save({"model_state": _draw(vae_shapes(w), generator, torch.float32)}, part / files.vae)
         torch.save(_draw(text_shapes(w, vocabulary), generator, torch.bfloat16), part / files.text_encoder)
         torch.save(_draw(clip_shapes(w), generator, torch.float16), part / files.image_encoder)
+
+
+def _animate_2_config(w: Widths) -> dict[str, Any]:
+    sizes = {"dim": w.dim, "ffn_dim": w.ffn, "freq_dim": w.freq, "text_dim": w.text, "out_dim": LATENT_CHANNELS}
+    offsets = {"refer_offset_t": 1, "refer_offset_h": 0, "refer_offset_w": -1, "refer_stride": 1}
+    others = {"patch_size": [1, 2, 2], "text_len": 512, "cross_attn_norm": True, "eps": 1e-6, "use_img_emb": True}
+    heads = {"in_dim": 2 * LATENT_CHANNELS + 4, "num_heads": w.heads, "num_layers": w.layers}
+    return sizes | heads | others | offsets
 
 
 def _write_transformer(folder: Path, w: Widths, generator: torch.Generator, shards: int) -> None:

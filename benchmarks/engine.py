@@ -461,7 +461,7 @@ class Quiet:
     def progress(self, progress) -> None:
         return
 
-    def clip(self, clip) -> None:
+    def segment(self, segment) -> None:
         return
 
     def finished(self, result) -> None:

@@ -20,8 +20,8 @@ def measure(work: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Seconds by phase, from the clips on disk to the mp4 on disk.
 
     The blocks are compiled as the class's documentation asks for, by `compile_repeated_blocks`, if the side is not
-    `stock-eager`. A segment with one denoising step comes first: its seconds are those of "compile", and its CPU time is
-    left out.
+    `stock-eager`. A segment with one denoising step comes first: its seconds are those of "compile", and its CPU time
+    is left out.
     """
     started = time.perf_counter()
     pipeline = load(Path(work["snapshot"]), device)

@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
+from wan_orchestration.families.animate.family import IMAGE_ENCODER, RELIGHTING_LORA, TEXT_ENCODER, TOKENIZER, VAE
 from wan_orchestration.families.animate_2.family import ANIMATE_2, CHECKPOINTS
+from wan_orchestration.families.family import TRANSFORMER
 from wan_orchestration.files import replacing
 from wan_orchestration.settings.generate import NEGATIVE_PROMPT, PROMPT
-from wan_orchestration.weights.snapshot import IMAGE_ENCODER, RELIGHTING_LORA, TEXT_ENCODER, TOKENIZER, TRANSFORMER, VAE
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 

@@ -12,8 +12,8 @@ import torch
 from benchmarks import random_snapshot
 from benchmarks.random_snapshot import Widths
 from wan_orchestration.engine.layouts.weight_files import read_pickle
+from wan_orchestration.families.animate.family import IMAGE_ENCODER, RELIGHTING_LORA
 from wan_orchestration.files import replacing
-from wan_orchestration.weights.snapshot import IMAGE_ENCODER, RELIGHTING_LORA
 
 WIDTHS = Widths(
     dim=192, heads=4, layers=5, ffn=512, freq=64, text=32, motion=64, face_hidden=64, face_heads=2,

@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wan_orchestration.engine.layouts.weight_files import read_pickle, read_safetensors
+from wan_orchestration.families.animate.family import VAE
 from wan_orchestration.families.animate.transformer import AnimateTransformer
+from wan_orchestration.families.family import TRANSFORMER
 from wan_orchestration.files import replacing
-from wan_orchestration.weights.snapshot import TRANSFORMER, VAE
 
 
 def write_snapshot(folder: Path, base: Path, transformer: Mapping[str, Tensor], vae: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,8 @@ from benchmarks.random_snapshot import Widths, transformer_shapes
 from wan_orchestration.engine.lora import Lora, fuse
 from wan_orchestration.engine.models import Models
 from wan_orchestration.errors import BadInput
-from wan_orchestration.weights.snapshot import RELIGHTING_LORA, open_snapshot
+from wan_orchestration.families.animate.family import RELIGHTING_LORA
+from wan_orchestration.weights.snapshot import open_snapshot
 
 CPU = torch.device("cpu")
 MINI = Path(__file__).parents[2] / "data" / "models" / "wan-animate-mini"

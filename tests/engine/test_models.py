@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks import random_snapshot
 from wan_orchestration.engine.models import Models
 from wan_orchestration.errors import BadInput
-from wan_orchestration.weights.snapshot import IMAGE_ENCODER, TEXT_ENCODER, VAE, open_snapshot
+from wan_orchestration.families.animate.family import IMAGE_ENCODER, TEXT_ENCODER, VAE
+from wan_orchestration.weights.snapshot import open_snapshot
 
 CPU = torch.device("cpu")
 

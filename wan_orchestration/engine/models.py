@@ -32,7 +32,7 @@ from wan_orchestration.families.choose import family_of
 from wan_orchestration.host_memory import give_back_unused
 from wan_orchestration.settings.generate import Quantization
 from wan_orchestration.stopwatch import Stopwatch
-from wan_orchestration.weights.snapshot import TOKENIZER, Snapshot
+from wan_orchestration.weights.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +240,7 @@ class Models:
         return self._once("image_encoder", self._load_image_encoder)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        folder = TOKENIZER if self.snapshot.layout == "original" else "tokenizer"
-        path = self.snapshot.path / folder
+        path = self.snapshot.file("tokenizer")
         return self._once("tokenizer", lambda: AutoTokenizer.from_pretrained(path, local_files_only=True))
 
     def free(self, *names: str) -> None:

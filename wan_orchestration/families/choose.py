@@ -1,10 +1,12 @@
 """The place that tells model families apart: by name, by a snapshot's folder, by a repository."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 from wan_orchestration.families.animate.family import ANIMATE
 from wan_orchestration.families.animate_2.family import ANIMATE_2
-from wan_orchestration.families.family import Family
+from wan_orchestration.families.family import Family, LayoutName
 
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (ANIMATE, ANIMATE_2)}
 
@@ -15,3 +17,26 @@ FIRST = ANIMATE
 def family_of(model: str) -> Family:
     """The family that `GenerateSettings.model` names; FIRST for "auto"."""
     return FAMILIES.get(model, FIRST)
+
+
+def recognise(paths: Collection[str]) -> tuple[Family, LayoutName] | None:
+    """The family and layout of a snapshot with these paths: a folder's top level, or a listing of all files."""
+    # Later families first: their snapshots also have files by which earlier ones are recognised.
+    for family in reversed(list(FAMILIES.values())):
+        for name, layout in reversed(family.layouts.items()):
+            if any(fnmatchcase(path, sign) for sign in layout.signs for path in paths):
+                return family, name
+    return None
+
+
+def recognise_folder(path: Path | None) -> tuple[Family, LayoutName] | None:
+    """The family and layout of the snapshot in a folder; None if there is none."""
+    return recognise({entry.name for entry in path.iterdir()}) if path and path.is_dir() else None
+
+
+def family_of_repository(repository: str) -> Family | None:
+    """The family that a repository of a known name holds."""
+    for family in FAMILIES.values():
+        if any(repository in names for names in family.repositories.values()):
+            return family
+    return None

@@ -1,9 +1,14 @@
 """What every model family says of itself, without model code: defaults, segments, names of files."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+LayoutName = Literal["original", "diffusers"]
+
+TRANSFORMER = "diffusion_pytorch_model"
+"""Begins the names of weight files of diffusers' models."""
 
 
 class Span(NamedTuple):
@@ -23,18 +28,39 @@ class SegmentSettings(Protocol):
     trim_last_clip: bool
 
 
+class VariantMark(NamedTuple):
+    """Where a snapshot says which variant it is: a value in a JSON file."""
+
+    file: str
+    key: str
+    variants: Mapping[str, str]
+    """Variants by value."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths in a snapshot of one layout. Of the models: files in the original layout, folders in the Diffusers one."""
 
     needed: Mapping[str, tuple[str, ...]]
     """Patterns of the files that the pipeline reads (fnmatch, where `*` also matches "/"), by variant."""
+    transformer: Mapping[str, str]
+    """By variant. In the original layout the one file, or the index of several."""
+    config: str
+    """Configuration of the transformer."""
+    transformer_class: str
+    """The `_class_name` in it."""
     vae: str
     text_encoder: str
     image_encoder: str
     tokenizer: str
     signs: tuple[str, ...]
     """Patterns of paths by which a folder or a listing is recognised as a snapshot of this family and layout."""
+    examples: str
+    """What a folder of this layout holds, for messages."""
+    optional: Mapping[str, str] = field(default_factory=dict)
+    """Patterns of files that are used if they are there, with what they are for; "" if nobody misses them."""
+    mark: VariantMark | None = None
+    """None: the variants' transformers have names of their own, and may be in one folder."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +97,7 @@ class Family:
     """Whether users may bring clips of their own."""
     repositories: Mapping[str, tuple[str, ...]]
     """By variant: repositories on ModelScope, the first by default."""
-    layouts: Mapping[str, Layout]
-    """By name of the layout: original, diffusers."""
+    layouts: Mapping[LayoutName, Layout]
 
     def part(self, name: str) -> Any:
         """A module of the family's folder with model code."""

@@ -17,6 +17,7 @@ from wan_orchestration.engine.lora import Lora
 from wan_orchestration.engine.memory.capacity import ran_out_of_memory
 from wan_orchestration.engine.parallel.ranks import RankFailed, connect
 from wan_orchestration.errors import BadInput, Cancelled
+from wan_orchestration.families.animate.family import RELIGHTING_LORA
 from wan_orchestration.files import replacing
 from wan_orchestration.generate.fallback import with_fallback
 from wan_orchestration.generate.fingerprint import fingerprints
@@ -40,7 +41,7 @@ from wan_orchestration.protocol.messages import (
 from wan_orchestration.settings.environment import World, environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.stopwatch import Phase, since
-from wan_orchestration.weights.snapshot import RELIGHTING_LORA, Snapshot, open_snapshot
+from wan_orchestration.weights.snapshot import Snapshot, open_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def run_tasks(request: Request, reporter: Reporter, maker: SegmentMaker, network
     before = maker.stopwatch.read()
     try:
         with maker.stopwatch.during("encoding"):
-            snapshot = open_snapshot(request.snapshot, request.revision)
+            snapshot = open_snapshot(request.snapshot, request.revision, variant=request.variant)
     except BadInput as error:
         results = [
             Result(

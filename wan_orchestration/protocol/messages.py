@@ -45,6 +45,8 @@ class Request(BaseModel):
     kind: Literal["generate"] = "generate"
     snapshot: Path
     revision: str | None = None
+    variant: str | None = None
+    """The checkpoint of the snapshot; None: the first that is there."""
     tasks: list[Task]
     warm: bool = False
     """Whether an earlier run had started the launch."""

@@ -21,7 +21,7 @@ _SHORT = 10_000  # bytes; error messages are shorter; tokenizers are longer, and
 def check_class(config: Path, expected: str) -> None:
     found = read_json(config).get("_class_name", expected)
     if found != expected:
-        raise BadInput(f"{config}: the model is a {found}; expected {expected}, a snapshot of Wan2.2-Animate")
+        raise BadInput(f"{config}: the model is a {found}; expected {expected}")
 
 
 def check_weights(stem: Path) -> list[Path]:

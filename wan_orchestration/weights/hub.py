@@ -26,6 +26,7 @@ from wan_orchestration.weights.repository import (
     ListedFile,
     Log,
     Repository,
+    layout_of,
     list_files,
     open_repository,
     select_files,
@@ -83,7 +84,9 @@ def download(env: Environment, log: Log = _log) -> Snapshot:
     folder = _folder(env)
     try:
         with open_repository(env, log) as repository:
-            wanted = select_files(repository, list_files(repository), log)
+            listing = list_files(repository)
+            family, layout = layout_of(repository, listing, None)
+            wanted = select_files(repository, listing, layout, family.variants[0], log)
             folder.mkdir(parents=True, exist_ok=True)
             with _download_lock(folder, log) as waited:
                 if waited and (manifest := Manifest.read(folder)) and manifest.damage(folder) is None:

@@ -7,11 +7,12 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.choose import FIRST, recognise
+from wan_orchestration.families.family import Family, Layout
 from wan_orchestration.settings.environment import Environment
 from wan_orchestration.weights.download_errors import DownloadError
 from wan_orchestration.weights.manifest import check_path
 from wan_orchestration.weights.modelscope_internals import turn_off_progress_bars
-from wan_orchestration.weights.snapshot import NEEDED, OPTIONAL, Layout
 
 if TYPE_CHECKING:
     from modelscope_hub import HubApi
@@ -118,19 +119,33 @@ def _what_is_missing(repository: Repository) -> str:
     )
 
 
-def select_files(repository: Repository, listing: Mapping[str, ListedFile], log: Log) -> dict[str, ListedFile]:
-    """The files that the pipeline reads. BadInput: no file matches a needed pattern."""
-    layout: Layout = "diffusers" if "model_index.json" in listing else "original"
+def layout_of(
+    repository: Repository, listing: Mapping[str, ListedFile], family: Family | None
+) -> tuple[Family, Layout]:
+    """The family and layout of a listing. BadInput: it is not of the `family` that is wanted."""
+    found, name = recognise(listing) or (family or FIRST, "original")
+    if family not in (None, found):
+        raise BadInput(
+            f"{repository} holds {found.title}, but {family.title} is wanted; set model: {found.name}, or WAN_MODEL_ID "
+            f"to a repository of {family.title}"
+        )
+    return found, found.layouts[name]
+
+
+def select_files(
+    repository: Repository, listing: Mapping[str, ListedFile], layout: Layout, variant: str, log: Log
+) -> dict[str, ListedFile]:
+    """The files that the pipeline reads for a variant. BadInput: no file matches a needed pattern."""
     wanted = {}
-    for pattern in (*NEEDED[layout], *OPTIONAL):
+    for pattern in (*layout.needed[variant], *layout.optional):
         matched = {name: listed for name, listed in listing.items() if fnmatchcase(name, pattern)}
-        if not matched and pattern in OPTIONAL:
-            log(f"{repository} has no {pattern}: {OPTIONAL[pattern]} will not be available")
-        elif not matched:
+        if not matched and pattern not in layout.optional:
             raise BadInput(
-                f"{repository} has no file {pattern!r}, which a snapshot in the {layout} layout "
-                "needs; check WAN_MODEL_ID and WAN_MODEL_REVISION"
+                f"{repository} has no file {pattern!r}, which a snapshot with {layout.examples} needs; check "
+                "WAN_MODEL_ID and WAN_MODEL_REVISION"
             )
+        if not matched and layout.optional[pattern]:
+            log(f"{repository} has no {pattern}: {layout.optional[pattern]} will not be available")
         wanted |= matched
     if unhashed := [name for name, listed in wanted.items() if listed.sha256 is None]:
         log(f"the hub lists no SHA-256 for {', '.join(unhashed)}: only the size can be checked")

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from wan_orchestration.errors import BadInput
+from wan_orchestration.families.choose import FAMILIES, recognise_folder
+from wan_orchestration.families.family import TRANSFORMER, Family, Layout, LayoutName
 from wan_orchestration.weights.file_checks import (
     check_class,
     check_pickle,
@@ -23,54 +25,17 @@ from wan_orchestration.weights.file_checks import (
 )
 from wan_orchestration.weights.manifest import Manifest
 
-Layout = Literal["original", "diffusers"]
-
-VAE = "Wan2.1_VAE.pth"
-TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16.pth"
-IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
-TRANSFORMER = "diffusion_pytorch_model"
-TOKENIZER = "google/umt5-xxl"
-RELIGHTING_LORA = "relighting_lora.ckpt"
-
-# The files of a repository that the pipeline reads, as fnmatch patterns. `*` also matches "/": the published ViTPose
-# is a folder of many files. Not read: xlm-roberta-large, process_checkpoint/FLUX.1-Kontext-dev, scheduler, pictures.
-NEEDED: dict[Layout, tuple[str, ...]] = {
-    "original": (
-        "config.json",
-        f"{TRANSFORMER}*.safetensors",
-        f"{TRANSFORMER}.safetensors.index.json",
-        VAE,
-        TEXT_ENCODER,
-        IMAGE_ENCODER,
-        f"{TOKENIZER}/*",
-    ),
-    "diffusers": (
-        "model_index.json",
-        "transformer/*.json",
-        "transformer/*.safetensors",
-        "vae/*.json",
-        "vae/*.safetensors",
-        "text_encoder/*.json",
-        "text_encoder/*.safetensors",
-        "image_encoder/*.json",
-        "image_encoder/*.safetensors",
-        "tokenizer/*",
-    ),
-}
-OPTIONAL: dict[str, str] = {
-    RELIGHTING_LORA: "the relighting LoRA",
-    "process_checkpoint/det/*": "the person detector for raw videos",
-    "process_checkpoint/pose2d/*": "the ViTPose estimator for raw videos",
-    "process_checkpoint/sam2/*": "SAM 2 for replacement masks",
-}
-
 
 @dataclass(frozen=True)
 class Snapshot:
     """A folder of weights that has all needed files."""
 
     path: Path
-    layout: Layout
+    family: str
+    """Name of the model family."""
+    variant: str
+    """The checkpoint, one of `Family.variants`."""
+    layout: LayoutName
     revision: str | None
     source: str | None
     """Repository and hub that it was downloaded from; None if unknown."""
@@ -84,23 +49,73 @@ class Snapshot:
     """Data type of most of the transformer, as safetensors names it: BF16, F32, ..."""
     fingerprint: str
     """Hash over the files' names, sizes and SHA-256 from the manifest. Without a manifest, modification times count."""
-    family: str = "animate"
-    variant: str = "only"
+
+    def file(self, part: Literal["vae", "text_encoder", "image_encoder", "tokenizer", "config"]) -> Path:
+        """A model's file (original layout) or folder (Diffusers layout); the tokenizer's folder; the configuration."""
+        return self.path / getattr(FAMILIES[self.family].layouts[self.layout], part)
+
+    @property
+    def transformer(self) -> Path:
+        """The transformer's one file, the index of its files, or in the Diffusers layout its folder."""
+        return self.path / FAMILIES[self.family].layouts[self.layout].transformer[self.variant]
 
 
-def open_snapshot(path: Path, revision: str | None = None) -> Snapshot:
-    """Recognises the layout of the snapshot in `path` and checks that each needed file is complete.
+class Contents(NamedTuple):
+    """What a folder of weights shows of itself."""
 
-    `revision` defaults to the one in the manifest, if there is one. BadInput: a folder in neither layout, or a file
-    that is missing, empty, cut off or unreadable.
-    """
+    family: Family
+    layout: LayoutName
+    variants: list[str]
+    """The checkpoints that are there; empty if the transformer is missing."""
+
+    def files(self, variant: str) -> tuple[str, ...]:
+        """Patterns of the files that the pipeline reads, optional ones included."""
+        layout = self.family.layouts[self.layout]
+        return (*layout.needed[variant], *layout.optional)
+
+
+def look_into(path: Path) -> Contents:
+    """Recognises the family, layout and variants of the snapshot in a folder. BadInput: it is none."""
     if not path.is_dir():
         found = "is not a folder" if path.exists() else "does not exist"
-        raise BadInput(f"{path} {found}; expected the folder of a Wan2.2-Animate snapshot")
-    layout = _layout(path)
-    shards = _check_original(path) if layout == "original" else _check_diffusers(path)
+        raise BadInput(f"{path} {found}; expected the folder of a snapshot of {_titles()}")
+    recognised = recognise_folder(path)
+    if recognised is None:
+        shown = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+        found = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") or "nothing"
+        raise BadInput(f"{path} is not a snapshot of {_titles()}: found {found}; expected {_examples()}")
+    family, name = recognised
+    layout = family.layouts[name]
+    if mark := layout.mark:
+        value = read_json(path / mark.file).get(mark.key)
+        if value not in mark.variants:
+            raise BadInput(f"{path / mark.file}: {mark.key} is {value!r}; expected {' or '.join(mark.variants)}")
+        return Contents(family, name, [mark.variants[value]])
+    return Contents(family, name, [one for one in family.variants if (path / layout.transformer[one]).exists()])
+
+
+def open_snapshot(
+    path: Path, revision: str | None = None, family: str | None = None, variant: str | None = None
+) -> Snapshot:
+    """Recognises the family and layout of the snapshot in `path`, and checks that each needed file is complete.
+
+    `revision` defaults to the one in the manifest, if there is one; `variant` to the first that is there. BadInput: a
+    folder of no known layout, of another family or variant, or a file that is missing, empty, cut off or unreadable.
+    """
+    contents = look_into(path)
+    found, layout, variants = contents.family, contents.family.layouts[contents.layout], contents.variants
+    if family and family != found.name:
+        raise BadInput(f"{path} is a snapshot of {found.title}; expected one of {FAMILIES[family].title}")
+    variant = found.variant(variant or (variants or found.variants)[0])
+    if variants and variant not in variants:
+        wanted = "" if layout.mark else f" ({layout.transformer[variant]})"
+        raise BadInput(
+            f"{path} has the checkpoint {variants[0]} of {found.title}, but not {variant}{wanted}; set variant: "
+            f"{variants[0]}, or use weights with {variant}"
+        )
+    shards = _check(path, layout, variant)
     manifest = Manifest.read(path)
-    files = sorted(_used_files(path, layout))
+    files = sorted(_used_files(path, contents.files(variant)))
     digest, parts = hashlib.sha256(), Counter[str]()
     for file in files:
         stat, name = file.stat(), file.relative_to(path).as_posix()
@@ -110,7 +125,9 @@ def open_snapshot(path: Path, revision: str | None = None) -> Snapshot:
         digest.update(f"{name} {stat.st_size} {content}\n".encode())
     return Snapshot(
         path=path,
-        layout=layout,
+        family=found.name,
+        variant=variant,
+        layout=contents.layout,
         revision=revision or (manifest.revision if manifest else None),
         source=f"{manifest.repo} of {manifest.endpoint}" if manifest else None,
         files=len(files),
@@ -121,43 +138,44 @@ def open_snapshot(path: Path, revision: str | None = None) -> Snapshot:
     )
 
 
-def _layout(path: Path) -> Layout:
-    names = {entry.name for entry in path.iterdir()}
-    if "model_index.json" in names or "transformer" in names:
-        return "diffusers"
-    if names & {VAE, TEXT_ENCODER, IMAGE_ENCODER} or any(name.startswith(TRANSFORMER) for name in names):
-        return "original"
-    shown = sorted(name for name in names if not name.startswith("."))
-    found = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") or "nothing"
-    raise BadInput(
-        f"{path} is not a Wan2.2-Animate snapshot: found {found}; expected config.json, {TRANSFORMER}-*.safetensors, "
-        f"{VAE}, ... (the original layout) or model_index.json, transformer/, vae/, ... (the Diffusers layout)"
+def _titles() -> str:
+    return " or ".join(family.title for family in FAMILIES.values())
+
+
+def _examples() -> str:
+    """What folders of each family and layout hold."""
+    return " or ".join(
+        f"{layout.examples} ({family.title}, {name} layout)"
+        for family in FAMILIES.values()
+        for name, layout in family.layouts.items()
     )
 
 
-def _check_original(path: Path) -> list[Path]:
+def _check(path: Path, layout: Layout, variant: str) -> list[Path]:
     """Checks each needed file; returns the transformer's shards."""
-    check_class(path / "config.json", "WanAnimateModel")
-    shards = check_shards(path / f"{TRANSFORMER}.safetensors.index.json")
-    for name in (VAE, TEXT_ENCODER, IMAGE_ENCODER):
-        check_pickle(path / name)
-    check_tokenizer(path / TOKENIZER)
+    if layout.config not in layout.optional or (path / layout.config).exists():
+        check_class(path / layout.config, layout.transformer_class)
+    transformer = path / layout.transformer[variant]
+    if transformer.suffix not in (".json", ".safetensors"):
+        shards = check_weights(transformer / TRANSFORMER)
+        for folder, stem in (
+            (layout.vae, TRANSFORMER),
+            (layout.text_encoder, "model"),
+            (layout.image_encoder, "model"),
+        ):
+            read_json(path / folder / "config.json")
+            check_weights(path / folder / stem)
+    else:
+        shards = check_shards(transformer) if transformer.suffix == ".json" else [transformer]
+        for shard in shards:
+            safetensors_header(shard)
+        for name in (layout.vae, layout.text_encoder, layout.image_encoder):
+            check_pickle(path / name)
+    check_tokenizer(path / layout.tokenizer)
     return shards
 
 
-def _check_diffusers(path: Path) -> list[Path]:
-    """Checks each needed file; returns the transformer's shards."""
-    check_class(path / "transformer/config.json", "WanAnimateTransformer3DModel")
-    shards = check_weights(path / "transformer" / TRANSFORMER)
-    for folder, stem in (("vae", TRANSFORMER), ("text_encoder", "model"), ("image_encoder", "model")):
-        read_json(path / folder / "config.json")
-        check_weights(path / folder / stem)
-    check_tokenizer(path / "tokenizer")
-    return shards
-
-
-def _used_files(path: Path, layout: Layout) -> Iterator[Path]:
-    patterns = (*NEEDED[layout], *OPTIONAL)
+def _used_files(path: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
     for file in path.rglob("*"):
         name = file.relative_to(path).as_posix()
         if any(fnmatchcase(name, pattern) for pattern in patterns) and file.is_file():

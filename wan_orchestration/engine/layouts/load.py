@@ -24,7 +24,7 @@ from wan_orchestration.engine.transformer.sharding import shard_text_encoder, sh
 from wan_orchestration.engine.vae.model import AnimateVae
 from wan_orchestration.errors import BadInput
 from wan_orchestration.families.choose import family_of
-from wan_orchestration.weights.snapshot import IMAGE_ENCODER, TEXT_ENCODER, VAE, Snapshot
+from wan_orchestration.weights.snapshot import Snapshot
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P", UMT5EncoderModel, CLIPVisionModel)
@@ -42,12 +42,12 @@ def load_transformer(
 
 def load_vae(snapshot: Snapshot, dtype: torch.dtype, device: torch.device) -> AnimateVae:
     if snapshot.layout == "diffusers":
-        folder = snapshot.path / "vae"
+        folder = snapshot.file("vae")
         with init_empty_weights():
             model = configured(AnimateVae, folder)
         return fill(model, diffusers_tensors(folder), dtype, device)
     return _from_pickle(
-        snapshot.path / VAE,
+        snapshot.file("vae"),
         original.vae_config,
         lambda config: AnimateVae(**config),
         original.vae_tensors,
@@ -62,13 +62,13 @@ def load_text_encoder(
     if snapshot.layout == "diffusers":
         # With shards, load it on the CPU first. The device then gets only this rank's part of each layer.
         first = torch.device("cpu") if mesh else device
-        model = _from_transformers(UMT5EncoderModel, snapshot.path / "text_encoder", dtype, first)
+        model = _from_transformers(UMT5EncoderModel, snapshot.file("text_encoder"), dtype, first)
         if mesh:
             shard_text_encoder(model, mesh)
             nn.Module.to(model, device)
         return model
     return _from_pickle(
-        snapshot.path / TEXT_ENCODER,
+        snapshot.file("text_encoder"),
         original.text_encoder_config,
         lambda config: UMT5EncoderModel(UMT5Config(**config)),
         original.text_encoder_tensors,
@@ -81,9 +81,9 @@ def load_text_encoder(
 def load_image_encoder(snapshot: Snapshot, device: torch.device) -> CLIPVisionModel:
     """In float32."""
     if snapshot.layout == "diffusers":
-        return _from_transformers(CLIPVisionModel, snapshot.path / "image_encoder", torch.float32, device)
+        return _from_transformers(CLIPVisionModel, snapshot.file("image_encoder"), torch.float32, device)
     return _from_pickle(
-        snapshot.path / IMAGE_ENCODER,
+        snapshot.file("image_encoder"),
         original.image_encoder_config,
         lambda config: CLIPVisionModel(CLIPVisionConfig(**config)),
         original.image_encoder_tensors,

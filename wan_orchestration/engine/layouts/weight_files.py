@@ -41,6 +41,8 @@ def safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def read_pickle(file: Path) -> dict[str, Tensor]:
     """Tensors of a `.pth` or `.ckpt` file, memory-mapped if possible. Only plain tensors are unpickled.
 
+    The file may keep them in an entry `state_dict` or `model_state`, with other things beside it.
+
     Raises:
         BadInput: the file is missing, cut short, or holds anything but tensors.
     """
@@ -53,7 +55,8 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
         raise BadInput(
             f"{file} is {describe(file)}, which cannot be read as a PyTorch weight file: {_first_line(error)}"
         ) from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    for wrapper in ("state_dict", "model_state"):
+        content = content.get(wrapper, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BadInput(f"{file}: expected a dictionary of tensors, found {type(content).__name__}")
     return content

@@ -13,7 +13,7 @@ from wan_orchestration.engine.layouts.weight_files import read_pickle
 from wan_orchestration.engine.transformer.model import WanTransformer
 from wan_orchestration.engine.vae.model import AnimateVae
 from wan_orchestration.families.choose import family_of
-from wan_orchestration.weights.snapshot import TEXT_ENCODER, VAE, Snapshot
+from wan_orchestration.weights.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Sizes:
 def text_encoder_size(snapshot: Snapshot, dtype: torch.dtype) -> int:
     """Bytes of a snapshot's text encoder in `dtype`."""
     if snapshot.layout == "diffusers":
-        files = (tensors for *_, tensors in diffusers_tensors(snapshot.path / "text_encoder"))
+        files = (tensors for *_, tensors in diffusers_tensors(snapshot.file("text_encoder")))
     else:
-        files = [read_pickle(snapshot.path / TEXT_ENCODER)]
+        files = [read_pickle(snapshot.file("text_encoder"))]
     return dtype.itemsize * sum(value.numel() for tensors in files for value in tensors.values())
 
 
@@ -96,12 +96,12 @@ def sizes(
     """Sizes of a snapshot's models if the transformer and the text encoder run in `dtype`."""
     if snapshot.layout == "diffusers":
         vae = sum(
-            value.numel() for *_, tensors in diffusers_tensors(snapshot.path / "vae") for value in tensors.values()
+            value.numel() for *_, tensors in diffusers_tensors(snapshot.file("vae")) for value in tensors.values()
         )
-        config: Any = AnimateVae.load_config(snapshot.path / "vae")
+        config: Any = AnimateVae.load_config(snapshot.file("vae"))
         width = config["base_dim"]
     else:
-        weights = read_pickle(snapshot.path / VAE)
+        weights = read_pickle(snapshot.file("vae"))
         vae, width = sum(value.numel() for value in weights.values()), original.vae_config(weights)["base_dim"]
     return Sizes.of(
         family_of(snapshot.family).part("checkpoint").empty(snapshot),

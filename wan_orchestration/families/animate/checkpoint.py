@@ -13,7 +13,8 @@ from wan_orchestration.engine.layouts.fill import Loaded
 from wan_orchestration.engine.layouts.weight_files import read_safetensors, safetensors_shapes
 from wan_orchestration.errors import BadInput
 from wan_orchestration.families.animate.transformer import AnimateTransformer
-from wan_orchestration.weights.snapshot import TRANSFORMER, Snapshot
+from wan_orchestration.families.family import TRANSFORMER
+from wan_orchestration.weights.snapshot import Snapshot
 
 MOTION_ENCODER_SIZE = 512
 MOTION_ENCODER_BLOCKS = 7  # 512 -> 4 pixels

@@ -2,7 +2,7 @@
 
 import math
 
-from wan_orchestration.families.family import Family, Layout, SegmentSettings, Span
+from wan_orchestration.families.family import TRANSFORMER, Family, Layout, SegmentSettings, Span
 
 CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
 
@@ -30,11 +30,23 @@ def clip_names(mode: str) -> dict[str, str]:
     return CLIPS | REPLACEMENT_CLIPS if mode == "replace" else CLIPS
 
 
-_TRANSFORMER = "diffusion_pytorch_model"
-_TOKENIZER = "google/umt5-xxl"
-_VAE = "Wan2.1_VAE.pth"
-_TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16.pth"
-_IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
+RELIGHTING_LORA = "relighting_lora.ckpt"
+
+ESTIMATORS = "process_checkpoint"
+"""Folder of the networks that preprocessing can use."""
+
+_OPTIONAL = {
+    RELIGHTING_LORA: "the relighting LoRA",
+    f"{ESTIMATORS}/det/*": "the person detector for raw videos",
+    f"{ESTIMATORS}/pose2d/*": "the ViTPose estimator for raw videos",
+    f"{ESTIMATORS}/sam2/*": "SAM 2 for replacement masks",
+}
+
+# Names in the original layout.
+TOKENIZER = "google/umt5-xxl"
+VAE = "Wan2.1_VAE.pth"
+TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16.pth"
+IMAGE_ENCODER = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 
 ANIMATE = Family(
     name="animate",
@@ -59,24 +71,30 @@ ANIMATE = Family(
     ready_clips=True,
     repositories={"only": ("Wan-AI/Wan2.2-Animate-14B",)},
     layouts={
-        # Not read: xlm-roberta-large, process_checkpoint/FLUX.1-Kontext-dev, scheduler, pictures.
+        # Not read: xlm-roberta-large, process_checkpoint/FLUX.1-Kontext-dev, scheduler, pictures. `*` also matches
+        # "/": the published ViTPose is a folder of many files.
         "original": Layout(
             needed={
                 "only": (
                     "config.json",
-                    f"{_TRANSFORMER}*.safetensors",
-                    f"{_TRANSFORMER}.safetensors.index.json",
-                    _VAE,
-                    _TEXT_ENCODER,
-                    _IMAGE_ENCODER,
-                    f"{_TOKENIZER}/*",
+                    f"{TRANSFORMER}*.safetensors",
+                    f"{TRANSFORMER}.safetensors.index.json",
+                    VAE,
+                    TEXT_ENCODER,
+                    IMAGE_ENCODER,
+                    f"{TOKENIZER}/*",
                 )
             },
-            vae=_VAE,
-            text_encoder=_TEXT_ENCODER,
-            image_encoder=_IMAGE_ENCODER,
-            tokenizer=_TOKENIZER,
-            signs=(_VAE, _TEXT_ENCODER, _IMAGE_ENCODER, f"{_TRANSFORMER}*"),
+            transformer={"only": f"{TRANSFORMER}.safetensors.index.json"},
+            config="config.json",
+            transformer_class="WanAnimateModel",
+            vae=VAE,
+            text_encoder=TEXT_ENCODER,
+            image_encoder=IMAGE_ENCODER,
+            tokenizer=TOKENIZER,
+            signs=(VAE, TEXT_ENCODER, IMAGE_ENCODER, f"{TRANSFORMER}*"),
+            examples=f"config.json, {TRANSFORMER}-*.safetensors, {VAE}, ...",
+            optional=_OPTIONAL,
         ),
         "diffusers": Layout(
             needed={
@@ -93,11 +111,16 @@ ANIMATE = Family(
                     "tokenizer/*",
                 )
             },
+            transformer={"only": "transformer"},
+            config="transformer/config.json",
+            transformer_class="WanAnimateTransformer3DModel",
             vae="vae",
             text_encoder="text_encoder",
             image_encoder="image_encoder",
             tokenizer="tokenizer",
             signs=("model_index.json", "transformer"),
+            examples="model_index.json, transformer/, vae/, ...",
+            optional=_OPTIONAL,
         ),
     },
 )

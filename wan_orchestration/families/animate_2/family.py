@@ -1,6 +1,6 @@
 """What Wan-Animate-2 says of itself, without model code."""
 
-from wan_orchestration.families.family import Family, Layout, SegmentSettings, Span
+from wan_orchestration.families.family import Family, Layout, SegmentSettings, Span, VariantMark
 
 CLIPS = {"src_driving": "src_driving.mp4", "src_ref": "src_ref.png", "canvas": "canvas.json"}
 
@@ -48,14 +48,18 @@ CHECKPOINTS = {
 }
 """The transformer's file in the original layout, by variant."""
 
+_CONFIG = f"{_FOLDER}/config.json"
+"""In snapshots of other widths; the published repository has none."""
+
 _VAE = f"{_MODELS}/vae.pth"
 _TEXT_ENCODER = f"{_MODELS}/models_t5_umt5-xxl-enc-bf16.pth"
 _IMAGE_ENCODER = f"{_MODELS}/models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 _TOKENIZER = f"{_MODELS}/umt5-xxl"
 _SHARED = (_VAE, _TEXT_ENCODER, _IMAGE_ENCODER, f"{_TOKENIZER}/*")
+_BLOCKS = "modular_model_index.json"
 _DIFFUSERS = (
     "model_index.json",
-    "modular_model_index.json",
+    _BLOCKS,
     "transformer/*.json",
     "transformer/*.safetensors",
     "vae/*.json",
@@ -117,21 +121,33 @@ ANIMATE_2 = Family(
     },
     layouts={
         "original": Layout(
-            # The fixture of the tests has a config.json; the published repository has none.
+            # Not read: xlm-roberta-large.
             needed={variant: (file, *_SHARED) for variant, file in CHECKPOINTS.items()},
+            transformer=CHECKPOINTS,
+            config=_CONFIG,
+            transformer_class="WanAnimate2Model",
             vae=_VAE,
             text_encoder=_TEXT_ENCODER,
             image_encoder=_IMAGE_ENCODER,
             tokenizer=_TOKENIZER,
             signs=(_FOLDER, f"{_FOLDER}/*"),
+            examples=f"{_FOLDER}/, {_MODELS}/vae.pth, ...",
+            optional={_CONFIG: ""},
         ),
         "diffusers": Layout(
             needed={"distilled": _DIFFUSERS, "base": _DIFFUSERS},
+            transformer={"distilled": "transformer", "base": "transformer"},
+            config="transformer/config.json",
+            transformer_class="WanAnimate2Transformer3DModel",
             vae="vae",
             text_encoder="text_encoder",
             image_encoder="image_encoder",
             tokenizer="tokenizer",
-            signs=("modular_model_index.json",),
+            signs=(_BLOCKS,),
+            examples=f"{_BLOCKS}, transformer/, vae/, ...",
+            mark=VariantMark(
+                _BLOCKS, "_blocks_class_name", {"WanAnimate2DistilledBlocks": "distilled", "WanAnimate2Blocks": "base"}
+            ),
         ),
     },
 )

@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     if arguments.family != "animate" and arguments.model != "snapshot":
-        parser.error("--model 14b is for --family animate; benchmarks/gpu_check.py --parts animate_2 is for the other")
+        parser.error(
+            "--model 14b is for --family animate; benchmarks/gpu_check.py --parts animate_2_640x800 is for the other"
+        )
     arguments.clip_len = arguments.clip_len or CLIP_LEN[arguments.family]
     arguments.frames = arguments.frames or {"animate": [77, 385], "animate-2": [81, 241]}[arguments.family]
 

@@ -139,8 +139,8 @@ def launch(work: dict) -> dict:
             print(said, file=sys.stderr)
             return {"side": work["side"], "error": (said.strip().splitlines() or [f"exit status {status}"])[-1]}
         spent = {"ram_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-        row = json.loads(output.read()) | {"side": work["side"]} | spent
-        return row | {"cpu_seconds": row["cpu_seconds"] - row.get("warm_up_cpu", 0)}
+        row = json.loads(output.read()) | {"side": work["side"]}
+        return spent | row
 
 
 def median(turns: list[dict]) -> dict:

@@ -2,6 +2,7 @@
 
     uv run python benchmarks/engine.py --checkpoint-dir DIR [--size 192x128] [--frames 77 385] [--steps 4]
     uv run python benchmarks/engine.py --model 14b --size 1280x720 832x480 --frames 77 --sides stock compile=off ""
+    uv run python benchmarks/engine.py --family animate-2 [--frames 81 241] [--sides stock stock-eager ""]
 
 Each measurement runs in its own process, so its peak memory is its own. The sides take turns. A side is `stock`, or
 settings of this engine: "" for the defaults, or for instance "step_cache=2,compile=off". The time runs from clips on
@@ -16,6 +17,10 @@ Without --checkpoint-dir a small random snapshot is used. `--model 14b` makes ra
 device; their videos are noise. On CUDA the share of the GPU's bfloat16 peak is shown, measured with a matrix product.
 
 The stock pipeline reads only the Diffusers layout. An original snapshot is converted first, and both sides read that.
+
+Of Wan-Animate-2, `stock` is diffusers' modular pipeline, see `stock_animate_2.py`. It has its own denoising steps, and
+its own frames to fill a last segment; with 80 n + 1 frames both sides make n segments and as many steps. "driving" is
+the pass over the driving video. `stock` compiles its blocks in an uncounted first segment, `stock-eager` does not.
 """
 
 import argparse
@@ -30,19 +35,23 @@ import time
 from pathlib import Path
 
 import numpy as np
-from long_video import draw_job, random_snapshot
+from long_video import draw_animate_2_job, draw_job, random_snapshot
 
 SELF = Path(__file__).resolve()
-PHASES = ("load", "compile", "conditioning", "denoise", "decode", "total")
+PHASES = ("load", "compile", "conditioning", "driving", "denoise", "decode", "total")
+STOCK = ("stock", "stock-eager")
+DRAW = {"animate": draw_job, "animate-2": draw_animate_2_job}
+CLIP_LEN = {"animate": 77, "animate-2": 81}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=list(DRAW), default="animate")
     parser.add_argument("--model", choices=["snapshot", "14b"], default="snapshot")
     parser.add_argument("--checkpoint-dir", type=Path)
     parser.add_argument("--size", nargs="+", default=["192x128"], help="WIDTHxHEIGHT, multiples of 16")
-    parser.add_argument("--frames", type=int, nargs="+", default=[77, 385])
-    parser.add_argument("--clip-len", type=int, default=77)
+    parser.add_argument("--frames", type=int, nargs="+", help="default: 77 385; of animate-2: 81 241")
+    parser.add_argument("--clip-len", type=int, help="default: 77; of animate-2: 81")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--sides", nargs="+", default=["stock", ""], metavar="SIDE")
     parser.add_argument("--repeat", type=int, default=1, help="turns; the median is shown")
@@ -50,6 +59,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of this engine's caches; default: each turn starts without")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
+    if arguments.family != "animate" and arguments.model != "snapshot":
+        parser.error(
+            "--model 14b is for --family animate; benchmarks/gpu_check.py --parts animate_2_640x800 is for the other"
+        )
+    arguments.clip_len = arguments.clip_len or CLIP_LEN[arguments.family]
+    arguments.frames = arguments.frames or {"animate": [77, 385], "animate-2": [81, 241]}[arguments.family]
 
     rows = []
     print(" ".join(f"{name:>12}" for name in ("size", "frames", *PHASES, "CPU s", "RAM MB", "VRAM MB")) + "  side")
@@ -61,14 +76,14 @@ def main() -> None:
             arguments.json.write_text(json.dumps(rows, indent=2))
 
     with tempfile.TemporaryDirectory() as scratch:
-        snapshot = arguments.checkpoint_dir or random_snapshot(Path(scratch))
+        snapshot = arguments.checkpoint_dir or random_snapshot(Path(scratch), arguments.family)
         if arguments.model == "snapshot":
             snapshot = diffusers_layout(snapshot, Path(scratch))
         for size in arguments.size:
             for frames in arguments.frames:
                 width, height = map(int, size.split("x"))
-                job = draw_job(Path(scratch) / f"{size}-{frames}", frames, height, width)
-                references = [side for side in arguments.sides if side != "stock"]
+                job = DRAW[arguments.family](Path(scratch) / f"{size}-{frames}", frames, height, width)
+                references = [side for side in arguments.sides if side not in STOCK]
                 turns = []
                 for turn in range(arguments.repeat):
                     for side in arguments.sides:
@@ -87,11 +102,12 @@ def main() -> None:
 
 def vars_of(arguments: argparse.Namespace) -> dict:
     return {
+        "family": arguments.family,
         "model": arguments.model,
         "clip_len": arguments.clip_len,
         "steps": arguments.steps,
         "vram": arguments.vram,
-        "exact": len([side for side in arguments.sides if side != "stock"]) > 1,
+        "exact": len([side for side in arguments.sides if side not in STOCK]) > 1,
     } | {"cache": arguments.cache and str(arguments.cache.absolute())}
 
 
@@ -123,7 +139,8 @@ def launch(work: dict) -> dict:
             print(said, file=sys.stderr)
             return {"side": work["side"], "error": (said.strip().splitlines() or [f"exit status {status}"])[-1]}
         spent = {"ram_bytes": usage.ru_maxrss * 1024, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-        return json.loads(output.read()) | {"side": work["side"]} | spent
+        row = json.loads(output.read()) | {"side": work["side"]}
+        return spent | row
 
 
 def median(turns: list[dict]) -> dict:
@@ -149,13 +166,13 @@ def show(row: dict) -> None:
 
 
 def compare(row: dict, rows: list[dict]) -> None:
-    """Compare a row with the stock pipeline's, and with the shortest video of its side."""
+    """Compare a row of this engine with the stock pipeline's, and with the shortest video of its side."""
     same = {"size": row["size"], "frames": row["frames"]}
-    stock = next((one for one in rows if one["side"] == "stock" and same.items() <= one.items()), None)
+    stocks = [one for one in rows if one["side"] in STOCK and same.items() <= one.items()]
     first = next(one for one in rows if (one["side"], one["size"]) == (row["side"], row["size"]))
     line = f"{row['size']} x {row['frames']}, {row['side'] or 'defaults'}:"
-    if stock and stock is not row:
-        line += f" {stock['total'] / row['total']:.2f} times as fast as stock"
+    for stock in stocks if row["side"] not in STOCK else ():
+        line += f" {stock['total'] / row['total']:.2f} times as fast as {stock['side']}"
         line += f" ({stock['cpu_seconds'] / row['cpu_seconds']:.2f} times less CPU time, with loading);"
     if "psnr" in row:
         line += f" PSNR {row['psnr']:.1f} dB;"
@@ -188,6 +205,11 @@ def memory(row: dict) -> int:
 
 def convert(source: Path, target: Path) -> None:
     """Write an original snapshot in the Diffusers layout, with the stock pipeline's configuration."""
+    if (source / "wan_animate_2").exists():
+        import animate_2_layout
+
+        animate_2_layout.write(source, target, "distilled")
+        return
     import torch
     from diffusers import UniPCMultistepScheduler
     from transformers import CLIPImageProcessor
@@ -251,10 +273,17 @@ def measure(work: dict) -> None:
     if device.type == "cuda" and work["vram"]:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, work["vram"] * 1e9 / total))
-    row = measure_stock(work, device) if work["side"] == "stock" else measure_engine(work, device)
-    row["conditioning"] = row["total"] - row["denoise"] - row["decode"]
+    if work["side"] not in STOCK:
+        row = measure_engine(work, device)
+    elif work["family"] == "animate":
+        row = measure_stock(work, device)
+    else:
+        import stock_animate_2
+
+        row = stock_animate_2.measure(work, device)
+    row["conditioning"] = row["total"] - row["driving"] - row["denoise"] - row["decode"]
     row["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    if device.type == "cuda" and row["steps"]:
+    if device.type == "cuda" and row["steps"] and work["family"] == "animate":
         row |= utilisation(work, row, device)
     row["vram_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     Path(work["output"]).write_text(json.dumps(row))
@@ -289,7 +318,7 @@ def measure_stock(work: dict, device) -> dict:
     else:
         pipeline = random_pipeline(work, device, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    seconds = {"load": time.perf_counter() - started, "compile": 0.0, "denoise": 0.0, "decode": 0.0}
+    seconds = {"load": time.perf_counter() - started, "compile": 0.0, "driving": 0.0, "denoise": 0.0, "decode": 0.0}
 
     def timed(phase, function):
         def call(*arguments, **options):
@@ -361,7 +390,12 @@ def measure_engine(work: dict, device) -> dict:
         use_random_weights()
     options = dict(one.split("=", 1) for one in work["side"].split(",") if one)
     settings = GenerateSettings.model_validate(
-        {"clip_len": work["clip_len"], **({} if "preset" in options else {"sampling_steps": work["steps"]}), **options}
+        {
+            "model": work["family"],
+            "clip_len": work["clip_len"],
+            **({} if "preset" in options else {"sampling_steps": work["steps"]}),
+            **options,
+        }
     )
     job = Path(work["job"])
     with tempfile.TemporaryDirectory() as output:
@@ -369,7 +403,7 @@ def measure_engine(work: dict, device) -> dict:
         def task(name: str, settings: GenerateSettings, **more) -> Task:
             return Task(
                 job_id=name,
-                clips=check_clips(job, settings.mode, settings.refert_num),
+                clips=check_clips(job, settings.mode, settings.refert_num, settings.model),
                 output=Path(output) / name,
                 settings=settings,
                 created_at=datetime.now(UTC),
@@ -381,6 +415,7 @@ def measure_engine(work: dict, device) -> dict:
         if device.type == "cuda":
             once = settings.model_copy(update={"sampling_steps": 1, "prompt": "a first video, not counted"})
             tasks.insert(0, task("warm-up", once))
+        driving = time_driving() if work["family"] == "animate-2" else [0.0]
         *before, result = runner.run([(Request(snapshot=work["snapshot"], tasks=tasks), Quiet())])
     for one in (*before, result):
         if one.error:
@@ -391,7 +426,8 @@ def measure_engine(work: dict, device) -> dict:
     return {
         "load": took.load + sum(one.seconds.load for one in before),
         "compile": max(0.0, warm_up),
-        "denoise": took.denoise,
+        "driving": sum(driving),
+        "denoise": took.denoise - sum(driving),
         "decode": took.decode,
         "total": took.total - took.load,
         "steps": steps,
@@ -401,6 +437,25 @@ def measure_engine(work: dict, device) -> dict:
     }
 
 
+def time_driving() -> list[float]:
+    """A list that gets the seconds of each pass over the driving video."""
+    import torch
+
+    from wan_orchestration.families.animate_2.transformer import Animate2Transformer
+
+    read, seconds = Animate2Transformer.read_driving, []
+
+    def timed(*arguments):
+        started = time.perf_counter()
+        read(*arguments)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+
+    Animate2Transformer.read_driving = timed
+    return seconds
+
+
 class Quiet:
     def log(self, message: str) -> None:
         print(message)
@@ -408,7 +463,7 @@ class Quiet:
     def progress(self, progress) -> None:
         return
 
-    def clip(self, clip) -> None:
+    def segment(self, segment) -> None:
         return
 
     def finished(self, result) -> None:

@@ -38,6 +38,8 @@ PARTS = (
     Part("cap_24gb", 150, "gpu_parts.memory:cap_24gb"),
     Part("memory_720p", 55, "gpu_parts.memory:memory_720p"),
     Part("fp8_480p", 60, "gpu_parts.steps:fp8_480p"),
+    Part("animate_2_640x800", 150, "gpu_parts.animate_2:animate_2_640x800"),
+    Part("animate_2_720x1280", 130, "gpu_parts.animate_2:animate_2_720x1280"),
 )
 PARITY = (Path(__file__).parents[2] / "shared" / "parity", Path(__file__).parents[1] / "parity")
 

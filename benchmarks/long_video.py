@@ -52,26 +52,37 @@ def main() -> None:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
 
-def random_snapshot(folder: Path) -> Path:
-    target = folder / "snapshot"
-    subprocess.run([sys.executable, str(Path(__file__).with_name("random_snapshot.py")), str(target)], check=True)
+def random_snapshot(folder: Path, model: str = "animate") -> Path:
+    target, script = folder / "snapshot", Path(__file__).with_name("random_snapshot.py")
+    subprocess.run([sys.executable, str(script), str(target), "--model", model], check=True)
     return target
 
 
 def draw_job(folder: Path, frames: int, height: int, width: int) -> Path:
     """A job whose pose and face clips show a moving bar."""
     folder.mkdir()
-
-    def bars(height: int, width: int) -> Iterator[np.ndarray]:
-        for i in range(frames):
-            frame = np.zeros((height, width, 3), np.uint8)
-            frame[:, (5 * i) % width :][:, : width // 4] = (255, 128, 64)
-            yield frame
-
-    write_lossless(folder / "src_pose.mp4", bars(height, width), Fraction(30))
-    write_lossless(folder / "src_face.mp4", bars(512, 512), Fraction(30))
+    write_lossless(folder / "src_pose.mp4", _bars(frames, height, width), Fraction(30))
+    write_lossless(folder / "src_face.mp4", _bars(frames, 512, 512), Fraction(30))
     Image.new("RGB", (width, height), (200, 180, 160)).save(folder / "src_ref.png")
     return folder
+
+
+def draw_animate_2_job(folder: Path, frames: int, height: int, width: int) -> Path:
+    """Clips of Wan-Animate-2 whose driving video shows a moving bar, and whose picture fills the frame."""
+    folder.mkdir()
+    write_lossless(folder / "src_driving.mp4", _bars(frames, height, width), Fraction(24))
+    Image.new("RGB", (width, height), (200, 180, 160)).save(folder / "src_ref.png")
+    canvas = {"area": height * width, "height": height, "width": width, "top": 0, "left": 0}
+    canvas |= {"picture_height": height, "picture_width": width}
+    (folder / "canvas.json").write_text(json.dumps(canvas))
+    return folder
+
+
+def _bars(frames: int, height: int, width: int) -> Iterator[np.ndarray]:
+    for i in range(frames):
+        frame = np.zeros((height, width, 3), np.uint8)
+        frame[:, (5 * i) % width :][:, : width // 4] = (255, 128, 64)
+        yield frame
 
 
 def measure(job: Path, snapshot: Path, clip_len: int, steps: int) -> dict[str, float]:

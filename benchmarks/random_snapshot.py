@@ -1,14 +1,18 @@
 """Writes a small snapshot with seeded random weights in the original layout, for a first run and for tests.
 
-`python benchmarks/random_snapshot.py FOLDER`. Its videos are noise; everything else works as with the 14B weights.
+    python benchmarks/random_snapshot.py FOLDER [--model animate-2] [--variants distilled base] [--dim 256 ...]
+
+Its videos are noise; everything else works as with the 14B weights.
 """
 
 import argparse
 import json
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from wan_orchestration.families.animate.family import IMAGE_ENCODER, RELIGHTING_LORA, TEXT_ENCODER, TOKENIZER, VAE
+from wan_orchestration.families.animate_2.family import ANIMATE_2, CHECKPOINTS
 from wan_orchestration.families.family import TRANSFORMER
 from wan_orchestration.files import replacing
 from wan_orchestration.settings.generate import NEGATIVE_PROMPT, PROMPT
@@ -48,6 +53,9 @@ class Widths:
     lora_rank: int = 8
 
 
+ANIMATE_2_WIDTHS = replace(Widths(), dim=256, heads=2, layers=11)
+"""One block more than the tenth, which the branch without guidance skips."""
+
 LATENT_CHANNELS = 16
 
 
@@ -64,6 +72,37 @@ def write(folder: Path, widths: Widths | None = None, seed: int = 0, shards: int
         torch.save(_draw(clip_shapes(widths), generator, torch.float32), part / IMAGE_ENCODER)
         lora = _draw(lora_shapes(widths), generator, torch.bfloat16)
         torch.save({"state_dict": lora}, part / RELIGHTING_LORA)
+
+
+def write_animate_2(
+    folder: Path, widths: Widths | None = None, seed: int = 0, variants: tuple[str, ...] = ("distilled",)
+) -> None:
+    """Write a Wan-Animate-2 snapshot to `folder`, with a transformer for each of these variants.
+
+    As in the published one, nothing says how many heads there are if each has 128 channels; else a config.json does.
+    """
+    w, files = widths or ANIMATE_2_WIDTHS, ANIMATE_2.layouts["original"]
+    generator = torch.Generator().manual_seed(seed)
+    with replacing(folder) as part:
+        (part / files.tokenizer).mkdir(parents=True)
+        vocabulary = _write_tokenizer(part / files.tokenizer)
+        for variant in variants:
+            file = part / CHECKPOINTS[variant]
+            file.parent.mkdir(exist_ok=True)
+            save_file(_draw(animate_2_shapes(w), generator, torch.bfloat16), file, metadata={"format": "pt"})
+            if w.heads * 128 != w.dim:
+                file.with_name("config.json").write_text(json.dumps(_animate_2_config(w), indent=1))
+        torch.save({"model_state": _draw(vae_shapes(w), generator, torch.float32)}, part / files.vae)
+        torch.save(_draw(text_shapes(w, vocabulary), generator, torch.bfloat16), part / files.text_encoder)
+        torch.save(_draw(clip_shapes(w), generator, torch.float16), part / files.image_encoder)
+
+
+def _animate_2_config(w: Widths) -> dict[str, Any]:
+    sizes = {"dim": w.dim, "ffn_dim": w.ffn, "freq_dim": w.freq, "text_dim": w.text, "out_dim": LATENT_CHANNELS}
+    offsets = {"refer_offset_t": 1, "refer_offset_h": 0, "refer_offset_w": -1, "refer_stride": 1}
+    others = {"patch_size": [1, 2, 2], "text_len": 512, "cross_attn_norm": True, "eps": 1e-6, "use_img_emb": True}
+    heads = {"in_dim": 2 * LATENT_CHANNELS + 4, "num_heads": w.heads, "num_layers": w.layers}
+    return sizes | heads | others | offsets
 
 
 def _write_transformer(folder: Path, w: Widths, generator: torch.Generator, shards: int) -> None:
@@ -160,6 +199,13 @@ def transformer_shapes(w: Widths) -> Shapes:
     yield from _linear("face_encoder.out_proj", w.dim, w.face_hidden)
     yield "face_encoder.padding_tokens", (1, 1, 1, w.dim)
     yield from _motion_encoder_shapes(w)
+
+
+def animate_2_shapes(w: Widths) -> Shapes:
+    """Names and shapes of the original transformer of Wan-Animate-2."""
+    for name, shape in transformer_shapes(w):
+        if not name.startswith(("pose_patch_embedding", "face_", "motion_encoder")):
+            yield re.sub(r"^(blocks\.\d+)\.", r"\1.block.", name), shape
 
 
 def _motion_encoder_shapes(w: Widths) -> Shapes:
@@ -312,14 +358,22 @@ def _weight(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the snapshot is written")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", choices=["animate", "animate-2"], default="animate")
+    parser.add_argument("--variants", nargs="+", choices=ANIMATE_2.variants, default=["distilled"], help="of animate-2")
     for name, value in asdict(Widths()).items():
         if isinstance(value, int):
-            parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+            parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     arguments = vars(parser.parse_args())
-    write(arguments.pop("folder"), seed=arguments.pop("seed"), widths=Widths(**arguments))
+    folder, seed, variants = arguments.pop("folder"), arguments.pop("seed"), tuple(arguments.pop("variants"))
+    model = arguments.pop("model")
+    given = {name: value for name, value in arguments.items() if value is not None}
+    if model == "animate-2":
+        write_animate_2(folder, replace(ANIMATE_2_WIDTHS, **given), seed, variants)
+    else:
+        write(folder, Widths(**given), seed)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 from safetensors.numpy import save
 
+from wan_orchestration.weights.manifest import FileEntry, Manifest
+
 REPO = "Wan-AI/Wan2.2-Animate-14B"
 CHUNK = 1 << 14
 
@@ -83,10 +85,47 @@ def diffusers_layout() -> dict[str, bytes]:
     }
 
 
+ANIMATE_2 = "Wan-AI/Wan2.2-Animate-2-14B"
+BASE, DISTILLED = (f"wan_animate_2/wan_animate_2_bf16{end}.safetensors" for end in ("", "_distillation"))
+
+
+def animate_2_layout() -> dict[str, bytes]:
+    """The files of Wan-Animate-2 in the original layout, both checkpoints; and some that nobody needs."""
+    folder = "videomodel/Wan-AI"
+    return {
+        BASE: save({"blocks.0.block.modulation": np.zeros(1000, np.float32)}),
+        DISTILLED: save({"blocks.0.block.modulation": np.ones(1000, np.float32)}),
+        f"{folder}/vae.pth": _archive(b"vae"),
+        f"{folder}/models_t5_umt5-xxl-enc-bf16.pth": _archive(b"text"),
+        f"{folder}/models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth": _archive(b"image"),
+        f"{folder}/umt5-xxl/tokenizer.json": b"{}",
+        f"{folder}/umt5-xxl/tokenizer_config.json": b"{}",
+        f"{folder}/xlm-roberta-large/tokenizer.json": b"not for us",
+        "README.md": b"not for us",
+    }
+
+
+def animate_2_diffusers_layout(blocks: str) -> dict[str, bytes]:
+    """The files of Wan-Animate-2 in the Diffusers layout. `blocks` tells the variant."""
+    return diffusers_layout() | {
+        "model_index.json": json.dumps({"_class_name": "WanAnimate2Pipeline"}).encode(),
+        "modular_model_index.json": json.dumps({"_blocks_class_name": blocks}).encode(),
+        "transformer/config.json": json.dumps({"_class_name": "WanAnimate2Transformer3DModel"}).encode(),
+    }
+
+
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    return folder
+
+
+def write_download(folder: Path, files: dict[str, bytes]) -> Path:
+    """A complete download of these files."""
+    entries = {name: FileEntry(size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in files.items()}
+    write_files(folder, files)
+    Manifest(repo="owner/name", endpoint="https://hub", revision="master", files=entries).write(folder)
     return folder
 
 

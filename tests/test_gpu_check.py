@@ -1,5 +1,6 @@
 """The driver of `benchmarks/gpu_check.py`, with parts that take no time."""
 
+import ast
 import sys
 import time
 from pathlib import Path
@@ -75,3 +76,13 @@ def test_parts_run_again_replace_their_rows(check):
     check("good")
     _, rows, _ = check("good", "cannot")
     assert [row["part"] for row in rows if "status" in row] == ["good", "cannot"]
+
+
+def test_every_part_is_a_function(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu_check import PARTS
+
+    for part in PARTS:
+        module, _, function = part.where.partition(":")
+        code = ast.parse((BENCHMARKS / f"{module.replace('.', '/')}.py").read_text())
+        assert function in {one.name for one in code.body if isinstance(one, ast.FunctionDef)}, part.name

@@ -167,7 +167,13 @@ def infer(
         BadInput: a setting, the clips or the snapshot cannot be used.
     """
     settings = job.generate_settings(**given_settings(arguments, GenerateSettings))
-    snapshot = hub.resolve(env, reporter.log)
+    snapshot = hub.resolve(
+        env,
+        reporter.log,
+        allow_download=arguments.checkpoint_dir is None,
+        model=settings.model,
+        variant=settings.variant,
+    )
     folder = job.folder if job.kind == "clips" else make_clips(job, settings.model, env, reporter)
     clips = check_clips(folder, settings.mode, settings.refert_num, settings.model)
     check_quality(job, clips)
@@ -183,7 +189,7 @@ def infer(
     reporter.progress(Progress(job_id=job.key, phase="starting"))
     from wan_orchestration.generate.runner import run  # noqa: PLC0415 (torch, once the input is known to be good)
 
-    request = Request(snapshot=snapshot.path, revision=snapshot.revision, tasks=[task])
+    request = Request(snapshot=snapshot.path, revision=snapshot.revision, variant=snapshot.variant, tasks=[task])
     return run([(request, reporter)])[0]
 
 

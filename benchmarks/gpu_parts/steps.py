@@ -116,7 +116,7 @@ class Steps:
                 timestep=one.timestep,
                 encoder_hidden_states=one.text,
                 encoder_hidden_states_image=one.image,
-                pose_hidden_states=one.driving,
+                pose_hidden_states=one.pose,
                 face_pixel_values=face,
                 return_dict=False,
             )[0]
@@ -211,7 +211,7 @@ class Steps:
             one, transformer = self.inputs, self.transformer
             context = transformer.cross_keys(transformer.embed_context(one.text, one.image))
             branch = FaceBranch(context, motion=transformer.encode_face(one.face, Ranks()))
-            self.conditions = transformer.embed_pose(one.driving), branch
+            self.conditions = transformer.embed_pose(one.pose), branch
         return self.conditions
 
     def _make(self, quantization: str | None) -> Any:

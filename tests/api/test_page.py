@@ -438,7 +438,7 @@ def test_the_form_asks_for_a_look_for_retakes_and_for_a_model(project, page, fil
         content = yaml.safe_load((project / "data/jobs/careful/job.yaml").read_text())
         assert content["review"] is True
         assert (content["generate"]["retakes"], content["generate"]["pose_strength"]) == (2, 1.2)
-        assert content["mode"] == "animate" and "model" not in content["generate"]
+        assert content["mode"] == "animate" and "model" not in content
 
         page.get_by_text("Wan2.2-Animate on this server").wait_for()
         assert page.locator(".prompt .note").is_hidden()
@@ -468,10 +468,9 @@ def test_the_form_asks_for_a_look_for_retakes_and_for_a_model(project, page, fil
         page.locator("#job .made-with").get_by_text("Wan-Animate-2, base").wait_for()
         shot(page, "model-job")
         content = yaml.safe_load((project / "data/jobs/second/job.yaml").read_text())
-        assert "mode" not in content
+        assert content["model"] == "animate-2" and "mode" not in content
         assert content["generate"] == {
             "preset": "draft",
-            "model": "animate-2",
             "variant": "base",
             "prompt": "A man in a blue suit. Background: a beach.",
         }

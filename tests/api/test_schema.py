@@ -66,4 +66,4 @@ def test_models_say_what_applies_to_them(api):
     assert {"mode", "face_strength"} <= {*second["foreign"]} and "retarget" in second["foreign_preprocess"]
     base = {one["name"]: one for one in second["variants"]}["base"]
     assert (base["defaults"]["sampling_steps"], base["presets"]["fast"]) == (40, {"sampling_steps": 20})
-    assert "mode" not in base["defaults"]
+    assert "mode" not in base["defaults"] and base["installed"] is False

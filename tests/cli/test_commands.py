@@ -16,6 +16,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from hub_server import animate_2_layout, write_download
 from PIL import Image
 
 from mini.jobs import write_clips
@@ -169,10 +170,12 @@ def test_a_video_is_stale_once_its_inputs_settings_or_weights_change(instance, p
         for observation in observe(Job.open(job), JobVersion.of(Job.open(job))):
             instance.report_runless_asset_event(observation)
 
-    def materialize(asset: str, key: str | None):
-        keys = [dg.AssetKey(asset)]
+    def materialize(asset: str, key: str | None, **config: str):
+        keys, ops = [dg.AssetKey(asset)], {asset: {"config": config}}
         run = repository.get_implicit_job_def_for_assets(keys)
-        assert run.execute_in_process(instance=instance, partition_key=key, asset_selection=keys).success
+        assert run.execute_in_process(
+            instance=instance, partition_key=key, asset_selection=keys, run_config={"ops": ops}
+        ).success
 
     assets = ("weight_snapshot", "preprocessed_clips", "generated_video")
     assert [status(asset) for asset in assets] == [("FRESH", [])] * 3
@@ -185,6 +188,9 @@ def test_a_video_is_stale_once_its_inputs_settings_or_weights_change(instance, p
     materialize("weight_snapshot", None)
     materialize("preprocessed_clips", "demo")
     assert status("generated_video") == ("FRESH", []), "the same was made again"
+    write_download(project / "data" / "models" / "Wan-AI--Wan2.2-Animate-2-14B" / "master", animate_2_layout())
+    materialize("weight_snapshot", None, model="animate-2", variant="base")
+    assert status("generated_video") == ("FRESH", []), "another model family was installed"
     os.utime(weights / "config.json", (0, 0))
     materialize("weight_snapshot", None)
     assert status("generated_video") == ("STALE", ["weight_snapshot"])

@@ -35,7 +35,7 @@ def test_each_person_becomes_their_own_character_also_after_they_crossed(tmp_pat
     group = two_figures(7, 33, crossing=True)
     job = Job.open(write_group(tmp_path / "pair", group))
     with TerminalReporter() as reporter:
-        clips = check_clips(make_clips(job, environment(), reporter), "replace")
+        clips = check_clips(make_clips(job, "animate", environment(), reporter), "replace")
         settings = job.generate_settings(clip_len=17, sampling_steps=6, device="cpu")
         task = Task(
             job_id="pair", clips=clips, output=tmp_path / "out", settings=settings, created_at=datetime.now(UTC)

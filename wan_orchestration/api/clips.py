@@ -16,7 +16,7 @@ from wan_orchestration.families.animate.family import CLIPS as CLIP_FILES
 from wan_orchestration.families.animate.family import REPLACEMENT_CLIPS
 from wan_orchestration.families.animate_2.family import CLIPS as ANIMATE_2_FILES
 from wan_orchestration.families.choose import FAMILIES
-from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, TIMELINE, character_folder
+from wan_orchestration.jobs.clips import LOOK, OVERLAY, PEOPLE, TIMELINE, Canvas, character_folder
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.protocol.messages import Look, PreprocessResult
 from wan_orchestration.quality.clips_quality import ClipsQuality, why_blocked
@@ -40,6 +40,8 @@ FILES: dict[ClipsFile, str] = {
     "timeline": TIMELINE,
     "contact_sheet": "contact_sheet.jpg",
 }
+
+CANVAS = ANIMATE_2_FILES["canvas"]
 
 DRIVING = [family.clips("animate")[family.driving] for family in FAMILIES.values()]
 """The clips that show the motion. A folder of clips has one of them."""
@@ -119,19 +121,22 @@ def clips_info(estimator: Estimator, job: Job, folder: ClipsFolder, settings: Ge
     measured = ClipsQuality.read(folder.path)
     made = _read(PreprocessResult, folder.path / "preprocess.json")
     clip = made or probe(folder.path / FILES["pose"])
+    # Of a family that fits the picture into frames of its own.
+    canvas = folder.path / CANVAS
+    frame = Canvas.read(canvas) if canvas.is_file() else clip
     if folder.preview:
         expected = unknown("known when all clips are made")
     else:
         characters = 1 + len(made.characters) if made else 1
-        expected = estimator.estimate(settings, clip.frames, clip.width, clip.height, characters)
+        expected = estimator.estimate(settings, clip.frames, frame.width, frame.height, characters)
     return ClipsInfo(
         preview=folder.preview,
         model=settings.family.name,
         mode=made.mode if made else settings.mode,
         frames=clip.frames,
         fps=float(clip.fps),
-        width=clip.width,
-        height=clip.height,
+        width=frame.width,
+        height=frame.height,
         look=_read(Look, folder.path / LOOK),
         estimator=made and made.estimator,
         retarget=made and made.retarget,

@@ -49,7 +49,7 @@ class Estimator:
     ) -> Estimate:
         """What a video of this size will take. `frames` are those of the clips."""
         try:
-            snapshot = hub.resolve(self.env, allow_download=False)
+            snapshot = hub.resolve(self.env, allow_download=False, model=settings.model, variant=settings.variant)
         except BadInput:
             return unknown("unknown: the weights are not there yet")
         segments = characters * settings.segments(frames)

@@ -12,7 +12,7 @@ import dagster as dg
 
 from wan_orchestration.api import run_log
 from wan_orchestration.api.clips import ClipsFolder, clips_link
-from wan_orchestration.api.models import FINISHED, NOT_FOR_CLIENTS, JobInfo, JobProgress, Links, Status, Video
+from wan_orchestration.api.models import FINISHED, NOT_FOR_CLIENTS, OF_BOTH, JobInfo, JobProgress, Links, Status, Video
 from wan_orchestration.api.uploads import PICTURES
 from wan_orchestration.defs.freshness import latest
 from wan_orchestration.defs.jobs.review import DONE, REVIEW
@@ -238,8 +238,8 @@ def _settings(folder: Job | None, run: dg.DagsterRun) -> dict[str, Any]:
     given = given_settings(run)
     generate, preprocess = given["generate"], given["preprocess"]
     if folder:
-        mode = {"mode": folder.file.mode} if folder.file.mode else {}
-        generate, preprocess = mode | folder.file.generate | generate, folder.file.preprocess | preprocess
+        top = folder.file.model_dump(include=OF_BOTH, exclude_none=True)
+        generate, preprocess = top | folder.file.generate | generate, folder.file.preprocess | preprocess
     shown = {name: value for name, value in preprocess.items() if name not in NOT_FOR_CLIENTS}
     return generate | ({"preprocess": shown} if shown else {})
 

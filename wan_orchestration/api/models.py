@@ -245,7 +245,7 @@ class ClipsInfo(BaseModel):
     mode: str
     frames: int
     fps: float
-    width: int
+    width: int = Field(description="Of the generated frames, px.")
     height: int
     look: Look | None = Field(
         description="What was found in the driving video. Null for ready clips, which have no overlay, people and "
@@ -301,6 +301,7 @@ class VariantInfo(BaseModel):
     """A checkpoint of a model family."""
 
     name: str
+    installed: bool = Field(description="Whether its weights are on this server.")
     defaults: dict[str, JsonValue] = Field(description="Settings of a job that gives none, on this server.")
     presets: dict[str, dict[str, JsonValue]] = Field(
         description="By value of `preset`: the settings that differ from `defaults`."

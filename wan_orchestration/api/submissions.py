@@ -31,7 +31,6 @@ from wan_orchestration.formats import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.jobs.folder import Job, key_from
 from wan_orchestration.settings.environment import Environment
-from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.settings.service import ApiSettings
 from wan_orchestration.video.reader import open_input, probe
 from wan_orchestration.video.stills import read_image
@@ -271,7 +270,7 @@ def fields_of(form: Form, model: type[M]) -> M:
 
 def of_both(generate: dict[str, Any]) -> dict[str, Any]:
     """The settings that preprocessing has too."""
-    return {name: generate[name] for name in OF_BOTH & generate.keys() & PreprocessSettings.model_fields.keys()}
+    return {name: generate[name] for name in OF_BOTH & generate.keys()}
 
 
 def _makes(review: bool) -> Makes:

@@ -238,6 +238,7 @@ def make_job_folder(form: Form, settings: Upload) -> None:
     generate = settings.generate_given()
     characters = characters_of({name: form.files[name] for name in PICTURES if name in form.files}, settings.characters)
     content = {
+        "model": generate.pop("model", None),
         "mode": generate.pop("mode", "replace" if characters else None),
         "characters": characters,
         "priority": settings.priority,

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import psutil
 import torch
-from accelerate import init_empty_weights
 
-from wan_orchestration.cli.flags import Parser
+from wan_orchestration.cli.flags import Parser, flag
 from wan_orchestration.cli.terminal import print_table, reports_errors
 from wan_orchestration.engine.memory.capacity import device_memory
-from wan_orchestration.engine.memory.placement import Placement, SegmentShape, choose, placements
+from wan_orchestration.engine.memory.placement import Placement, SegmentShape, all_placements, choose
 from wan_orchestration.engine.memory.sizes import Sizes, sizes
 from wan_orchestration.engine.speed import measured_tflops, segment_seconds
-from wan_orchestration.errors import BadInput
-from wan_orchestration.families.animate.transformer import AnimateTransformer
+from wan_orchestration.errors import BadInput, validate
+from wan_orchestration.families.choose import FAMILIES, FIRST
+from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights.snapshot import open_snapshot
 
+DEFAULT_SETTINGS = GenerateSettings(model="animate")
 GB = 10**9
 CARDS = ((1, 12, 60), (1, 16, 90), (2, 20, 100), (1, 24, 165), (1, 48, 180), (1, 80, 989))
 """Cards on which the 14B weights are commonly run: (GPUs, GB of each, dense bfloat16 TFLOP/s of each)."""
@@ -36,27 +37,31 @@ def main(argv: Sequence[str]) -> None:
     """`wan-animate plan`."""
     arguments = parse(argv)
     width, height = size(arguments.resolution)
-    segment = SegmentShape(height, width, arguments.clip_len, guided=arguments.guidance)
+    settings = generate_settings(arguments)
+    driving = (height, width) if settings.family.reads_driving else None
+    segment = SegmentShape(height, width, settings.clip_len, settings.guided, driving)
     vae_dtype = getattr(torch, arguments.vae_dtype)
-    exact, quantized = (snapshot_sizes(arguments.checkpoint_dir, eight, vae_dtype) for eight in (False, True))
+    exact, quantized = (snapshot_sizes(arguments.checkpoint_dir, eight, vae_dtype, settings) for eight in (False, True))
     if arguments.json:
-        print_json(arguments, segment, exact if arguments.quantization == "off" else quantized)
+        print_json(arguments, settings, segment, exact if arguments.quantization == "off" else quantized)
         return
     if arguments.vram is None and not torch.cuda.is_available():
-        print_cards(arguments, segment, exact, quantized)
+        print_cards(arguments, settings, segment, exact, quantized)
     else:
-        print_machine(arguments, segment, exact if arguments.quantization == "off" else quantized)
+        print_machine(arguments, settings, segment, exact if arguments.quantization == "off" else quantized)
     print(
-        f"\nbfloat16, VAE in {arguments.vae_dtype}, {arguments.steps} denoising steps. Memory is estimated from shapes "
-        "to about 10 %;\nseconds are a rough guess from the peak speed. sharded: WAN_ENABLE_FSDP=1. placement: auto "
-        "makes the same choice\nat run time; quantization and vae_dtype are settings."
+        f"\nbfloat16, VAE in {arguments.vae_dtype}, {settings.sampling_steps} denoising steps. Memory is estimated "
+        "from shapes to about 10 %;\nseconds are a rough guess from the peak speed. sharded: WAN_ENABLE_FSDP=1. "
+        "placement: auto makes the same\nchoice at run time; quantization and vae_dtype are settings."
     )
 
 
-def print_cards(arguments: argparse.Namespace, segment: SegmentShape, exact: Sizes, quantized: Sizes) -> None:
+def print_cards(
+    arguments: argparse.Namespace, settings: GenerateSettings, segment: SegmentShape, exact: Sizes, quantized: Sizes
+) -> None:
     """A table of common cards."""
-    print(f"No CUDA device here. Segments of {arguments.resolution}x{arguments.clip_len} on common cards:\n")
-    rows = [row for card in CARDS for row in card_rows(exact, quantized, segment, arguments.steps, *card)]
+    print(f"No CUDA device here. Segments of {arguments.resolution}x{segment.frames} on common cards:\n")
+    rows = [row for card in CARDS for row in card_rows(exact, quantized, segment, settings, *card)]
     print_table(("GPUs", "placement", "GB each", "host GB", "s/segment", "quantization"), rows, NUMBERS)
 
 
@@ -100,20 +105,22 @@ class Way:
     """Expected for a segment."""
 
 
-def print_json(arguments: argparse.Namespace, segment: SegmentShape, models: Sizes) -> None:
+def print_json(arguments: argparse.Namespace, settings: GenerateSettings, segment: SegmentShape, models: Sizes) -> None:
     """The machine and the ways to place the models on it, as JSON. BadInput: there is no GPU, and none is described."""
     if arguments.vram is None and not torch.cuda.is_available():
         raise BadInput("--json needs a CUDA device, or --vram to describe one")
     machine = Machine.of(arguments)
-    ways = list(machine_ways(models, segment, arguments.steps, machine))
+    ways = list(machine_ways(models, segment, settings, machine))
     print(json.dumps({**asdict(machine), "ways": [asdict(way) for way in ways]}))
 
 
-def print_machine(arguments: argparse.Namespace, segment: SegmentShape, models: Sizes) -> None:
+def print_machine(
+    arguments: argparse.Namespace, settings: GenerateSettings, segment: SegmentShape, models: Sizes
+) -> None:
     """A table of the ways to place the models on this machine, or on the one that the flags describe."""
     machine = Machine.of(arguments)
     memory = f"{machine.vram / GB:.0f} GB and {machine.tflops:.0f} TFLOP/s, {machine.ram / GB:.0f} GB of host memory"
-    print(f"Segments of {arguments.resolution}x{arguments.clip_len} on {machine.gpus} GPU(s) of {memory}:\n")
+    print(f"Segments of {arguments.resolution}x{segment.frames} on {machine.gpus} GPU(s) of {memory}:\n")
     rows = [
         (
             "*" if way.chosen else "",
@@ -122,7 +129,7 @@ def print_machine(arguments: argparse.Namespace, segment: SegmentShape, models: 
             f"{way.seconds:.0f}",
             "fits" if way.fits else "does not fit",
         )
-        for way in machine_ways(models, segment, arguments.steps, machine)
+        for way in machine_ways(models, segment, settings, machine)
     ]
     print_table(("", "placement", "GB each", "host GB", "s/segment", ""), rows, NUMBERS)
 
@@ -132,11 +139,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("wan-animate plan", description="Show how the models fit this machine, or one that you describe.")
     add = parser.add_argument
     add("--resolution", default="1280x720", metavar="WxH", help="size of the video (default: %(default)s)")
-    add("--clip-len", type=int, default=77, help="frames of a segment (default: %(default)s)")
-    add("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
+    add("--model", choices=tuple(FAMILIES), default=FIRST.name, help="(default: %(default)s)")
+    add("--variant", choices=("distilled", "base"), default="distilled", help="of animate-2 (default: %(default)s)")
+    add("--clip-len", type=int, help="frames of a segment (default: the model's)")
+    add("--steps", type=int, help="denoising steps (default: the model's)")
     add("--guidance", action="store_true", help="guide_scale above 1: two forward passes a denoising step")
     add("--quantization", choices=("off", "fp8"), default="off", help="8-bit weights (default: %(default)s)")
     add("--vae-dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
+    add("--driving-cache-fp8", action="store_true", help="animate-2: 8 bits for what it keeps of the driving video")
     add("--gpus", type=int, metavar="N", help="GPUs for one video (default: all of this machine)")
     add("--vram", type=float, metavar="GB", help="memory of each GPU (default: that of this machine)")
     add("--ram", type=float, metavar="GB", help="host memory (default: that of this machine)")
@@ -144,6 +154,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--checkpoint-dir", type=Path, metavar="DIR", help="a snapshot (default: the sizes of the 14B snapshot)")
     add("--json", action="store_true", help="print JSON: bytes, and seconds of a segment")
     return parser.parse_args(argv)
+
+
+def generate_settings(arguments: argparse.Namespace) -> GenerateSettings:
+    """The settings that the flags describe. BadInput."""
+    given = {
+        "model": arguments.model,
+        "variant": arguments.variant if arguments.model != FIRST.name else None,
+        "clip_len": arguments.clip_len,
+        "sampling_steps": arguments.steps,
+        "guide_scale": 2.0 if arguments.guidance else None,
+        "driving_cache_fp8": arguments.driving_cache_fp8 or None,
+    }
+    return validate(GenerateSettings, {name: value for name, value in given.items() if value is not None}, flag)
 
 
 def size(resolution: str) -> tuple[int, int]:
@@ -154,12 +177,16 @@ def size(resolution: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def snapshot_sizes(folder: Path | None, quantized: bool = False, vae_dtype: torch.dtype = torch.float32) -> Sizes:
+def snapshot_sizes(
+    folder: Path | None,
+    quantized: bool = False,
+    vae_dtype: torch.dtype = torch.float32,
+    settings: GenerateSettings = DEFAULT_SETTINGS,
+) -> Sizes:
     """Sizes in bfloat16 of a snapshot's models; of the 14B snapshot if no folder is given. BadInput."""
     if folder:
-        return sizes(open_snapshot(folder), torch.bfloat16, quantized, vae_dtype)
-    with init_empty_weights():
-        transformer = AnimateTransformer(added_kv_proj_dim=5120)
+        return sizes(open_snapshot(folder, variant=settings.variant), torch.bfloat16, quantized, vae_dtype)
+    transformer = settings.family.part("checkpoint").published()
     return Sizes.of(
         transformer,
         text_encoder=TEXT_PARAMETERS * 2,
@@ -171,26 +198,40 @@ def snapshot_sizes(folder: Path | None, quantized: bool = False, vae_dtype: torc
     )
 
 
-def all_ways(models: Sizes, segment: SegmentShape, gpus: int) -> list[tuple[str, bool, Placement]]:
+def all_ways(
+    models: Sizes, segment: SegmentShape, settings: GenerateSettings, gpus: int
+) -> list[tuple[str, bool, Placement]]:
     """Each way's name, whether it shards weights, and its memory; the fastest first. Sharding needs several GPUs."""
-    ways = [(way.name, False, way) for way in placements(models, segment, gpus)]
+    ways = [(_name(way.name, way), False, way) for way in all_placements(models, segment, settings, gpus)]
     if gpus > 1:
-        (sharded,) = placements(models, segment, gpus, fsdp=True)
-        ways.insert(1, ("sharded", True, sharded))
+        sharded = all_placements(models, segment, settings, gpus, fsdp=True)
+        ways[len(sharded) : len(sharded)] = [(_name("sharded", way), True, way) for way in sharded]
     return ways
 
 
-def machine_ways(models: Sizes, segment: SegmentShape, steps: int, machine: Machine) -> Iterator[Way]:
+def _name(name: str, way: Placement) -> str:
+    return f"{name}, cache: {way.cache}" if way.cache else name
+
+
+def machine_ways(models: Sizes, segment: SegmentShape, settings: GenerateSettings, machine: Machine) -> Iterator[Way]:
     """The ways to place the models on a machine."""
-    chosen = choose(placements(models, segment, machine.gpus), machine.vram, machine.ram)[0].name
-    for name, _, placement in all_ways(models, segment, machine.gpus):
-        seconds = segment_seconds(models, segment, steps, placement.name, machine.tflops, machine.gpus)
+    chosen = choose(all_placements(models, segment, settings, machine.gpus), machine.vram, machine.ram)[0]
+    for name, _, placement in all_ways(models, segment, settings, machine.gpus):
+        seconds = segment_seconds(
+            models, segment, settings.sampling_steps, placement.name, machine.tflops, machine.gpus
+        )
         fits = placement.fits(machine.vram, machine.ram)
-        yield Way(name, placement.vram, placement.ram, fits, name == chosen, seconds)
+        yield Way(name, placement.vram, placement.ram, fits, placement == chosen, seconds)
 
 
 def card_rows(
-    exact: Sizes, quantized: Sizes, segment: SegmentShape, steps: int, gpus: int, gigabytes: int, tflops: float
+    exact: Sizes,
+    quantized: Sizes,
+    segment: SegmentShape,
+    settings: GenerateSettings,
+    gpus: int,
+    gigabytes: int,
+    tflops: float,
 ) -> Iterator[tuple[str, ...]]:
     """Rows for the fastest exact way that fits these cards, and for a faster one with 8-bit weights if there is one.
 
@@ -199,12 +240,12 @@ def card_rows(
     cards = f"{gpus} x {gigabytes} GB"
     found: list[str] = []
     for quantization, models in (("off", exact), ("fp8", quantized)):
-        fitting = [way for way in all_ways(models, segment, gpus) if way[2].vram <= gigabytes * GB]
+        fitting = [way for way in all_ways(models, segment, settings, gpus) if way[2].vram <= gigabytes * GB]
         # Sharding does not work with 8-bit weights.
         fastest = next((way for way in fitting if not (way[1] and quantization == "fp8")), None)
         if fastest and fastest[0] not in found:
             name, _, way = fastest
-            seconds = segment_seconds(models, segment, steps, way.name, tflops, gpus)
+            seconds = segment_seconds(models, segment, settings.sampling_steps, way.name, tflops, gpus)
             yield cards, name, *_gigabytes(way), f"{seconds:.0f}", quantization
             found.append(name)
     if not found:

@@ -93,7 +93,7 @@ def _family(given: dict[str, Any], env: Environment) -> Family:
     named = read_with_variables(GenerateSettings, {}).model
     if named != "auto":
         return family_of(named)
-    return FIRST if read.mode == "replace" else configured(env.checkpoint_dir, env.model_id)
+    return FIRST if read.mode == "replace" else configured(env.checkpoint_dir, env.model_id, env.download_folder)
 
 
 @reports_errors(as_json=failed)

@@ -20,6 +20,8 @@ OBSERVED = ("job_inputs", "job_settings")
 """Assets that are observed, not materialized."""
 CLIPS_INPUTS = "wan/job_inputs"
 """Tag of clips: the version of `job_inputs` that they were made from."""
+WEIGHTS = "wan/weights"
+"""Tag of videos: the fingerprint of the snapshot that they were made with."""
 TAG_LENGTH = 63
 RECORDS_PER_QUERY = 500
 
@@ -45,10 +47,16 @@ def clips_tags(instance: dg.DagsterInstance, job: JobVersion, version: str, weig
     return inputs_tag(job) | _provenance(instance, "preprocessed_clips", job, version, ingredients)
 
 
-def video_tags(instance: dg.DagsterInstance, job: JobVersion, version: str, clips: str, weights: str) -> dict[str, str]:
-    """Tags of a video; `version`, `clips` and `weights` are data versions of the video and of its ingredients."""
-    ingredients = _video_ingredients(job, clips, weights)
-    return _provenance(instance, "generated_video", job, version, ingredients)
+def video_tags(
+    instance: dg.DagsterInstance, job: JobVersion, version: str, clips: str, weights: str, fingerprint: str
+) -> dict[str, str]:
+    """Tags of a video.
+
+    `version`, `clips` and `weights` are data versions of the video and of its ingredients; `fingerprint` is that of the
+    snapshot, from which the version of `weight_snapshot` may differ.
+    """
+    ingredients = {"weight_snapshot": weights, **_video_ingredients(job, clips)}
+    return _weights_tag(fingerprint) | _provenance(instance, "generated_video", job, version, ingredients)
 
 
 def clips_are_fresh(tags: Tags, job: JobVersion) -> bool:
@@ -57,10 +65,14 @@ def clips_are_fresh(tags: Tags, job: JobVersion) -> bool:
     return expected.items() <= tags.items()
 
 
-def video_is_fresh(tags: Tags, job: JobVersion, clips: Tags, weights: str) -> bool:
-    """Whether a video with these tags was made by this code from these settings, weights and clips."""
-    ingredients = _video_ingredients(job, clips.get(DATA_VERSION, ""), weights)
-    expected = {_input_tag(name): version for name, version in ingredients.items()}
+def video_is_fresh(tags: Tags, job: JobVersion, clips: Tags, fingerprint: str) -> bool:
+    """Whether a video with these tags was made by this code from these settings, weights and clips.
+
+    `fingerprint` is that of the snapshot that the job needs.
+    """
+    expected = {_input_tag(name): tag for name, tag in _video_ingredients(job, clips.get(DATA_VERSION, "")).items()}
+    # Videos of earlier versions have no tag of their own for it.
+    expected |= _weights_tag(fingerprint) if WEIGHTS in tags else {_input_tag("weight_snapshot"): fingerprint}
     expected["dagster/code_version"] = CODE_VERSIONS["generated_video"]
     return expected.items() <= tags.items()
 
@@ -86,8 +98,13 @@ def latest_of_all(instance: dg.DagsterInstance, asset: str) -> dict[str, Tags]:
     return tags
 
 
-def _video_ingredients(job: JobVersion, clips: str, weights: str) -> dict[str, str]:
-    return {"weight_snapshot": weights, "preprocessed_clips": clips, "job_settings": job.settings}
+def _video_ingredients(job: JobVersion, clips: str) -> dict[str, str]:
+    """Those other than the weights."""
+    return {"preprocessed_clips": clips, "job_settings": job.settings}
+
+
+def _weights_tag(fingerprint: str) -> dict[str, str]:
+    return {WEIGHTS: fingerprint[:TAG_LENGTH]}
 
 
 def _provenance(

@@ -125,8 +125,14 @@ class Animator(ABC):
         """
         with self.stopwatch.during("denoising"):
             latents = self._denoise(conditions, on_step, seed)
+            if not self.settings.retakes:
+                self.forget_driving()
         with self.stopwatch.during("decoding"), self.models.without_transformer():
             return self.vae.decode_video(latents[:, :, 1:])
+
+    def forget_driving(self) -> None:
+        """Give memory back that only the denoising steps of the segment need."""
+        return
 
     def _denoise(self, conditions: Conditions, on_step: OnStep, seed: int | None) -> Tensor:
         """Latents (1, 16, T_lat + 1, h, w), the reference slot first."""

@@ -2,10 +2,9 @@
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
 from wan_orchestration.engine.fused_loras import FusedLoras
+from wan_orchestration.engine.layouts.fill import Loaded
 from wan_orchestration.engine.layouts.load import load_image_encoder, load_text_encoder, load_transformer, load_vae
 from wan_orchestration.engine.lora import Lora
 from wan_orchestration.engine.memory.capacity import free_memory
@@ -184,13 +184,16 @@ class Models:
             del wanted
             self.free("transformer")
         transformer = self._load_transformer()
-        checkpoint = family_of(self.snapshot.family).part("checkpoint")
-        fused = FusedLoras(transformer, partial(checkpoint.tensors, self.snapshot))
+        fused = FusedLoras(transformer, self._tensors)
         fused.replace(fused.read(loras, self._fusing_device))
         if self.quantization != "off":
             quantize(transformer, self.quantization, self.weights_device)
         self._place(transformer)
         self._loras, self._loaded["transformer"] = fused, transformer
+
+    def _tensors(self, names: set[str]) -> Iterable[Loaded]:
+        """The snapshot's tensors that hold weights of these names."""
+        return family_of(self.snapshot.family).part("checkpoint").tensors(self.snapshot, names)
 
     def _place(self, transformer: WanTransformer) -> None:
         """Place the transformer. Its weights are final."""

@@ -17,6 +17,9 @@ class Solver(Protocol):
 
     timesteps: Tensor
 
+    @property
+    def step_index(self) -> int | None: ...
+
     def step(self, model_output: Any, timestep: Any, sample: Any, *, return_dict: bool) -> Any: ...
 
 

@@ -20,25 +20,36 @@ BUS = 20e9
 
 
 def forward_flops(sizes: Sizes, segment: SegmentShape) -> float:
-    """Floating-point operations of one forward of the transformer, without what is computed once per job."""
-    tokens, dim, layers = segment.tokens, sizes.dim, sizes.layers
+    """Floating-point operations of one forward of the transformer, without what is computed once per job or segment."""
+    seen = segment.driving_tokens // ((segment.frames - 1) // 4 + 1)
+    return _flops(sizes, segment.tokens, segment.tokens + seen)
+
+
+def driving_flops(sizes: Sizes, segment: SegmentShape) -> float:
+    """Operations of the driving frames' forward, once a segment."""
+    return _flops(sizes, segment.driving_tokens, segment.driving_tokens)
+
+
+def _flops(sizes: Sizes, tokens: int, seen: int) -> float:
+    dim, layers = sizes.dim, sizes.layers
     linear = 2 * tokens * layers * (sizes.block_parameters - 4 * dim**2)
-    attention = 4 * tokens * (tokens + CONTEXT_TOKENS) * dim * layers
-    adapters = 2 * tokens * 2 * dim**2 * (layers // 5)
-    return linear + attention + adapters
+    attention = 4 * tokens * (seen + CONTEXT_TOKENS) * dim * layers
+    return linear + attention + 2 * tokens * 2 * dim**2 * sizes.adapters
 
 
 def segment_seconds(
     sizes: Sizes, segment: SegmentShape, steps: int, placement: Name, tflops: float, ranks: int = 1
 ) -> float:
     """Expected seconds of a segment, on GPUs with `tflops` dense bfloat16 TFLOP/s each."""
-    forward = forward_flops(sizes, segment) / ranks / (EFFICIENCY * tflops * 1e12)
+    forward, driving = (
+        flops(sizes, segment) / ranks / (EFFICIENCY * tflops * 1e12) for flops in (forward_flops, driving_flops)
+    )
     if placement in STREAMED:
         forward = max(forward, sizes.transformer / BUS)
     pixels = segment.height * segment.width * segment.frames
     vae = VAE_FLOPS * pixels * (sizes.vae_width / VAE_WIDTH) ** 2 / ranks / (VAE_EFFICIENCY * tflops * 1e12)
     travel = sizes.transformer / BUS if placement == "swap" else 0
-    return steps * forward * (2 if segment.guided else 1) + vae + travel
+    return steps * forward * (2 if segment.guided else 1) + driving + vae + travel
 
 
 def measured_tflops(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:

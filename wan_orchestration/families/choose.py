@@ -34,14 +34,6 @@ def recognise_folder(path: Path | None) -> tuple[Family, LayoutName] | None:
     return recognise({entry.name for entry in path.iterdir()}) if path and path.is_dir() else None
 
 
-def family_of_repository(repository: str) -> Family | None:
-    """The family that a repository of a known name holds."""
-    for family in FAMILIES.values():
-        if any(repository in names for names in family.repositories.values()):
-            return family
-    return None
-
-
 def configured(checkpoint_dir: Path | None, model_id: str, downloaded: Path | None = None) -> Family:
     """The family of the configured weights; FIRST if nothing tells.
 

@@ -20,6 +20,40 @@ class Span(NamedTuple):
     """How many of them the segment before has made already."""
 
 
+class Kept(NamedTuple):
+    """A way to keep what a family computes of a segment's driving frames, and the bytes that it takes."""
+
+    name: str = ""
+    """As in `GenerateSettings.driving_cache`; "" if nothing is kept."""
+    device: int = 0
+    """Of each rank's device, while a denoising step runs."""
+    host: int = 0
+    """Of host memory, for all ranks."""
+
+
+class Maps(NamedTuple):
+    """What decides the size of a feature map of the driving frames."""
+
+    layers: int
+    bytes: int
+    """Of a map, (driving tokens, dim) in the transformer's dtype."""
+    itemsize: int
+    """Of a value in the transformer's dtype."""
+    head_dim: int
+
+
+class KeepSettings(Protocol):
+    """The settings that decide what is kept of driving frames, see `GenerateSettings`."""
+
+    driving_cache: Any
+    driving_cache_fp8: bool
+
+
+def keep_nothing(settings: KeepSettings, maps: Maps, ranks: int, copies: int) -> list[Kept]:
+    """For families that compute nothing of the driving frames in advance."""
+    return [Kept()]
+
+
 class SegmentSettings(Protocol):
     """The settings that divide a video into segments, see `GenerateSettings`."""
 
@@ -95,6 +129,9 @@ class Family:
     """The segments of a video of so many frames."""
     clips: Callable[[str], Mapping[str, str]]
     """File names of the clips that a mode needs, by name of the input."""
+    keep: Callable[[KeepSettings, Maps, int, int], list[Kept]]
+    """The ways to keep what is computed of driving frames that the settings allow, the fastest first. The last two
+    arguments: how many ranks share them, and how many such groups of ranks there are."""
     driving: str
     """The clip that sets a video's length, rate and sound: a name in `clips`."""
     ready_clips: bool
@@ -102,6 +139,11 @@ class Family:
     repositories: Mapping[str, tuple[str, ...]]
     """By variant: repositories on ModelScope, the first by default."""
     layouts: Mapping[LayoutName, Layout]
+
+    @property
+    def reads_driving(self) -> bool:
+        """Whether the transformer reads the driving frames themselves."""
+        return self.keep is not keep_nothing
 
     def part(self, name: str) -> Any:
         """A module of the family's folder with model code."""

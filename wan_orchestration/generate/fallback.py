@@ -11,10 +11,10 @@ from wan_orchestration.engine.memory.capacity import device_memory, ran_out_of_m
 from wan_orchestration.engine.memory.placement import (
     Placement,
     SegmentShape,
+    all_placements,
     choose,
     has_seams,
     out_of_memory,
-    placements,
 )
 from wan_orchestration.engine.memory.sizes import sizes
 from wan_orchestration.engine.parallel.ranks import Ranks
@@ -60,6 +60,7 @@ def with_fallback(
         plan = replace(
             plan,
             placement=way.name,
+            driving_cache=way.cache or None,
             first=len(unfinished.segments),
             first_take=len(unfinished.takes),
             colours=unfinished.colours,
@@ -102,11 +103,13 @@ def placements_for(
     wanted = "tiled" if settings.placement == "auto" and seams else settings.placement
     if device.type == "cpu":
         return [Placement("resident" if wanted == "auto" or fsdp else wanted)]
-    shape = SegmentShape(clips.height, clips.width, settings.clip_len, guided=settings.guided)
+    driving = (clips.driving.height, clips.driving.width) if settings.family.reads_driving else None
+    shape = SegmentShape(clips.height, clips.width, settings.clip_len, settings.guided, driving)
     found = sizes(plan.snapshot, dtype, settings.quantization != "off", getattr(torch, settings.vae_dtype))
-    ways = placements(found, shape, ranks.size, fsdp, keep_text=not settings.offload_model)
+    ways = all_placements(found, shape, settings, ranks.size, fsdp)
     if wanted != "auto":
-        return [way for way in ways if way.name == wanted] or ways[:1]
+        named = [way for way in ways if way.name == wanted] or ways[:1]
+        return named if len(named) == 1 else choose(named, *_memory_for(named, device, networks or Networks(), held))
     alike = [way for way in ways if not (plan.first and has_seams(way.name, clips.height, ranks.size))]
     return choose(alike, *_memory_for(alike, device, networks or Networks(), held)) + ways[len(alike) :]
 

@@ -51,6 +51,8 @@ class Plan:
     colours: Colours | None = None
     """Of the first segment, if it is finished and the others are matched to it."""
     placement: Name = "resident"
+    driving_cache: str | None = None
+    """Where the driving frames' keys and values lie, if the settings leave it open."""
     first_take: int = 0
     """Number of takes of segment `first` that are finished already."""
     pass_number: int = 0
@@ -217,7 +219,8 @@ class SegmentMaker:
             with self.stopwatch.during("decoding"):
                 video = keep_background(video, inputs.background, inputs.mask)
         guide = video[:, -settings.refert_num :].cpu()
-        return video[:, span.repeated : plan.task.clips.driving.frames - span.start], Kept(guide, colours)
+        new = video[:, span.repeated : plan.task.clips.driving.frames - span.start]
+        return plan.task.clips.shown(new), Kept(guide, colours)
 
     def _decide(self, plan: Plan, segment: Segment, receive: Receive) -> Kept | None:
         """What the next segments build on, on all ranks. None: the segment is made again."""
@@ -244,6 +247,8 @@ class SegmentMaker:
     def _prepare(self, plan: Plan) -> tuple[Animator, Execution]:
         """The animator, ready for the next take of segment `plan.first`."""
         settings, clips = plan.task.settings, plan.task.clips
+        if plan.driving_cache:
+            settings = settings.model_copy(update={"driving_cache": plan.driving_cache})
         device, _ = pick_device(settings, self.ranks)
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -39,7 +39,7 @@ class TakeKeeper:
         self._failed = False
         """Whether the generation has failed. The last segment is then written without being measured."""
         guide = unfinished.guide()
-        self._before = None if guide is None else _last_frame(torch.from_numpy(guide))
+        self._before = None if guide is None else _last_frame(plan, torch.from_numpy(guide))
         """The last frame of the segment before, (H, W, 3) uint8 RGB."""
 
     def __enter__(self) -> Self:
@@ -69,7 +69,7 @@ class TakeKeeper:
                 self._write(self._measure_and_finish, segment, frames, finite, exact, self._before)
                 self._report(segment.index, segment.facts)
         if kept:
-            self._before = _last_frame(kept.guide)
+            self._before = _last_frame(self.plan, kept.guide)
         return kept
 
     def _judge(self, segment: Segment, frames: np.ndarray, finite: bool, exact: np.ndarray | None) -> Kept | None:
@@ -179,5 +179,5 @@ def _meter(plan: Plan, maker: SegmentMaker, networks: Networks) -> SegmentMeter:
     )
 
 
-def _last_frame(guide: Tensor) -> np.ndarray:
-    return to_frames(guide[:, -1:])[0]
+def _last_frame(plan: Plan, guide: Tensor) -> np.ndarray:
+    return to_frames(plan.task.clips.shown(guide)[:, -1:])[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -144,6 +145,14 @@ class Clips:
     def width(self) -> int:
         """Of the generated frames, px."""
         return self.canvas.width if self.canvas else self.driving.width
+
+    def shown(self, frames: Any) -> Any:
+        """The part of generated frames (..., H, W), an array or a tensor, that the video shows."""
+        canvas = self.canvas
+        if canvas is None:
+            return frames
+        rows = slice(canvas.top, canvas.top + canvas.video_height)
+        return frames[..., rows, canvas.left : canvas.left + canvas.video_width]
 
     @cached_property
     def version(self) -> str:

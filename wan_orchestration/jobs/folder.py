@@ -129,7 +129,7 @@ class Job:
         file, env, overrides = _read_job_file(path), env or environment(), {"model": model}
         generate = _read(GenerateSettings, path, file, overrides)
         preprocess = _read(PreprocessSettings, path, file, overrides)
-        weights = configured(env.checkpoint_dir, env.model_id)
+        weights = configured(env.checkpoint_dir, env.model_id, env.download_folder)
         kind, inputs = find_inputs(folder, generate.mode, preprocess, file.characters, generate.family)
         job = cls(key, folder, file, kind, inputs, weights)
         job.generate_settings(**overrides)

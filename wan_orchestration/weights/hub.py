@@ -52,6 +52,7 @@ def resolve(
     """The snapshot of a model family: WAN_CHECKPOINT_DIR if it is one, else a complete download, else a new one.
 
     Downloads come from WAN_MODEL_ID if it holds the family and the variant, else from the family's own repositories.
+    Nothing is downloaded of the family that WAN_CHECKPOINT_DIR holds.
     A complete download is used without asking the hub: only `download` looks up whether a branch has moved. `verify`
     first compares every byte with its SHA-256 (minutes for the 14B weights); a damaged file counts as missing.
 
@@ -64,11 +65,11 @@ def resolve(
     usual = _configured(env)
     family = usual if model == "auto" else family_of(model)
     variant = variant and family.variant(variant)
-    reason = ""
+    reason, has = "", []
     if env.checkpoint_dir is not None:
         try:
             contents = look_into(env.checkpoint_dir)
-            reason = _why_not(contents, family, variant)
+            reason, has = _why_not(contents, family, variant), contents.variants
             if not reason:
                 return open_snapshot(env.checkpoint_dir, variant=variant)
         except BadInput as error:
@@ -80,16 +81,21 @@ def resolve(
             if damages[-1] is None:
                 return open_snapshot(_folder(source), variant=one)
     source, damage = sources[0], damages[0]
+    needs = f"this job needs {_name(family, variant)}, but WAN_CHECKPOINT_DIR {reason}; " if reason else ""
+    if reason and variant and family is usual:
+        raise BadInput(
+            f"{needs}set variant: {has[0]}, or set WAN_CHECKPOINT_DIR to weights with {variant}, or leave it out to "
+            "download them"
+        )
     if allow_download:
         if Manifest.read(_folder(source)):
-            log(f"{damage}; downloading it again")
+            log(f"{damage}; downloading what is missing")
         return download(source, log, None if model == "auto" else family, variant)
     how = "" if family is usual else f" with model: {family.name}"
     how += f" and variant: {variant}" if variant not in (None, family.variants[0]) else ""
     raise BadInput(
-        (f"this job needs {_name(family, variant)}, but WAN_CHECKPOINT_DIR {reason}; " if reason else "")
-        + f"{_folder(source)} is not a complete snapshot of {source.model_id}: {damage}. Materialize `weight_snapshot`"
-        f"{how} to download it, or set WAN_CHECKPOINT_DIR to a snapshot that you have"
+        f"{needs}{_folder(source)} is not a complete snapshot of {source.model_id}: {damage}. Materialize "
+        f"`weight_snapshot`{how} to download it, or set WAN_CHECKPOINT_DIR to a snapshot that you have"
     )
 
 
@@ -199,14 +205,16 @@ def _files_of_others(
 ) -> dict[str, FileEntry]:
     """The complete files that only other variants need; none if a file that they share has changed on the hub."""
     manifest = Manifest.read(folder)
-    if manifest is None or manifest.damage(folder):
+    if manifest is None:
         return {}
+    manifest = manifest.only({pattern for one in family.variants if one != variant for pattern in layout.needed[one]})
     for name, listed in wanted.items():
         entry = manifest.files.get(name)
         if entry and (entry.size != listed.size or listed.sha256 not in (None, entry.sha256)):
             return {}
-    patterns = {pattern for one in family.variants if one != variant for pattern in layout.needed[one]}
-    return {name: entry for name, entry in manifest.only(patterns).files.items() if name not in wanted}
+    if manifest.damage(folder):
+        return {}
+    return {name: entry for name, entry in manifest.files.items() if name not in wanted}
 
 
 def _folder(env: Environment) -> Path:

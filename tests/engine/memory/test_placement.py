@@ -130,7 +130,7 @@ def test_the_vae_takes_the_expected_memory(height, width, name, monkeypatch):
 
 BIG = Sizes(
     transformer=35 * GB, loaded=35 * GB, block=GB, block_parameters=GB // 2, outside=GB, text_encoder=11 * GB,
-    vae=GB // 2, dim=5120, layers=40, vae_width=96, itemsize=2, vae_itemsize=4,
+    vae=GB // 2, dim=5120, head_dim=128, layers=40, adapters=8, vae_width=96, itemsize=2, vae_itemsize=4,
 )  # fmt: skip
 
 

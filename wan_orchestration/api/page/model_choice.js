@@ -3,6 +3,8 @@
 import { make } from "./dom.js";
 import { familyOf, loadModels } from "./models.js";
 
+const MISSING = "(its weights are not on this server yet)";
+
 export class ModelChoice {
   // `presetOf` gives the form's present value of the setting `preset`.
   constructor(form, presetOf) {
@@ -17,9 +19,11 @@ export class ModelChoice {
     this.listed = await loadModels();
     const { families, auto } = this.listed;
     const server = `${familyOf(auto).title} on this server`;
-    const choices = [{ name: "auto", title: "Automatic", summary: server }, ...families];
-    const radios = choices.map(({ name, title, summary }) => radio("model", name, title, summary, name === "auto"));
-    this.find(".model").append(...radios);
+    const radios = families.map(({ name, title, summary, variants }) => {
+      const there = variants.some(({ installed }) => installed);
+      return radio("model", name, title, there ? summary : `${summary} ${MISSING}`, false);
+    });
+    this.find(".model").append(radio("model", "auto", "Automatic", server, true), ...radios);
     this.find(".model").hidden = false;
     this.show();
   }
@@ -67,8 +71,9 @@ export class ModelChoice {
       const slower = Math.round(forwards(one) / least);
       const speed = slower > 1 ? `${slower} times as slow` : "fast";
       const words = `${speed}: ${steps} steps${guidance > 1 ? ` with guidance ${guidance}` : ""}`;
+      const missing = one.installed || !variants.some(({ installed }) => installed) ? "" : ` ${MISSING}`;
       const title = one.name[0].toUpperCase() + one.name.slice(1);
-      place.append(radio("variant", one.name, title, words, one.name === this.listed.variant));
+      place.append(radio("variant", one.name, title, words + missing, one.name === this.listed.variant));
     }
   }
 

@@ -23,14 +23,15 @@ from wan_orchestration.defs.jobs.run_requests import (
 from wan_orchestration.defs.jobs.scan import FolderState, scan
 from wan_orchestration.defs.jobs.versions import JobVersion
 from wan_orchestration.defs.partitions import jobs, without_output
+from wan_orchestration.defs.weights.needed import Snapshots
 from wan_orchestration.errors import BadInput, validate
+from wan_orchestration.families.choose import configured
 from wan_orchestration.jobs.folder import Job
 from wan_orchestration.settings.environment import environment
 from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.settings.preprocess import PreprocessSettings
 from wan_orchestration.settings.service import DropSettings
 from wan_orchestration.settings.variables import with_variables
-from wan_orchestration.weights import hub
 
 # Limits of one tick, so that it takes a second or two, however many folders are new. Later ticks do the rest. Dagster
 # needs 6 ms to add a partition, about as long to record an event, and 20 ms to plan a job of a run.
@@ -65,7 +66,7 @@ class RunsToStart:
     """Jobs that were not run for their present content."""
     runs: list[list[JobVersion]]
     obstacle: str | None
-    """Why no run can be started; None if nothing prevents it."""
+    """Why some or all jobs cannot be run yet; None if nothing prevents it."""
 
 
 @dg.definitions
@@ -129,7 +130,9 @@ def read(
     reading, now, started = Reading(), time.time(), time.monotonic()
     for name in cursor.folders.keys() - folders.keys():
         del cursor.folders[name]
-    defaults = _hash(f"{with_variables(GenerateSettings, {})!r}{with_variables(PreprocessSettings, {})!r}")
+    env = environment()
+    weights = configured(env.checkpoint_dir, env.model_id, env.download_folder).name
+    defaults = _hash(f"{with_variables(GenerateSettings, {})!r}{with_variables(PreprocessSettings, {})!r}{weights}")
     for name, folder in folders.items():
         if not folder.settled(now, settings.settle_seconds):
             continue
@@ -177,16 +180,16 @@ def _runs_to_start(
 
     Each job with `review` gets a run of its own, because a run makes the clips of one job.
     """
-    obstacle = _obstacle(settings) if waiting else None
-    if obstacle:
-        return RunsToStart(waiting, [], obstacle)
-    free = [job for job in waiting if job.key not in busy]
+    snapshots = Snapshots()
+    reasons = {job.key: _obstacle(settings, snapshots, job) for job in waiting}
+    free = [job for job in waiting if job.key not in busy and not reasons[job.key]]
     runs = group((job for job in free if not job.review), partitions, settings.max_jobs_per_run)
     runs += group((job for job in free if job.review), partitions, 1)
     runs.sort(key=lambda run: min(job.urgency for job in run))
     sums = accumulate(map(len, runs))
     few = [run for run, total in zip(runs, sums, strict=True) if total <= STARTED] or runs[:1]
-    return RunsToStart(waiting, few[: settings.max_runs_per_tick], None)
+    obstacles = dict.fromkeys(reason for reason in reasons.values() if reason)
+    return RunsToStart(waiting, few[: settings.max_runs_per_tick], "\n".join(obstacles) or None)
 
 
 def _request(run: Sequence[JobVersion]) -> dg.RunRequest:
@@ -196,12 +199,12 @@ def _request(run: Sequence[JobVersion]) -> dg.RunRequest:
     return dg.RunRequest(job_name=make_videos.name, tags=request_tags(run))
 
 
-def _obstacle(settings: DropSettings) -> str | None:
-    """Why no run can be started."""
+def _obstacle(settings: DropSettings, snapshots: Snapshots, job: JobVersion) -> str | None:
+    """Why a job cannot be run."""
     if not settings.run:
         return "WAN_DROP_RUN is off"
     try:
-        hub.resolve(environment(), allow_download=False)
+        snapshots.of(job.model, job.variant)
     except BadInput as error:
         # A download of 50 GB must not begin because a UI was opened.
         return str(error)

@@ -27,10 +27,11 @@ class JobVersion:
     """Data version of `job_inputs`: the files, and how they are preprocessed."""
     settings: str
     """Data version of `job_settings`: the settings that decide how the video looks."""
+    model: str = FIRST.name
+    variant: str = "distilled"
+    """They tell which weights the job needs, see `hub.resolve`."""
     review: bool = False
     """Whether somebody wants to look at the clips before the video is made."""
-    model: str = FIRST.name
-    """The model family."""
 
     @classmethod
     def of(cls, job: Job, fingerprint: str | None = None) -> "JobVersion":
@@ -50,8 +51,9 @@ class JobVersion:
                 ]
             ),
             settings=_hash(decisive(generate, job.check_settings())),
+            model=generate.model,
+            variant=generate.variant,
             review=job.file.review,
-            model=generate.family.name,
         )
 
     @property

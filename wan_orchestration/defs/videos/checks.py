@@ -40,12 +40,12 @@ def video_checks(context: dg.AssetCheckExecutionContext, job_folders: JobFolders
     key = context.partition_key
     folder = environment().videos_root / key
     result = Result.read(folder / "result.json")
-    mode = result.settings.mode if result and result.settings else job_folders.open(key).generate_settings().mode
+    settings = result.settings if result and result.settings else job_folders.open(key).generate_settings()
     try:
         limits = job_folders.open(key).check_settings()
     except BadInput:  # the job's folder is gone
         limits = validate(CheckSettings, {})
-    results = inspect(folder / "video.mp4", job_folders.clips(key, mode).driving) | judge(result, limits)
+    results = inspect(folder / "video.mp4", job_folders.clips(key, settings).driving) | judge(result, limits)
     yield from asset_checks.of_step(VIDEO, results, CHECKS)
 
 

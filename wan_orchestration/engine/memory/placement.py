@@ -9,6 +9,10 @@ from typing import Literal
 
 from wan_orchestration.engine.memory.sizes import Sizes
 from wan_orchestration.engine.vae.bands import BAND, starts
+from wan_orchestration.families.family import Kept, Maps
+from wan_orchestration.settings.generate import GenerateSettings
+
+NOTHING = Kept()
 
 Name = Literal["resident", "swap", "offload", "tiled"]
 
@@ -48,6 +52,14 @@ class SegmentShape:
     width: int
     frames: int
     guided: bool = False
+    driving: tuple[int, int] | None = None
+    """Height and width of driving frames that the transformer reads; None: it reads none."""
+
+    @property
+    def driving_tokens(self) -> int:
+        """Tokens of the driving frames."""
+        height, width = self.driving or (0, 0)
+        return ((self.frames - 1) // 4 + 1) * (height // 16) * (width // 16)
 
     @property
     def tokens(self) -> int:
@@ -67,23 +79,42 @@ class Placement:
     name: Name
     vram: int = 0
     ram: int = 0
+    cache: str = ""
+    """Where the driving frames' keys and values lie, see `families.family.Kept`."""
 
     def fits(self, vram: int, ram: int) -> bool:
         return self.vram <= vram and self.ram <= ram
 
     def __str__(self) -> str:
         memory = f"about {self.vram / 1e9:.1f} GB on the device and {self.ram / 1e9:.0f} GB of host memory"
-        return f"{self.name} ({WAYS[self.name]}), {memory}"
+        cache = f", driving_cache {self.cache}" if self.cache else ""
+        return f"{self.name} ({WAYS[self.name]}{cache}), {memory}"
+
+
+def all_placements(
+    sizes: Sizes, segment: SegmentShape, settings: GenerateSettings, ranks: int = 1, fsdp: bool = False
+) -> list[Placement]:
+    """As `placements`, of each with each way to keep what is computed of the driving frames."""
+    copies = 2 if settings.cfg_parallel and settings.guided and ranks % 2 == 0 else 1
+    maps = Maps(sizes.layers, segment.driving_tokens * sizes.dim * sizes.itemsize, sizes.itemsize, sizes.head_dim)
+    kept = settings.family.keep(settings, maps, ranks // copies, copies)
+    ways = [placements(sizes, segment, ranks, fsdp, not settings.offload_model, one) for one in kept]
+    return [way for alike in zip(*ways, strict=True) for way in alike]
 
 
 def placements(
-    sizes: Sizes, segment: SegmentShape, ranks: int = 1, fsdp: bool = False, keep_text: bool = False
+    sizes: Sizes,
+    segment: SegmentShape,
+    ranks: int = 1,
+    fsdp: bool = False,
+    keep_text: bool = False,
+    beside: Kept = NOTHING,
 ) -> list[Placement]:
     """The placements of models of these sizes, the fastest first, with the memory that each needs.
 
-    Device memory is per rank, host memory is for all ranks. Ranks share tokens and the VAE's rows. With FSDP they also
-    share weights, which then stay on the devices. With `keep_text` the text encoder stays loaded: on the device, or in
-    host memory if blocks are streamed.
+    `beside` is what is kept of the driving frames. Device memory is per rank, host memory is for all ranks. Ranks share
+    tokens and the VAE's rows. With FSDP they also share weights, which then stay on the devices. With `keep_text` the
+    text encoder stays loaded: on the device, or in host memory if blocks are streamed.
     """
     shared = ranks if fsdp else 1
     whole, text = sizes.transformer // shared, sizes.text_encoder // shared
@@ -93,7 +124,8 @@ def placements(
     rows = segment.height // 8
 
     def denoising(maps: float) -> int:
-        return sizes.vae + int(maps * segment.tokens * sizes.dim * sizes.itemsize / ranks)
+        tokens = max(segment.tokens, segment.driving_tokens)
+        return sizes.vae + int(maps * tokens * sizes.dim * sizes.itemsize / ranks) + beside.device
 
     def coding(maps: float, part: float = 1.0) -> int:
         map_bytes = sizes.vae_width * 4 * segment.height * segment.width * sizes.vae_itemsize / ranks
@@ -102,7 +134,7 @@ def placements(
 
     def placement(name: Name, vram: int, ram: int) -> Placement:
         loading = sizes.loaded if sizes.loaded > sizes.transformer else 0
-        return Placement(name, vram + OVERHEAD, max(ram, loading * ranks) + PROCESS)
+        return Placement(name, vram + OVERHEAD, max(ram, loading * ranks) + beside.host + PROCESS, beside.name)
 
     # A text encoder that does not fit beside the transformer replaces it while it encodes the prompt of a later job.
     resident = max(text, kept + whole + keys + max(denoising(DENOISE_MAPS), coding(VAE_MAPS)))
@@ -137,8 +169,11 @@ def out_of_memory(error: BaseException, tried: Placement, segment: SegmentShape)
         "a smaller video (preprocess.resolution_area)",
         f"a smaller clip_len (for instance {fewer})",
         "vae_dtype: bfloat16 or quantization: fp8",
+        *(["driving_cache_fp8: true"] if tried.cache in ("device", "host") else []),
         "several GPUs (torchrun), with WAN_ENABLE_FSDP=1 to share the weights as well",
     ]
+    if tried.cache in ("device", "inputs"):
+        advice.insert(0, "driving_cache: host")
     if tried.name not in STREAMED:
         advice.insert(0, "placement: offload")
     return (

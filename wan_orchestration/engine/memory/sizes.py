@@ -32,7 +32,10 @@ class Sizes:
     text_encoder: int
     vae: int
     dim: int
+    head_dim: int
     layers: int
+    adapters: int
+    """Modules of the trunk that are no blocks."""
     vae_width: int
     """Channels of the VAE's outermost layer."""
     itemsize: int
@@ -74,7 +77,9 @@ class Sizes:
             text_encoder=text_encoder,
             vae=vae,
             dim=config["num_attention_heads"] * config["attention_head_dim"],
+            head_dim=config["attention_head_dim"],
             layers=config["num_layers"],
+            adapters=len(transformer.trunk.order()) - config["num_layers"],
             vae_width=vae_width,
             itemsize=itemsize,
             vae_itemsize=vae_itemsize,

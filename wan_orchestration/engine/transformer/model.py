@@ -68,7 +68,7 @@ class Trunk(nn.Module):
 class WanTransformer(ModelMixin, ConfigMixin, CacheMixin):
     """What a family's transformer gets beside one of diffusers' Wan classes, which it inherits too.
 
-    A family adds `denoise`, which embeds its conditions and calls `run`.
+    A family adds `denoise`, which calls `run` with its own positions.
     """
 
     blocks: nn.ModuleList
@@ -186,18 +186,26 @@ class WanTransformer(ModelMixin, ConfigMixin, CacheMixin):
                 block.reshard()
         return keys
 
-    def run(self, x: Tensor, timestep: Tensor, rotary: Rotary, branch: Branch) -> Tensor:
-        """From embedded patches to the flow.
+    def run(
+        self, latents: Tensor, timestep: Tensor, y: Tensor, branch: Branch, rotary: Rotary, added: Tensor | None = None
+    ) -> Tensor:
+        """Predict the flow of one denoising step.
 
         Args:
-            x: (1, dim, T, h/2, w/2).
+            latents: (1, 16, T, h, w), the reference slot first.
             timestep: (1,) in 0..1000.
-            rotary: of all tokens.
+            y: (1, 20, T, h, w) mask and conditioning latents.
             branch: conditions of the guidance branch.
+            rotary: of all tokens.
+            added: to the embedded patches after the reference slot, (1, dim, T - 1, h/2, w/2).
 
         Returns:
             (1, 16, T, h, w) in the model's dtype.
         """
+        dtype = self.dtype_of_weights
+        x = self.patch_embedding(torch.cat([latents.to(dtype), y.to(dtype)], dim=1))
+        if added is not None:
+            x[:, :, 1:] += added
         grid = x.shape[2:]
         x, rotary = self.split(x.flatten(2).transpose(1, 2).contiguous(), rotary, self.tokens)
         time, modulation = self.embed_time(timestep)

@@ -28,6 +28,12 @@ def empty(snapshot: Snapshot) -> AnimateTransformer:
         return AnimateTransformer(**_original_config(snapshot.path))
 
 
+def published() -> AnimateTransformer:
+    """The published 14B transformer, without its weights."""
+    with init_empty_weights():
+        return AnimateTransformer(added_kv_proj_dim=5120)
+
+
 def tensors(snapshot: Snapshot, only: Collection[str] | None = None) -> Iterator[Loaded]:
     """The transformer's tensors, file by file: all of them, or `only` those that hold weights of these names."""
     if snapshot.layout == "diffusers":

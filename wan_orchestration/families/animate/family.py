@@ -2,7 +2,7 @@
 
 import math
 
-from wan_orchestration.families.family import TRANSFORMER, Family, Layout, SegmentSettings, Span
+from wan_orchestration.families.family import TRANSFORMER, Family, Layout, SegmentSettings, Span, keep_nothing
 
 CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
 
@@ -69,6 +69,7 @@ ANIMATE = Family(
     fps=None,
     spans=spans,
     clips=clip_names,
+    keep=keep_nothing,
     driving="src_pose",
     ready_clips=True,
     repositories={"only": ("Wan-AI/Wan2.2-Animate-14B",)},

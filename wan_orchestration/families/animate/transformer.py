@@ -203,12 +203,7 @@ class AnimateTransformer(WanTransformer, WanAnimateTransformer3DModel):
         Returns:
             (1, 16, T_lat + 1, h, w) in the model's dtype.
         """
-        dtype = self.dtype_of_weights
-        x = torch.cat([latents.to(dtype), y.to(dtype)], dim=1)
-        rotary = self._rotary(x)
-        x = self.patch_embedding(x)
-        x[:, :, 1:] += pose
-        return self.run(x, timestep, rotary, branch)
+        return self.run(latents, timestep, y, branch, self._rotary(latents), added=pose)
 
     def _rotary(self, x: Tensor) -> Rotary:
         """The rotary tables for latents x. Each pair of channels shares one value."""

@@ -39,6 +39,9 @@ class Animator(animator.Animator):
         self.transformer.keep_driving(where, self.settings.driving_cache_fp8)
         return compilation
 
+    def forget_driving(self) -> None:
+        self.transformer.driving.clear()
+
     @torch.no_grad()
     def condition(self, segment: SegmentInput, guide: Tensor | None) -> Conditions:
         frames = len(segment.driving)

@@ -11,7 +11,6 @@ from accelerate import init_empty_weights
 from wan_orchestration.engine.layouts.fill import Loaded
 from wan_orchestration.engine.layouts.weight_files import read_safetensors, safetensors_shapes
 from wan_orchestration.errors import BadInput
-from wan_orchestration.families.animate_2.family import CHECKPOINTS
 from wan_orchestration.families.animate_2.transformer import Animate2Transformer
 from wan_orchestration.weights.snapshot import Snapshot
 
@@ -30,6 +29,12 @@ def empty(snapshot: Snapshot) -> Animate2Transformer:
         return Animate2Transformer(**config)
 
 
+def published() -> Animate2Transformer:
+    """The published 14B transformer, without its weights."""
+    with init_empty_weights():
+        return Animate2Transformer(in_channels=36, image_dim=1280, added_kv_proj_dim=5120)
+
+
 def tensors(snapshot: Snapshot, only: Collection[str] | None = None) -> Iterator[Loaded]:
     """The transformer's tensors, file by file: all of them, or `only` those that hold weights of these names."""
     convert = Animate2Transformer.converted
@@ -43,15 +48,13 @@ def tensors(snapshot: Snapshot, only: Collection[str] | None = None) -> Iterator
 
 
 def _files(snapshot: Snapshot) -> list[Path]:
-    if snapshot.layout == "diffusers":
-        return sorted((snapshot.path / "transformer").glob("*.safetensors"))
-    return [snapshot.path / CHECKPOINTS[snapshot.variant]]
+    place = snapshot.transformer
+    return sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
 
 
 def _heads(snapshot: Snapshot) -> int | None:
     """The number of attention heads, if a configuration tells it."""
-    folder = "transformer" if snapshot.layout == "diffusers" else Path(CHECKPOINTS[snapshot.variant]).parent
-    file = snapshot.path / folder / "config.json"
+    file = snapshot.file("config")
     return json.loads(file.read_text())["num_heads"] if file.is_file() else None
 
 

@@ -1,6 +1,15 @@
 """What Wan-Animate-2 says of itself, without model code."""
 
-from wan_orchestration.families.family import Family, Layout, SegmentSettings, Span, VariantMark
+from wan_orchestration.families.family import (
+    Family,
+    KeepSettings,
+    Kept,
+    Layout,
+    Maps,
+    SegmentSettings,
+    Span,
+    VariantMark,
+)
 
 CLIPS = {"src_driving": "src_driving.mp4", "src_ref": "src_ref.png", "canvas": "canvas.json"}
 
@@ -34,6 +43,25 @@ def spans(settings: SegmentSettings, frames: int) -> list[Span]:
         found.append(Span(start, min(settings.clip_len, padded - start), 1 if found else 0))
         start += found[-1].length - 1
     return found
+
+
+def keep(settings: KeepSettings, maps: Maps, ranks: int, copies: int) -> list[Kept]:
+    """Keys and values, or the blocks' inputs, on the device or in host memory.
+
+    Of host memory, two blocks' parts are on the device at a time. Inputs and 8 bits need room to compute a block's keys
+    and values.
+    """
+    one = maps.bytes // ranks
+    both = 2 * one
+    packed = both // maps.itemsize + both // maps.head_dim if settings.driving_cache_fp8 else both
+    room = both if settings.driving_cache_fp8 else 0
+    ways = [
+        Kept("device", maps.layers * packed + room),
+        Kept("inputs", maps.layers * one + both),
+        Kept("host", 2 * packed + room, maps.layers * packed * ranks * copies),
+        Kept("host-inputs", 2 * one + both, maps.layers * one * ranks * copies),
+    ]
+    return [way for way in ways if settings.driving_cache in ("auto", way.name)]
 
 
 def clip_names(mode: str) -> dict[str, str]:
@@ -115,6 +143,7 @@ ANIMATE_2 = Family(
     fps=FPS,
     spans=spans,
     clips=clip_names,
+    keep=keep,
     driving="src_driving",
     ready_clips=False,
     repositories={

@@ -150,12 +150,10 @@ class Animate2Transformer(WanTransformer, WanTransformer3DModel):
         Returns:
             (1, 16, T_lat + 1, h, w) in the model's dtype.
         """
-        dtype = self.dtype_of_weights
-        x = self.patch_embedding(torch.cat([latents.to(dtype), y.to(dtype)], dim=1))
-        key = x.shape[2:]
-        if self._tables is None or self._tables[0] != key:
-            self._tables = key, self._rotary(key, (0, 0, 0))
-        return self.run(x, timestep, self._tables[1], branch)
+        grid = latents.shape[2], latents.shape[3] // 2, latents.shape[4] // 2
+        if self._tables is None or self._tables[0] != grid:
+            self._tables = grid, self._rotary(grid, (0, 0, 0))
+        return self.run(latents, timestep, y, branch, self._tables[1])
 
     def _rotary(self, grid: tuple[int, ...], offsets: tuple[int, int, int]) -> Rotary:
         """Rotary tables (1, S, 1, d/2) of a grid of tokens whose positions begin at `offsets`: time, row, column."""

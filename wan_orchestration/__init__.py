@@ -1,1 +1,1 @@
-"""Character animation with Wan2.2-Animate-14B, orchestrated as Dagster assets."""
+"""Character animation with Wan2.2-Animate and Wan-Animate-2, orchestrated as Dagster assets."""

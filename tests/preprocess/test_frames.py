@@ -8,7 +8,7 @@ from figures import driving, walk
 
 from wan_orchestration.errors import BadInput
 from wan_orchestration.preprocess import frames
-from wan_orchestration.preprocess.frames import DrivingVideo, batched, choose_fps, choose_frames, prefetched
+from wan_orchestration.preprocess.frames import DrivingVideo, batched, choose_fps, nearest_frames, prefetched
 from wan_orchestration.settings.preprocess import PreprocessSettings
 
 
@@ -16,7 +16,7 @@ def test_chooses_the_published_frames_of_a_constant_rate_except_at_exact_ties(go
     for row in json.loads((golden / "geometry/cases.json").read_text())["frame_indices"]:
         rate, fps = (Fraction(row[name]).limit_denominator(10**8) for name in ("video_fps", "fps"))
         times = [float(i / rate) for i in range(row["frame_num"])]
-        chosen = choose_frames(times, rate, fps, 0, float(row["frame_num"] / rate), None)
+        chosen = nearest_frames(times, rate, fps, 0, float(row["frame_num"] / rate), None)
         assert len(chosen) == row["target_num"]
         for i, (ours, published) in enumerate(zip(chosen, row["idx"])):
             # Halfway between two frames the published tools choose the even one, ours the earlier one.
@@ -26,14 +26,14 @@ def test_chooses_the_published_frames_of_a_constant_rate_except_at_exact_ties(go
 
 def test_follows_timestamps_of_a_variable_rate():
     times = [0.0, 0.1, 0.2, 1.0, 1.05, 1.1]
-    assert choose_frames(times, Fraction(10), Fraction(10), 0, 1.2, None) == [0, 1, *[2] * 8, 3, 5]
+    assert nearest_frames(times, Fraction(10), Fraction(10), 0, 1.2, None) == [0, 1, *[2] * 8, 3, 5]
 
 
 def test_start_end_and_max_frames():
     times = [i / 30 for i in range(90)]
-    assert choose_frames(times, Fraction(30), Fraction(30), 1.0, 2.0, None) == list(range(30, 60))
-    assert choose_frames(times, Fraction(30), Fraction(10), 1.0, 2.0, 4) == [30, 33, 36, 39]
-    assert choose_frames(times, Fraction(30), Fraction(30), 5.0, 3.0, None) == []
+    assert nearest_frames(times, Fraction(30), Fraction(30), 1.0, 2.0, None) == list(range(30, 60))
+    assert nearest_frames(times, Fraction(30), Fraction(10), 1.0, 2.0, 4) == [30, 33, 36, 39]
+    assert nearest_frames(times, Fraction(30), Fraction(30), 5.0, 3.0, None) == []
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,6 @@ def test_batches():
 
 def test_a_pause_repeats_the_frame_before_it():
     times = [0.0, 1 / 30, 2 / 30, 2 + 2 / 30, 2 + 3 / 30]
-    places = choose_frames(times, Fraction(30), Fraction(30), 0, 2 + 4 / 30, None)
+    places = nearest_frames(times, Fraction(30), Fraction(30), 0, 2 + 4 / 30, None)
     assert places == [0, 1, *[2] * 60, 3, 4]
-    assert choose_frames(times[::2], Fraction(30), Fraction(30), 0, 0.1, None) == [0, 0, 1]
+    assert nearest_frames(times[::2], Fraction(30), Fraction(30), 0, 0.1, None) == [0, 0, 1]

@@ -22,8 +22,8 @@ from wan_orchestration.settings.service import ApiSettings
 
 PAGE = Path(__file__).parent / "page"
 
-DESCRIPTION = """Character animation with Wan2.2-Animate-14B: a picture of a character and a video of a person moving
-become a video of the character performing that motion."""
+DESCRIPTION = """Character animation with Wan2.2-Animate and Wan-Animate-2: a picture of a character and a video of a
+person moving become a video of the character performing that motion."""
 
 
 def create_app(api: ApiSettings | None = None) -> FastAPI:

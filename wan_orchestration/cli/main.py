@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "wan-animate",
         usage="wan-animate COMMAND ...",
-        description="Character animation with Wan2.2-Animate-14B.",
+        description="Character animation with Wan2.2-Animate and Wan-Animate-2.",
         epilog="\n".join(f"  {name:12}{text}" for name, (_, _, text) in COMMANDS.items())
         + "\n\n`wan-animate COMMAND --help` shows the flags of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

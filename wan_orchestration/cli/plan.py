@@ -140,7 +140,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--resolution", default="1280x720", metavar="WxH", help="size of the video (default: %(default)s)")
     add("--model", choices=tuple(FAMILIES), default=FIRST.name, help="(default: %(default)s)")
-    add("--variant", choices=("distilled", "base"), default="distilled", help="of animate-2 (default: %(default)s)")
+    add("--variant", choices=("distilled", "base"), help="of animate-2 (default: distilled)")
     add("--clip-len", type=int, help="frames of a segment (default: the model's)")
     add("--steps", type=int, help="denoising steps (default: the model's)")
     add("--guidance", action="store_true", help="guide_scale above 1: two forward passes a denoising step")
@@ -160,7 +160,7 @@ def generate_settings(arguments: argparse.Namespace) -> GenerateSettings:
     """The settings that the flags describe. BadInput."""
     given = {
         "model": arguments.model,
-        "variant": arguments.variant if arguments.model != FIRST.name else None,
+        "variant": arguments.variant,
         "clip_len": arguments.clip_len,
         "sampling_steps": arguments.steps,
         "guide_scale": 2.0 if arguments.guidance else None,

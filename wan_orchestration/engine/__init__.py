@@ -1,2 +1,2 @@
-"""The engine: computes Wan2.2-Animate with model classes of diffusers and transformers. It knows no job, message or
+"""The engine: computes videos with model classes of diffusers and transformers. It knows no job, message or
 video file."""

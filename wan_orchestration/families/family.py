@@ -101,7 +101,8 @@ class Layout:
 class Family:
     """A model family.
 
-    Its folder also has parts with model code, which `part` imports: `animator`, `transformer`, `memory` and `clips`.
+    Its folder, named as the family with `_` for `-`, also has parts with model code, which `part` imports: `animator`,
+    `checkpoint` and `clips`.
     """
 
     name: str
@@ -111,8 +112,6 @@ class Family:
     """For users who choose between families."""
     prompt_example: str | None
     """A prompt as the family needs it; None: the prompt matters little."""
-    folder: str
-    """Name of its package in `families/`."""
     variants: tuple[str, ...]
     """Checkpoints. A family with a single one calls it "only"."""
     defaults: Mapping[str, Mapping[str, Any]]
@@ -147,7 +146,7 @@ class Family:
 
     def part(self, name: str) -> Any:
         """A module of the family's folder with model code."""
-        return import_module(f"wan_orchestration.families.{self.folder}.{name}")
+        return import_module(f"wan_orchestration.families.{self.name.replace('-', '_')}.{name}")
 
     def variant(self, wanted: str) -> str:
         """The checkpoint that the setting `variant` means."""

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from wan_orchestration.errors import BadInput, from_validation_error
-from wan_orchestration.families.animate.family import ANIMATE, REPLACEMENT_CLIPS
+from wan_orchestration.families.animate.family import REPLACEMENT_CLIPS
 from wan_orchestration.families.choose import FIRST, family_of
 from wan_orchestration.families.family import Family
 from wan_orchestration.files import check_file, replacing, sha256
@@ -105,7 +105,7 @@ class Clips:
     """What a user should know about the clips, in words."""
     characters: tuple["Clips", ...] = ()
     """Clips of further characters, who replace other people in the same driving video, in the order of replacing."""
-    model: str = "animate"
+    model: str = FIRST.name
     """The family that they are for."""
     canvas: Canvas | None = None
     """None: the generated frames have the size of the driving clip."""
@@ -327,6 +327,6 @@ def place_clips(source: Path, target: Path, mode: Mode, refert_num: int = 1) -> 
             reader.verify()
     with replacing(target) as part:
         part.mkdir()
-        for file in ANIMATE.clips(mode).values():
+        for file in clips.family.clips(mode).values():
             shutil.copyfile(source / file, part / file)
     return clips.at(target)

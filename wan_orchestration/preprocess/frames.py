@@ -33,7 +33,7 @@ class DrivingVideo:
     def __init__(
         self, path: Path, settings: PreprocessSettings, choose: "ChooseFrames | None" = None, least: int = 2
     ) -> None:
-        """`choose` defaults to `nearest_frames`."""
+        """`choose` defaults to `choose_frames`."""
         self._path = path
         self._truncated_ok = settings.truncated_ok
         with FrameReader(path, truncated_ok=settings.truncated_ok) as reader:
@@ -43,7 +43,7 @@ class DrivingVideo:
             self.keyframes = reader.keyframes()
         self._frames: list[Frame] = []
         """All frames, if they are kept and were read once."""
-        self.fps, self.indices = (choose or nearest_frames)(self.times, self.info, settings)
+        self.fps, self.indices = (choose or choose_frames)(self.times, self.info, settings)
         if len(self.indices) < least:
             end = end_of(self.info, settings)
             raise BadInput(
@@ -90,11 +90,11 @@ ChooseFrames = Callable[[Sequence[float], VideoInfo, PreprocessSettings], tuple[
 """
 
 
-def nearest_frames(times: Sequence[float], info: VideoInfo, settings: PreprocessSettings) -> tuple[Fraction, list[int]]:
-    """The frames nearest to evenly spaced moments, see `choose_frames` and `choose_fps`."""
+def choose_frames(times: Sequence[float], info: VideoInfo, settings: PreprocessSettings) -> tuple[Fraction, list[int]]:
+    """The frames nearest to evenly spaced moments, see `nearest_frames` and `choose_fps`."""
     fps = choose_fps(info.fps, settings.fps)
     end = end_of(info, settings)
-    return fps, choose_frames(times, info.fps, fps, settings.start, end, settings.max_frames)
+    return fps, nearest_frames(times, info.fps, fps, settings.start, end, settings.max_frames)
 
 
 def end_of(info: VideoInfo, settings: PreprocessSettings) -> float:
@@ -116,7 +116,7 @@ def choose_fps(source: Fraction, wanted: float | None) -> Fraction:
     return divided if divided >= _EVEN_FPS else Fraction(MOST_FPS)
 
 
-def choose_frames(
+def nearest_frames(
     times: Sequence[float], rate: Fraction, fps: Fraction, start: float, end: float, most: int | None
 ) -> list[int]:
     """For each moment `start + i / fps` before `end`, the frame nearest in time; of two equally near, the earlier.

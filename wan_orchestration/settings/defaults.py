@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from wan_orchestration.families.choose import FAMILIES, FIRST
+from wan_orchestration.families.choose import FAMILIES
 from wan_orchestration.families.family import Family
 from wan_orchestration.settings.generate import GenerateSettings
 
@@ -18,7 +18,7 @@ def default_in_words(model: type[BaseModel], name: str, show: Callable[[Any], st
         words += [
             f"of {family.name}: {_by_variant(family, name, default, show)}"
             for family in FAMILIES.values()
-            if family is not FIRST and any(name in values for values in family.defaults.values())
+            if any(name in values for values in family.defaults.values())
         ]
     return "; ".join(words)
 

@@ -94,18 +94,14 @@ def look_into(path: Path) -> Contents:
     return Contents(family, name, [one for one in family.variants if (path / layout.transformer[one]).exists()])
 
 
-def open_snapshot(
-    path: Path, revision: str | None = None, family: str | None = None, variant: str | None = None
-) -> Snapshot:
+def open_snapshot(path: Path, revision: str | None = None, variant: str | None = None) -> Snapshot:
     """Recognises the family and layout of the snapshot in `path`, and checks that each needed file is complete.
 
     `revision` defaults to the one in the manifest, if there is one; `variant` to the first that is there. BadInput: a
-    folder of no known layout, of another family or variant, or a file that is missing, empty, cut off or unreadable.
+    folder of no known layout, of another variant, or a file that is missing, empty, cut off or unreadable.
     """
     contents = look_into(path)
     found, layout, variants = contents.family, contents.family.layouts[contents.layout], contents.variants
-    if family and family != found.name:
-        raise BadInput(f"{path} is a snapshot of {found.title}; expected one of {FAMILIES[family].title}")
     variant = found.variant(variant or (variants or found.variants)[0])
     if variants and variant not in variants:
         wanted = "" if layout.mark else f" ({layout.transformer[variant]})"

@@ -53,7 +53,6 @@ ANIMATE = Family(
     title="Wan2.2-Animate",
     summary="sees the motion as a skeleton and a face; can also replace people in a video",
     prompt_example=None,
-    folder="animate",
     variants=("only",),
     defaults={"only": {}},
     presets={

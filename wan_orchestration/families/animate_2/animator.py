@@ -44,6 +44,7 @@ class Animator(animator.Animator):
 
     @torch.no_grad()
     def condition(self, segment: SegmentInput, guide: Tensor | None) -> Conditions:
+        self.forget_driving()
         frames = len(segment.driving)
         with self.stopwatch.during("encoding"):
             video = to_tensor(segment.driving, self.models.device)

@@ -27,8 +27,7 @@ from wan_orchestration.preprocess.contact_sheet import write_contact_sheet
 from wan_orchestration.preprocess.estimators.base import Detection, Estimator, Frame
 from wan_orchestration.preprocess.estimators.choose import open_estimator
 from wan_orchestration.preprocess.follow import FollowedPerson, follow_people
-from wan_orchestration.preprocess.frames import DrivingVideo, end_of, prefetched
-from wan_orchestration.preprocess.frames import choose_frames as choose_nearest
+from wan_orchestration.preprocess.frames import DrivingVideo, end_of, nearest_frames, prefetched
 from wan_orchestration.preprocess.geometry import Letterbox, canvas_size, letterbox
 from wan_orchestration.preprocess.keypoints import Pose
 from wan_orchestration.preprocess.look import Overlay, TimelinePictures, write_look
@@ -138,7 +137,7 @@ def choose_frames(times: Sequence[float], info: VideoInfo, settings: PreprocessS
     start, rate, wanted = settings.start, float(info.fps), float(fps)
     seconds = info.frames / rate
     if any(abs(moment - i / rate) > 0.25 / rate for i, moment in enumerate(times)) or info.duration > seconds + 0.5:
-        return fps, choose_nearest(times, info.fps, fps, start, end_of(info, settings), settings.max_frames)
+        return fps, nearest_frames(times, info.fps, fps, start, end_of(info, settings), settings.max_frames)
     if start or settings.end is not None:
         end = seconds if settings.end is None else min(settings.end, seconds)
         count = math.floor((end - start) * wanted + 1e-6)

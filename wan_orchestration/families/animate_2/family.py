@@ -107,7 +107,6 @@ ANIMATE_2 = Family(
     title="Wan-Animate-2",
     summary="sees the driving video itself; the prompt should describe the character",
     prompt_example="A young woman with short dark hair in a red coat. Background: a quiet street at dusk.",
-    folder="animate_2",
     variants=("distilled", "base"),
     defaults={
         variant: {

@@ -140,7 +140,7 @@ class Animate2Transformer(WanTransformer, WanTransformer3DModel):
         timestep = torch.tensor([DRIVING_TIMESTEP], device=x.device)
         _, modulation = self.embed_time(timestep)
         driving.steps = Pass(rotary, modulation)
-        with _reading(driving):
+        with self.cache_context(branch.name), _reading(driving):
             for index in range(len(self.blocks)):
                 if driving.keeps_inputs:
                     driving.keep(index, x)

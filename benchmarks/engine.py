@@ -427,7 +427,7 @@ def measure_engine(work: dict, device) -> dict:
         "load": took.load + sum(one.seconds.load for one in before),
         "compile": max(0.0, warm_up),
         "driving": sum(driving),
-        "denoise": took.denoise - sum(driving),
+        "denoise": took.denoise,
         "decode": took.decode,
         "total": took.total - took.load,
         "steps": steps,

@@ -53,8 +53,8 @@ class NoLauncher(Launcher):
 @pytest.fixture
 def generate(data_root, instance, monkeypatch):
     """Generates the videos of jobs in one run that can launch nothing. Returns the failure and the launched jobs."""
-    weights = SimpleNamespace(path=data_root, revision=None, fingerprint="weights")
-    monkeypatch.setattr(assets, "_snapshot", lambda context: weights)
+    weights = SimpleNamespace(path=data_root, revision=None, fingerprint="weights", variant="only")
+    monkeypatch.setattr(assets.Snapshots, "of", lambda self, model, variant: weights)
 
     def run(first: str, last: str) -> tuple[str, list[str]]:
         result = dg.materialize(

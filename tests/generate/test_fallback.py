@@ -16,7 +16,9 @@ from wan_orchestration.settings.generate import GenerateSettings
 @pytest.fixture
 def plan():
     pose = SimpleNamespace(height=64, width=96)
-    task = SimpleNamespace(job_id="job", settings=GenerateSettings(), clips=SimpleNamespace(pose=pose))
+    task = SimpleNamespace(
+        job_id="job", settings=GenerateSettings(), clips=SimpleNamespace(driving=pose, height=64, width=96)
+    )
     return Plan(None, task, (), first=0, count=1)
 
 
@@ -36,7 +38,7 @@ def test_networks_are_freed_if_a_faster_placement_then_fits(plan, memory, size, 
     monkeypatch.setattr(fallback, "pick_device", lambda settings, ranks: (torch.device("cuda", 0), torch.bfloat16))
     monkeypatch.setattr(fallback, "device_memory", lambda device: memory + (0 if networks.bytes_on("cuda") else size))
     monkeypatch.setattr(fallback, "sizes", lambda *arguments: None)
-    monkeypatch.setattr(fallback, "placements", lambda *arguments, **options: estimate)
+    monkeypatch.setattr(fallback, "all_placements", lambda *arguments, **options: estimate)
     ways = fallback.placements_for(plan, Ranks(), False, False, networks)
     assert (ways[0].name, networks.bytes_on("cuda") > 0) == (name, kept)
 

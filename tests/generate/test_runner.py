@@ -325,7 +325,7 @@ def test_ways_to_go_on(settings, first, seams, names, tiny_snapshot, make_task, 
     estimate = [Placement("resident", 9), Placement("swap", 9), Placement("offload", 9), Placement("tiled", 1)]
     monkeypatch.setattr(fallback, "pick_device", lambda settings, ranks: (torch.device("cuda", 0), torch.bfloat16))
     monkeypatch.setattr(fallback, "device_memory", lambda device: 5)
-    monkeypatch.setattr(fallback, "placements", lambda *arguments, **options: estimate)
+    monkeypatch.setattr(fallback, "all_placements", lambda *arguments, **options: estimate)
     task = make_task(settings=settings, **TALL)
     plan = Plan(open_snapshot(tiny_snapshot), task, (), first, count=2)
     assert [way.name for way in fallback.placements_for(plan, Ranks(), False, seams)] == names

@@ -112,10 +112,12 @@ class Models:
 
     @property
     def host_memory(self) -> int:
-        """Bytes of host memory that weights take."""
+        """Bytes of host memory that weights take, and what the transformer keeps for the next job."""
         models = [one for one in self._loaded.values() if isinstance(one, nn.Module)]
         weights = sum(weight.nbytes for one in models for weight in one.parameters() if weight.device.type == "cpu")
-        return weights + sum(packed.size for packed in (self._in_host.packed if self._in_host else ()))
+        transformer = self._loaded.get("transformer")
+        kept = transformer.kept_in_host if transformer else 0
+        return weights + kept + sum(packed.size for packed in (self._in_host.packed if self._in_host else ()))
 
     def _outdated(
         self,

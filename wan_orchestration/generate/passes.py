@@ -36,7 +36,7 @@ class Pass:
         """Make the video of the finished pass `before` the background of this one. Calls `on_segment` for each part."""
         path = self.unfinished.folder.parent / f"background_{self.number + 1}.mp4"
         concatenate(before.unfinished.files(), path, on_segment=on_segment)
-        self.task = self.task.model_copy(update={"clips": replace(self.task.clips, background=probe(path))})
+        self.task = self.task.model_copy(update={"clips": self.task.clips.with_background(probe(path))})
 
 
 class Passes(Sequence[Pass]):
@@ -44,7 +44,7 @@ class Passes(Sequence[Pass]):
 
     def __init__(self, task: Task) -> None:
         # The background of later passes is made from the pass before, so it is none of their inputs.
-        characters = [task.clips, *(replace(one, background=None) for one in task.clips.characters)]
+        characters = [task.clips, *(one.with_background(None) for one in task.clips.characters)]
         self._passes = [Pass(task, number, replace(one, characters=())) for number, one in enumerate(characters)]
         self._folder = task.output / ".work"
         self._stack = ExitStack()

@@ -146,6 +146,12 @@ class Clips:
         """Of the generated frames, px."""
         return self.canvas.width if self.canvas else self.driving.width
 
+    def with_background(self, background: VideoInfo | None) -> "Clips":
+        """The same clips with another background, or without one."""
+        videos = self.videos | {"src_bg": background}
+        kept = {name: videos.get(name) for name in self.family.clips(self.mode)}
+        return replace(self, videos={name: info for name, info in kept.items() if info is not None})
+
     def shown(self, frames: Any) -> Any:
         """The part of generated frames (..., H, W), an array or a tensor, that the video shows."""
         canvas = self.canvas

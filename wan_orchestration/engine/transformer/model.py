@@ -150,6 +150,11 @@ class WanTransformer(ModelMixin, ConfigMixin, CacheMixin):
             )
         return compilation
 
+    @property
+    def kept_in_host(self) -> int:
+        """Bytes of host memory that the transformer holds besides its weights, and uses again in the next job."""
+        return 0
+
     def _self_attention(self, index: int, kernel: str, tokens: SplitTokens | None) -> SelfAttention:
         """The processor of a block's self-attention."""
         return SelfAttention(kernel, tokens)

@@ -53,7 +53,6 @@ class Animator(animator.Animator):
                 driving = self.vae.encode_video(video)
                 known = self._encode_known(frames, guide)
             del video
-        with self.stopwatch.during("denoising"):
             context = self._embed(self.texts[-1], features)
             self.transformer.read_driving(driving, InContextBranch(context, "driving"), self.size[1] // 16)
         self.transformer.driving.window = self._window(driving, known)

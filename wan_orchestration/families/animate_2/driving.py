@@ -78,14 +78,13 @@ class Driving:
         eight_bits: keep keys and values in 8 bits, with a scale for each token and head. It has no effect on inputs.
         device: where they are used.
         blocks: how many.
-        tokens: how ranks share the driving tokens; None: this rank has all of them.
     """
 
-    def __init__(
-        self, where: Where, eight_bits: bool, device: torch.device, blocks: int, tokens: SplitTokens | None
-    ) -> None:
+    def __init__(self, where: Where, eight_bits: bool, device: torch.device, blocks: int) -> None:
         self.where, self.eight_bits, self.device = where, eight_bits, device
-        self.blocks, self.tokens = blocks, tokens
+        self.blocks = blocks
+        self.tokens: SplitTokens | None = None
+        """How ranks share the driving tokens; None: this rank has all of them."""
         self.window = Window(0, 0)
         self.reading = False
         """Whether the blocks run on the driving tokens."""
@@ -97,6 +96,11 @@ class Driving:
         """Tensors without data like those of each block, if they lie in host memory."""
         self._prefetcher: Prefetcher | None = None
         self._slot = 0
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that stays for the next segment and the next job."""
+        return sum(buffer.nbytes for buffer in self._prefetcher.buffers) if self._prefetcher else 0
 
     @property
     def keeps_inputs(self) -> bool:

@@ -97,7 +97,8 @@ class Animate2Transformer(WanTransformer, WanTransformer3DModel):
         stopwatch: Stopwatch | None = None,
     ) -> Compilation:
         self._driving_tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
-        self.keep_driving("device")
+        if self.trunk.driving is None:
+            self.keep_driving("device")
         return super().prepare(attention, group, compiled, step_cache, stopwatch)
 
     def _self_attention(self, index: int, kernel: str, tokens: SplitTokens | None) -> SelfAttention:
@@ -107,8 +108,15 @@ class Animate2Transformer(WanTransformer, WanTransformer3DModel):
 
     def keep_driving(self, where: Where, eight_bits: bool = False) -> None:
         """Set where the driving pass leaves its keys and values, see `Driving`. Call it after `prepare`."""
-        device, blocks = self.patch_embedding.weight.device, len(self.blocks)
-        self.trunk.driving = Driving(where, eight_bits, device, blocks, self._driving_tokens)
+        device, kept = self.patch_embedding.weight.device, self.trunk.driving
+        if kept is None or (kept.where, kept.eight_bits, kept.device) != (where, eight_bits, device):
+            self.trunk.driving = kept = Driving(where, eight_bits, device, len(self.blocks))
+        kept.clear()
+        kept.tokens = self._driving_tokens
+
+    @property
+    def kept_in_host(self) -> int:
+        return self.trunk.driving.host_bytes if self.trunk.driving else 0
 
     @property
     def driving(self) -> Driving:
@@ -132,7 +140,7 @@ class Animate2Transformer(WanTransformer, WanTransformer3DModel):
         timestep = torch.tensor([DRIVING_TIMESTEP], device=x.device)
         _, modulation = self.embed_time(timestep)
         driving.steps = Pass(rotary, modulation)
-        with _reading(driving):
+        with self.cache_context(branch.name), _reading(driving):
             for index in range(len(self.blocks)):
                 if driving.keeps_inputs:
                     driving.keep(index, x)

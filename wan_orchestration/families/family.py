@@ -20,7 +20,7 @@ class Span(NamedTuple):
     """How many of them the segment before has made already."""
 
 
-class Kept(NamedTuple):
+class DrivingCache(NamedTuple):
     """A way to keep what a family computes of a segment's driving frames, and the bytes that it takes."""
 
     name: str = ""
@@ -49,9 +49,9 @@ class KeepSettings(Protocol):
     driving_cache_fp8: bool
 
 
-def keep_nothing(settings: KeepSettings, maps: Maps, ranks: int, copies: int) -> list[Kept]:
+def keep_nothing(settings: KeepSettings, maps: Maps, ranks: int, copies: int) -> list[DrivingCache]:
     """For families that compute nothing of the driving frames in advance."""
-    return [Kept()]
+    return [DrivingCache()]
 
 
 class SegmentSettings(Protocol):
@@ -128,7 +128,7 @@ class Family:
     """The segments of a video of so many frames."""
     clips: Callable[[str], Mapping[str, str]]
     """File names of the clips that a mode needs, by name of the input."""
-    keep: Callable[[KeepSettings, Maps, int, int], list[Kept]]
+    keep: Callable[[KeepSettings, Maps, int, int], list[DrivingCache]]
     """The ways to keep what is computed of driving frames that the settings allow, the fastest first. The last two
     arguments: how many ranks share them, and how many such groups of ranks there are."""
     driving: str

@@ -9,10 +9,10 @@ from typing import Literal
 
 from wan_orchestration.engine.memory.sizes import Sizes
 from wan_orchestration.engine.vae.bands import BAND, starts
-from wan_orchestration.families.family import Kept, Maps
+from wan_orchestration.families.family import DrivingCache, Maps
 from wan_orchestration.settings.generate import GenerateSettings
 
-NOTHING = Kept()
+NOTHING = DrivingCache()
 
 Name = Literal["resident", "swap", "offload", "tiled"]
 
@@ -80,7 +80,7 @@ class Placement:
     vram: int = 0
     ram: int = 0
     cache: str = ""
-    """Where the driving frames' keys and values lie, see `families.family.Kept`."""
+    """Where the driving frames' keys and values lie, see `families.family.DrivingCache`."""
 
     def fits(self, vram: int, ram: int) -> bool:
         return self.vram <= vram and self.ram <= ram
@@ -98,7 +98,8 @@ def all_placements(
     copies = 2 if settings.cfg_parallel and settings.guided and ranks % 2 == 0 else 1
     maps = Maps(sizes.layers, segment.driving_tokens * sizes.dim * sizes.itemsize, sizes.itemsize, sizes.head_dim)
     kept = settings.family.keep(settings, maps, ranks // copies, copies)
-    ways = [placements(sizes, segment, ranks, fsdp, not settings.offload_model, one) for one in kept]
+    takes = settings.retakes > 0  # a segment that may be made again keeps it until it is decoded
+    ways = [placements(sizes, segment, ranks, fsdp, not settings.offload_model, one, takes) for one in kept]
     return [way for alike in zip(*ways, strict=True) for way in alike]
 
 
@@ -108,13 +109,15 @@ def placements(
     ranks: int = 1,
     fsdp: bool = False,
     keep_text: bool = False,
-    beside: Kept = NOTHING,
+    beside: DrivingCache = NOTHING,
+    beside_vae: bool = False,
 ) -> list[Placement]:
     """The placements of models of these sizes, the fastest first, with the memory that each needs.
 
-    `beside` is what is kept of the driving frames. Device memory is per rank, host memory is for all ranks. Ranks share
-    tokens and the VAE's rows. With FSDP they also share weights, which then stay on the devices. With `keep_text` the
-    text encoder stays loaded: on the device, or in host memory if blocks are streamed.
+    `beside` is what is kept of the driving frames while denoising, with `beside_vae` also while decoding. Device memory
+    is per rank, host memory is for all ranks. Ranks share tokens and the VAE's rows. With FSDP they also share weights,
+    which then stay on the devices. With `keep_text` the text encoder stays loaded: on the device, or in host memory if
+    blocks are streamed.
     """
     shared = ranks if fsdp else 1
     whole, text = sizes.transformer // shared, sizes.text_encoder // shared
@@ -130,7 +133,8 @@ def placements(
     def coding(maps: float, part: float = 1.0) -> int:
         map_bytes = sizes.vae_width * 4 * segment.height * segment.width * sizes.vae_itemsize / ranks
         band = segment.video if part < 1 else 0
-        return sizes.vae + int((maps * map_bytes + band) * part) + segment.video
+        cache = beside.device if beside_vae else 0
+        return sizes.vae + int((maps * map_bytes + band) * part) + segment.video + cache
 
     def placement(name: Name, vram: int, ram: int) -> Placement:
         loading = sizes.loaded if sizes.loaded > sizes.transformer else 0

@@ -1,9 +1,9 @@
 """What Wan-Animate-2 says of itself, without model code."""
 
 from wan_orchestration.families.family import (
+    DrivingCache,
     Family,
     KeepSettings,
-    Kept,
     Layout,
     Maps,
     SegmentSettings,
@@ -45,7 +45,7 @@ def spans(settings: SegmentSettings, frames: int) -> list[Span]:
     return found
 
 
-def keep(settings: KeepSettings, maps: Maps, ranks: int, copies: int) -> list[Kept]:
+def keep(settings: KeepSettings, maps: Maps, ranks: int, copies: int) -> list[DrivingCache]:
     """Keys and values, or the blocks' inputs, on the device or in host memory.
 
     Of host memory, two blocks' parts are on the device at a time. Inputs and 8 bits need room to compute a block's keys
@@ -56,10 +56,10 @@ def keep(settings: KeepSettings, maps: Maps, ranks: int, copies: int) -> list[Ke
     packed = both // maps.itemsize + both // maps.head_dim if settings.driving_cache_fp8 else both
     room = both if settings.driving_cache_fp8 else 0
     ways = [
-        Kept("device", maps.layers * packed + room),
-        Kept("inputs", maps.layers * one + both),
-        Kept("host", 2 * packed + room, maps.layers * packed * ranks * copies),
-        Kept("host-inputs", 2 * one + both, maps.layers * one * ranks * copies),
+        DrivingCache("device", maps.layers * packed + room),
+        DrivingCache("inputs", maps.layers * one + both),
+        DrivingCache("host", 2 * packed + room, maps.layers * packed * ranks * copies),
+        DrivingCache("host-inputs", 2 * one + both, maps.layers * one * ranks * copies),
     ]
     return [way for way in ways if settings.driving_cache in ("auto", way.name)]
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import dagster as dg
 
 from wan_orchestration.launch.launcher import WorkerDied
 from wan_orchestration.launch.pipes import LaunchMonitor, Outcome, pipes_session
-from wan_orchestration.launch.tail import Tail
+from wan_orchestration.launch.tail import Tail, TailMessageReader
 from wan_orchestration.protocol.launches import LOG
 from wan_orchestration.protocol.lines import Line
 from wan_orchestration.protocol.messages import PreprocessRequest, Request
@@ -56,7 +57,10 @@ class Launch:
         """Ask for a request's outcomes, which `poll` yields. Raises WorkerDied: the launch has ended."""
         self.context, self.monitor, self.busy = context, LaunchMonitor(context, request), True
         with ExitStack() as stack:
-            self._pipes = stack.enter_context(pipes_session(context, request))
+            messages = Path(stack.enter_context(TemporaryDirectory())) / "messages"
+            messages.touch()
+            self._reader = TailMessageReader(messages)
+            self._pipes = stack.enter_context(pipes_session(context, request, reader=self._reader))
             variables = self._pipes.get_bootstrap_env_vars()
             try:
                 body = request.model_copy(update={"warm": self.is_warm}).model_dump(mode="json")
@@ -76,12 +80,14 @@ class Launch:
         try:
             message = self.line.receive(0) or {}
         except TimeoutError:
+            self._reader.read()
             yield from self.monitor.process(self._pipes.get_custom_messages())
             self._copy_output()
             silence = time.monotonic() - self.monitor.active_at
             if silence > stall_timeout:
                 self._kill_hung(silence)
             return
+        self._reader.read()
         self._close_session()
         yield from self.monitor.process(self._pipes.get_custom_messages())
         self._copy_output()
@@ -115,7 +121,6 @@ class Launch:
         self.line.close()
 
     def _close_session(self) -> None:
-        """Closing the session reads the remaining messages."""
         self.busy = False
         if session := self._session:
             self._session = None

@@ -36,9 +36,10 @@ def pipes_session(
     context: dg.AssetExecutionContext,
     request: Request | PreprocessRequest,
     injector: dg.PipesContextInjector | None = None,
-    reader: dg.PipesMessageReader | None = None,
+    *,
+    reader: dg.PipesMessageReader,
 ) -> Iterator[dg.PipesSession]:
-    """A Pipes session for one launch. Injector and reader use temporary files of this machine by default.
+    """A Pipes session for one launch. The injector uses a temporary file of this machine by default.
 
     `dg.open_pipes_session` cannot be used: it expects one output of the step, but a run over several jobs reports each
     job's materialization as soon as its video is finished.
@@ -55,7 +56,7 @@ def pipes_session(
         retry_number=context.retry_number,
         extras={"jobs": job_ids(request)},
     )
-    handler = dg.PipesMessageHandler(context, reader or dg.PipesTempFileMessageReader())
+    handler = dg.PipesMessageHandler(context, reader)
     injector = injector or dg.PipesTempFileContextInjector()
     with injector.inject_context(data) as context_params, handler.handle_messages() as message_params:
         yield dg.PipesSession(data, handler, context_params, message_params, context)

@@ -133,7 +133,7 @@ class SlurmClient(Launcher):
             script = self._script([str(folder.path / "request.json")], nodes, gpus)
             folder.write("" if self.keep_warm_seconds else script)
         reader = TailMessageReader(folder.messages)
-        with pipes_session(context, folder.request, dg.PipesEnvContextInjector(), reader) as session:
+        with pipes_session(context, folder.request, dg.PipesEnvContextInjector(), reader=reader) as session:
             if finished:
                 context.log.info("The Slurm job of an earlier run is done; its videos are complete.")
                 work, states = Work("", folder), iter([None])

@@ -13,6 +13,7 @@ from wan_orchestration.engine.lora import Lora, fuse
 from wan_orchestration.engine.models import Models
 from wan_orchestration.errors import BadInput
 from wan_orchestration.families.animate.family import RELIGHTING_LORA
+from wan_orchestration.families.animate_2.transformer import Animate2Transformer
 from wan_orchestration.weights.snapshot import open_snapshot
 
 CPU = torch.device("cpu")
@@ -279,3 +280,33 @@ def test_argument(tmp_path):
         Lora.parse(f"{file}:strong")
     with pytest.raises(BadInput, match="no file"):
         Lora.parse(str(tmp_path / "b.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "query, output",
+    [
+        ("blocks.1.block.self_attn.q", "blocks.0.block.cross_attn.v_img"),
+        ("transformer.blocks.1.self_attn.to_q", "transformer.blocks.0.cross_attn.add_v_proj"),
+        ("transformer.blocks.1.attn1.to_q", "transformer.blocks.0.attn2.add_v_proj"),
+        ("lora_unet_blocks_1_block_self_attn_q", "lora_unet_blocks_0_block_cross_attn_v_img"),
+    ],
+)
+def test_both_spellings_of_the_second_family(query, output, tmp_path):
+    torch.manual_seed(0)
+    model = Animate2Transformer(
+        num_attention_heads=2, attention_head_dim=12, in_channels=36, text_dim=8, freq_dim=16, ffn_dim=32, num_layers=2,
+        image_dim=8, added_kv_proj_dim=24,
+    )  # fmt: skip
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, change in (("blocks.1.attn1.to_q", 0.5), ("blocks.0.attn2.add_v_proj", 1.5)):
+        expected[f"{name}.weight"] += change
+    tensors = {}
+    for name, change in ((query, 0.5), (output, 1.5)):
+        tensors |= {
+            f"{name}.lora_down.weight": torch.ones(1, 24),
+            f"{name}.lora_up.weight": torch.full((24, 1), change),
+        }
+    save_file(tensors, tmp_path / "lora.safetensors")
+    assert fuse(model, Lora(tmp_path / "lora.safetensors")) is None
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name

@@ -16,6 +16,9 @@ from wan_orchestration.engine.models import Models
 from wan_orchestration.engine.vae.layers import use_own_layers
 from wan_orchestration.engine.vae.model import AnimateVae
 from wan_orchestration.families.animate.transformer import AnimateTransformer, FaceBranch
+from wan_orchestration.families.animate_2.driving import Window
+from wan_orchestration.families.animate_2.transformer import Animate2Transformer, InContextBranch
+from wan_orchestration.settings.generate import GenerateSettings
 from wan_orchestration.weights.snapshot import open_snapshot
 
 GB = 10**9
@@ -99,6 +102,53 @@ def test_activations_of_a_denoising_step(height, width, dtype, in_slices):
     maps = placement.SLICED_MAPS if in_slices else placement.DENOISE_MAPS
     expected = maps * segment.tokens * 5120 * dtype.itemsize
     assert expected == pytest.approx(memory.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("in_slices", [False, True])
+@pytest.mark.parametrize("height, width", [(640, 800), pytest.param(720, 1280, marks=pytest.mark.heavy)])
+def test_activations_of_the_second_family(height, width, in_slices):
+    """Of a denoising step and of the driving pass at the widths of the 14B model, on tensors without data."""
+    segment = SegmentShape(height, width, 81, driving=(height, width))
+    slots, rows, columns, dtype = 22, height // 8, width // 8, torch.bfloat16
+    with FakeTensorMode(), torch.no_grad():
+        torch.set_default_dtype(dtype)
+        try:
+            model = Animate2Transformer(in_channels=36, image_dim=1280, added_kv_proj_dim=5120, num_layers=2)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        if in_slices:
+            model.use_slices()
+        model.prepare("native", None)
+        branch = InContextBranch(model.cross_keys(torch.empty(1, 769, 5120, dtype=dtype)))
+        driving = torch.empty(1, 16, slots - 1, rows, columns)
+        latents, y = torch.empty(1, 16, slots, rows, columns), torch.empty(1, 20, slots, rows, columns)
+        with Peak(*model.parameters(), *model.buffers()) as memory:
+            model.read_driving(driving, branch, columns // 2)
+        kept = memory.now
+        model.driving.window = Window(rows * columns // 4, rows * columns // 4, empty=9, empty_driving=3)
+        with Peak(*model.parameters(), *model.buffers(), *(x for one in model.driving._kept for x in one)) as step:
+            model.denoise(latents, torch.tensor([500]), y, branch)
+    maps = placement.SLICED_MAPS if in_slices else placement.DENOISE_MAPS
+    one = segment.tokens * 5120 * dtype.itemsize
+    assert memory.peak - kept <= 1.1 * maps * one
+    # The parts of the attention that are merged take about 1.4 maps in addition, in slices 0.7.
+    assert maps * one == pytest.approx(step.peak, rel=0.12)
+
+
+def test_what_is_kept_of_driving_frames_is_added():
+    settings = GenerateSettings(model="animate-2", variant="distilled")
+    for size, keys in (((640, 800), 34.4), ((720, 1280), 61.9)):
+        segment = SegmentShape(*size, 81, driving=size)
+        sizes = replace(BIG, vae_width=0)  # else decoding would take the most
+        ways = placement.all_placements(sizes, segment, settings)
+        bare = {way.name: way for way in placements(sizes, segment)}
+        resident = {way.cache: way.vram - bare["resident"].vram for way in ways if way.name == "resident"}
+        host = {way.cache: way.ram - bare["resident"].ram for way in ways if way.name == "resident"}
+        assert resident["device"] / GB == host["host"] / GB == pytest.approx(keys, rel=0.01)
+        assert 0.5 * keys < resident["inputs"] / GB < 0.6 * keys
+        assert host["host-inputs"] / GB == pytest.approx(keys / 2, rel=0.01)
+        assert max(resident["host"], resident["host-inputs"]) < 0.06 * keys * GB
+        assert (host["device"], host["inputs"]) == (0, 0)
 
 
 @pytest.mark.parametrize(

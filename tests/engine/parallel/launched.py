@@ -60,7 +60,7 @@ def main(file, words):
             if not ranks.leads:
                 follow(maker)
                 continue
-            runner = Runner(open_snapshot(request.snapshot), Printer(), maker)
+            runner = Runner(open_snapshot(request.snapshot, variant=request.variant), Printer(), maker)
             for task in request.tasks[:1] if word == "full" else request.tasks:
                 place = Path(file).parent / word / task.job_id
                 runner.run(task.model_copy(update={"output": place, "save_frames": place.with_suffix(".npz")}))

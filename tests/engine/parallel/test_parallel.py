@@ -5,19 +5,22 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from media import moving_frames
 
-from benchmarks import random_snapshot
+from benchmarks import long_video, random_snapshot
 from wan_orchestration.families.animate.animator import Animator
 from wan_orchestration.generate import runner
 from wan_orchestration.jobs.clips import check_clips
 from wan_orchestration.protocol.messages import Request, Task
 from wan_orchestration.settings.checks import CheckSettings
 from wan_orchestration.settings.generate import GenerateSettings
+from wan_orchestration.video.writer import write_lossless
 
 ROOT = Path(__file__).parents[3]
 PARITY = ROOT.parent / "shared" / "parity"
@@ -33,6 +36,15 @@ JOBS = {
         {"frames": 6, "height": 48, "width": 64, "mode": "replace"},
         {"mode": "replace", "use_relighting_lora": True},
     ),
+}
+
+# Settings of Wan-Animate-2's jobs. A generated frame has 20 tokens, a driving frame 15.
+ANIMATE_2_JOBS = {
+    "device": {"driving_cache": "device"},
+    "inputs": {"driving_cache": "inputs"},
+    "branches": {"driving_cache": "host", "cfg_parallel": True},
+    "branches with inputs": {"driving_cache": "host-inputs", "cfg_parallel": True},
+    "whole steps": {"driving_cache": "device", "guide_scale": 1.0},
 }
 
 
@@ -143,6 +155,47 @@ def test_ranks_make_the_same_video_as_one(ranks, jobs, launch, request_of):
     lasted = datetime.fromisoformat(failed["finished_at"]) - datetime.fromisoformat(failed["started_at"])
     assert lasted.total_seconds() < 40
     assert all("not started" in result["error"] for result in others)
+
+
+@pytest.fixture(params=["base", "distilled"])
+def animate_2_request(request, tmp_path):
+    """The jobs above, guided, on a snapshot with four attention heads."""
+    widths = replace(random_snapshot.ANIMATE_2_WIDTHS, dim=128, heads=4)
+    random_snapshot.write_animate_2(tmp_path / "snapshot", widths, variants=(request.param,))
+    folder = long_video.draw_animate_2_job(tmp_path / "job", 6, 64, 80)
+    write_lossless(folder / "src_driving.mp4", moving_frames(6, 48, 80, 1), 24)
+    tasks = [
+        Task(
+            job_id=name,
+            clips=check_clips(folder, "animate", model="animate-2"),
+            output=tmp_path / "alone" / name,
+            settings=GenerateSettings(
+                model="animate-2",
+                variant=request.param,
+                **{"clip_len": 5, "sampling_steps": 2, "guide_scale": 2.0, "device": "cpu", **settings},
+            ),
+            created_at=datetime.now(UTC),
+            save_frames=tmp_path / "alone" / f"{name}.npz",
+        )
+        for name, settings in ANIMATE_2_JOBS.items()
+    ]
+    return Request(snapshot=tmp_path / "snapshot", variant=request.param, tasks=tasks)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_make_the_same_video_of_the_second_family(ranks, launch, animate_2_request):
+    """With whole and sharded weights."""
+    alone = runner.run([(animate_2_request, Silent())])
+    assert [result.error for result in alone] == [None] * len(ANIMATE_2_JOBS)
+    folder, lines, done = launch(ranks, animate_2_request, "plain", "fsdp")
+    assert [line["error"] for line in lines] == [None] * 2 * len(ANIMATE_2_JOBS)
+    for word in ("plain", "fsdp"):
+        for task in animate_2_request.tasks:
+            ours, expected = frames(folder / word / f"{task.job_id}.npz"), frames(task.save_frames)
+            assert ours.shape == expected.shape
+            assert np.abs(ours - expected).max() < 1e-4, (word, task.job_id)
+    assert ("side by side" in done.stderr) == (ranks % 2 == 0)
 
 
 @pytest.mark.skipif(not PARITY.is_dir(), reason=f"the recorded outputs are not at {PARITY}")

@@ -10,7 +10,7 @@ import torch
 from gpu_parts.machine import has
 from gpu_parts.record import Record, Skipped, Work
 from gpu_parts.sizes import allow_tf32, engine_sizes, free, models, peak, precision, psnr, shape, timed
-from wan_orchestration.engine.memory.placement import CONTEXT_TOKENS, DENOISE_MAPS
+from wan_orchestration.engine.memory.placement import CONTEXT_TOKENS
 from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.engine.speed import forward_flops, measured_tflops
 from wan_orchestration.engine.transformer.attention import EXACT, KERNELS, choose_backend
@@ -195,7 +195,7 @@ class Steps:
             return
         sizes, found = self.sizes, {}
         keys = sizes.layers * 2 * CONTEXT_TOKENS * sizes.dim * sizes.itemsize
-        maps = int(DENOISE_MAPS * self.segment.tokens * sizes.dim * sizes.itemsize)
+        maps = int(sizes.peak_maps[0] * self.segment.tokens * sizes.dim * sizes.itemsize)
         plan = (sizes.transformer + keys + maps) / 1e9
         free(self.work)
         with peak(self.work, found):

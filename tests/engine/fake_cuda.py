@@ -19,6 +19,8 @@ from wan_orchestration.engine.models import Models
 from wan_orchestration.engine.schedule import make_solver
 from wan_orchestration.engine.vae.model import AnimateVae
 from wan_orchestration.families.animate.transformer import AnimateTransformer
+from wan_orchestration.families.animate_2 import driving
+from wan_orchestration.families.animate_2.transformer import Animate2Transformer
 
 NARROW = 5120
 """The transformer's patch embeddings have this many channels; the VAE's convolutions have fewer."""
@@ -103,6 +105,17 @@ class FakeModels(Models):
         return model.eval()
 
 
+class FakeModels2(FakeModels):
+    """The same of Wan-Animate-2."""
+
+    def _load_transformer(self):
+        return self._made(
+            lambda: Animate2Transformer(in_channels=36, image_dim=1280, added_kv_proj_dim=5120, num_layers=2),
+            self.dtype,
+            self.weights_device,
+        )
+
+
 def _tensors(file):
     with unset_fake_temporarily():
         return load_file(file)
@@ -133,8 +146,9 @@ def fake_cuda(monkeypatch):
         counts.pinned += size
         return torch.empty(size, dtype=torch.uint8)
 
-    monkeypatch.setattr(offload, "host_memory", host_memory)
-    monkeypatch.setattr(offload, "register", lambda owner, memory: None)
+    for module, pin in ((offload, "register"), (driving, "pin")):
+        monkeypatch.setattr(module, "host_memory", host_memory)
+        monkeypatch.setattr(module, pin, lambda owner, memory: None)
     monkeypatch.setattr(nn.Module, "to", _move)
     monkeypatch.setattr(animator, "make_solver", _solver)
     monkeypatch.setattr(lora, "_tensors", _tensors)
@@ -142,7 +156,7 @@ def fake_cuda(monkeypatch):
     for name, value in {
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
-        "Stream": lambda *_: SimpleNamespace(wait_event=lambda _: None),
+        "Stream": lambda *_: SimpleNamespace(wait_event=lambda _: None, wait_stream=lambda _: None),
         "Event": lambda: event,
         "stream": lambda _: nullcontext(),
         "current_stream": lambda *_: SimpleNamespace(wait_event=lambda _: None),

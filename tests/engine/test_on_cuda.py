@@ -1,15 +1,18 @@
 """What the engine does on a GPU: the device, dtype and layout of every operation, at the 14B model's widths."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, FakeModels, Watch, fake_cuda
+from fake_cuda import CUDA, FakeModels, FakeModels2, Watch, fake_cuda
 from safetensors.torch import save_file
 from torch._dynamo.utils import counters
 
 from wan_orchestration.engine.lora import Lora
 from wan_orchestration.engine.transformer import compilation as compiled
 from wan_orchestration.families.animate.animator import Animator, SegmentInput
+from wan_orchestration.families.animate_2 import animator as animator_2
 from wan_orchestration.settings.generate import GenerateSettings
 
 REFERENCE = np.zeros((600, 500, 3), np.uint8)
@@ -23,8 +26,8 @@ class KnownPrompts:
         return torch.empty(1, 20, 4096) if key.startswith("prompt") else compute().cpu()
 
 
-def make_models(placement="resident", vae_dtype="float32"):
-    models = FakeModels(None, CUDA, torch.bfloat16, placement=placement, vae_dtype=getattr(torch, vae_dtype))
+def make_models(placement="resident", vae_dtype="float32", kind=FakeModels):
+    models = kind(None, CUDA, torch.bfloat16, placement=placement, vae_dtype=getattr(torch, vae_dtype))
     models.cache = KnownPrompts()  # pyright: ignore[reportAttributeAccessIssue]
     return models
 
@@ -99,5 +102,38 @@ def test_blocks_compile_once_for_all_segments_and_sizes(placement, monkeypatch):
         for size in (SMALL, LARGE):
             compilation = animate(models, size, compile="on").compilation
             assert (compilation.compiled, compilation.error) == (True, None)
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == len(functions) == 2
+
+
+@pytest.mark.parametrize("cache", ["inputs", pytest.param("host", marks=pytest.mark.heavy)])
+def test_the_second_family_runs_on_the_device_and_compiles_once(cache, monkeypatch):
+    """With guidance, and a driving video of other proportions."""
+    functions = {}
+
+    def compile_once(function):
+        return functions.setdefault(function, torch.compile(function, backend="eager"))
+
+    monkeypatch.setattr(compiled, "_compiled", compile_once)
+    torch._dynamo.reset()
+    counters.clear()
+    values = {"clip_len": 9, "sampling_steps": 1, "attention": "native", "driving_cache": cache}
+    with fake_cuda(monkeypatch):
+        models = make_models(kind=FakeModels2)
+        for size, other, compiling in ((SMALL, LARGE, "off"), (SMALL, LARGE, "on"), (LARGE, SMALL, "on")):
+            settings = GenerateSettings(model="animate-2", variant="base", compile=compiling, **values)
+            animator, guide = animator_2.Animator(models, settings, REFERENCE, *size, (), 2, 1280 * 720), None
+            segment = animator_2.SegmentInput(np.zeros((9, *other, 3), np.uint8))
+            watch = Watch()
+            with watch if compiling == "off" else nullcontext():  # nothing is compiled while operations are watched
+                for _ in range(2):
+                    conditions = animator.condition(segment, guide)
+                    video = animator.animate(conditions, lambda done: None)
+                    assert (video.device, video.dtype, video.shape) == (CUDA, torch.float32, (3, 9, *size))
+                    guide = video[:, -1:].cpu()
+            assert watch.products or compiling == "on"
+            assert not watch.elsewhere
+            assert not watch.slow_convolutions
+            assert (animator.compilation.compiled, animator.compilation.error) == (compiling == "on", None)
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == len(functions) == 2

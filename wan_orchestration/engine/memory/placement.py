@@ -26,9 +26,6 @@ WAYS: dict[Name, str] = {
 STREAMED: tuple[Name, ...] = ("offload", "tiled")
 """Placements whose transformer blocks stay in host memory until they run."""
 
-DENOISE_MAPS, SLICED_MAPS = 11.1, 6.1
-"""Feature maps, (tokens, dim) in the transformer's dtype, that exist at the peak of a denoising step: without slices,
-and with slices."""
 VAE_MAPS, BY_FRAMES_MAPS = 12.7, 9.0
 """Feature maps of the outermost layer, (base_dim, 4, H, W), that exist at the peak of decoding, without the video
 itself: with all frames of a chunk at a time, and frame by frame."""
@@ -125,6 +122,7 @@ def placements(
     keys = branches * sizes.layers * 2 * CONTEXT_TOKENS * sizes.dim * sizes.itemsize
     kept = text if keep_text else 0
     rows = segment.height // 8
+    whole_maps, sliced_maps = sizes.peak_maps
 
     def denoising(maps: float) -> int:
         tokens = max(segment.tokens, segment.driving_tokens)
@@ -141,11 +139,11 @@ def placements(
         return Placement(name, vram + OVERHEAD, max(ram, loading * ranks) + beside.host + PROCESS, beside.name)
 
     # A text encoder that does not fit beside the transformer replaces it while it encodes the prompt of a later job.
-    resident = max(text, kept + whole + keys + max(denoising(DENOISE_MAPS), coding(VAE_MAPS)))
+    resident = max(text, kept + whole + keys + max(denoising(whole_maps), coding(VAE_MAPS)))
     if fsdp:  # no replacing with FSDP, where ranks must load models together
         return [placement("resident", max(resident, text + whole + keys), 0)]
-    swap = max(text, kept + whole + keys + denoising(SLICED_MAPS), kept + coding(BY_FRAMES_MAPS))
-    streaming = 2 * sizes.block + denoising(SLICED_MAPS)
+    swap = max(text, kept + whole + keys + denoising(sliced_maps), kept + coding(BY_FRAMES_MAPS))
+    streaming = 2 * sizes.block + denoising(sliced_maps)
     offload = sizes.outside + max(streaming, coding(BY_FRAMES_MAPS))
     # Several ranks share the picture's rows, so they need no bands.
     part = min(1.0, BAND / rows) if ranks == 1 else 1.0

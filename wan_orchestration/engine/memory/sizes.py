@@ -36,6 +36,8 @@ class Sizes:
     layers: int
     adapters: int
     """Modules of the trunk that are no blocks."""
+    peak_maps: tuple[float, float]
+    """As `WanTransformer.peak_maps`."""
     vae_width: int
     """Channels of the VAE's outermost layer."""
     itemsize: int
@@ -80,6 +82,7 @@ class Sizes:
             head_dim=config["attention_head_dim"],
             layers=config["num_layers"],
             adapters=len(transformer.trunk.order()) - config["num_layers"],
+            peak_maps=transformer.peak_maps,
             vae_width=vae_width,
             itemsize=itemsize,
             vae_itemsize=vae_itemsize,

@@ -78,6 +78,9 @@ class WanTransformer(ModelMixin, ConfigMixin, CacheMixin):
     scale_shift_table: nn.Parameter
     condition_embedder: Any
 
+    peak_maps: tuple[float, float] = (11.1, 6.1)
+    """Feature maps, (tokens, dim) in the model's dtype, that exist at the peak of a denoising step: without slices, and
+    with slices."""
     sharded_methods: tuple[str, ...] = ("denoise",)
     """Methods that need the weights of sharded blocks."""
     trunk_names: tuple[str, ...] = ("blocks",)

@@ -62,6 +62,7 @@ class InContextTrunk(Trunk):
 class Animate2Transformer(WanTransformer, WanTransformer3DModel):
     """`WanTransformer3DModel`, which has the published model's tensors, with its attention to the driving video."""
 
+    peak_maps = (12.5, 6.8)
     sharded_methods = ("denoise", "read_driving")
     _tables: tuple[Any, Rotary] | None = None
     _driving_tokens: SplitTokens | None = None

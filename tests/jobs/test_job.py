@@ -471,6 +471,12 @@ ANIMATE_2_REPOSITORY = "Wan-AI/Wan2.2-Animate-2-14B"
         ),
         ("raw", "model: animate-3", r"job\.yaml: model: found 'animate-3', expected 'auto', 'animate' or 'animate-2'"),
         ("raw", "preprocess: {model: animate}", r"preprocess\.model \(model belongs at the top"),
+        ("raw", "model: animate-2\nvariant: tiny", r"job\.yaml: variant: found 'tiny', expected 'distilled' or 'base'"),
+        (
+            "raw",
+            "model: animate-2\nvariant: base\ngenerate: {variant: distilled}",
+            r"generate\.variant: found 'distilled', but variant at the top",
+        ),
         ("raw", "model: animate-2\ngenerate: {refert_num: 5}", r"generate\.refert_num: found 5, but it does not apply"),
         ("raw", "model: animate-2\npreprocess: {masks: light}", r"preprocess\.masks: found 'light', but it does not"),
         ("raw", "model: animate\ngenerate: {prompt_ref: a}", r"generate\.prompt_ref: found 'a', but it does not apply"),

@@ -238,7 +238,7 @@ def _settings(folder: Job | None, run: dg.DagsterRun) -> dict[str, Any]:
     given = given_settings(run)
     generate, preprocess = given["generate"], given["preprocess"]
     if folder:
-        top = folder.file.model_dump(include=OF_BOTH, exclude_none=True)
+        top = folder.file.model_dump(include={*OF_BOTH, "variant"}, exclude_none=True)
         generate, preprocess = top | folder.file.generate | generate, folder.file.preprocess | preprocess
     shown = {name: value for name, value in preprocess.items() if name not in NOT_FOR_CLIENTS}
     return generate | ({"preprocess": shown} if shown else {})

@@ -79,6 +79,7 @@ class JobFile(BaseModel):
     generate: dict[str, Any] = Field(default={}, description="Fields of GenerateSettings, without mode.")
     checks: dict[str, Any] = Field(default={}, description="Fields of CheckSettings.")
     model: Model | None = Field(default=None, description="The model family, for preprocessing and generation.")
+    variant: str | None = Field(default=None, description="The model's checkpoint, as in generate.")
     characters: list[Character] = Field(
         default=[],
         max_length=MOST_CHARACTERS,
@@ -258,18 +259,21 @@ def _read(kind: type[Settings], path: Path, file: JobFile, overrides: dict[str, 
 def _given(kind: type[Settings], path: Path, file: JobFile, overrides: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name of the block in `job.yaml`, and the settings that the file or the overrides give."""
     block, values = ("generate", file.generate) if kind is GenerateSettings else ("preprocess", file.preprocess)
-    top = {"mode": file.mode, "model": file.model}
-    if block == "generate" and "model" in values:
-        if file.model is not None and file.model != values["model"]:
+    top: dict[str, Any] = {"mode": file.mode, "model": file.model}
+    either = {"model", "variant"} & values.keys() if block == "generate" else set()
+    for field in sorted(either):
+        found = getattr(file, field)
+        if found is not None and found != values[field]:
             raise BadInput(
-                f"{path}: generate.model: found {values['model']!r}, but model at the top of the file is "
-                f"{file.model!r}; leave out one of them"
+                f"{path}: generate.{field}: found {values[field]!r}, but {field} at the top of the file is "
+                f"{found!r}; leave out one of them"
             )
-        top["model"] = values["model"]
-    elif block == "preprocess":
+    if block == "generate":
+        top["variant"] = file.variant
+    else:
         top["model"] = top["model"] or file.generate.get("model")
     for field in top:
-        if field in values and (field, block) != ("model", "generate"):
+        if field in values and field not in either:
             known = [one for one in kind.model_fields if one not in top]
             raise unknown_key(f"{path}: {block}.{field} ({field} belongs at the top of the file)", field, known)
     given = {field: value for field, value in top.items() if value is not None} | values
@@ -282,7 +286,7 @@ def _name(path: Path, block: str, file: JobFile, overrides: dict[str, Any]) -> C
     def name(field: str) -> str:
         if overrides.get(field.split(".")[0]) is not None:
             return field
-        if field == "mode" or (field == "model" and "model" not in file.generate):
+        if field == "mode" or (field in ("model", "variant") and field not in file.generate):
             return f"{path}: {field}"
         return f"{path}: {'generate' if field == 'model' else block}.{field}".rstrip(".")
 

@@ -8,11 +8,10 @@ from lora_files import MOTION, STYLE, write_lora
 
 from benchmarks import random_snapshot
 from wan_orchestration.engine import fused_loras
-from wan_orchestration.engine.layouts import diffusers
+from wan_orchestration.engine.layouts import fill
 from wan_orchestration.engine.lora import Lora
 from wan_orchestration.engine.models import Models
 from wan_orchestration.errors import BadInput
-from wan_orchestration.families.animate import checkpoint
 from wan_orchestration.weights.snapshot import open_snapshot
 
 CPU = torch.device("cpu")
@@ -23,13 +22,12 @@ def reads(monkeypatch):
     """Names of the tensors that are read from safetensors files."""
     names = []
 
-    def counted(*arguments, read=checkpoint.read_safetensors):
+    def counted(*arguments, read=fill.read_safetensors):
         for name, tensor in read(*arguments):
             names.append(name)
             yield name, tensor
 
-    for module in (checkpoint, diffusers):
-        monkeypatch.setattr(module, "read_safetensors", counted)
+    monkeypatch.setattr(fill, "read_safetensors", counted)
     return names
 
 

@@ -86,17 +86,22 @@ def test_everything_is_computed_on_the_device(size, placement, settings, lora, m
         assert watch.to_host == 4 * 3 * settings.get("refert_num", 1) * size[0] * size[1]  # the guide
 
 
-@pytest.mark.parametrize("placement", ["resident", pytest.param("swap", marks=pytest.mark.heavy)])
-def test_blocks_compile_once_for_all_segments_and_sizes(placement, monkeypatch):
-    """Checks the graphs only; compiling them with Inductor needs a GPU."""
-    functions = {}
+@pytest.fixture
+def functions(monkeypatch):
+    """The functions that are compiled, without Inductor, which needs a GPU. Dynamo counts their graphs."""
+    compiled_ones = {}
 
     def compile_once(function):
-        return functions.setdefault(function, torch.compile(function, backend="eager"))
+        return compiled_ones.setdefault(function, torch.compile(function, backend="eager"))
 
     monkeypatch.setattr(compiled, "_compiled", compile_once)
     torch._dynamo.reset()
     counters.clear()
+    return compiled_ones
+
+
+@pytest.mark.parametrize("placement", ["resident", pytest.param("swap", marks=pytest.mark.heavy)])
+def test_blocks_compile_once_for_all_segments_and_sizes(placement, functions, monkeypatch):
     with fake_cuda(monkeypatch):
         models = make_models(placement)
         for size in (SMALL, LARGE):
@@ -107,16 +112,8 @@ def test_blocks_compile_once_for_all_segments_and_sizes(placement, monkeypatch):
 
 
 @pytest.mark.parametrize("cache", ["inputs", pytest.param("host", marks=pytest.mark.heavy)])
-def test_the_second_family_runs_on_the_device_and_compiles_once(cache, monkeypatch):
+def test_the_second_family_runs_on_the_device_and_compiles_once(cache, functions, monkeypatch):
     """With guidance, and a driving video of other proportions."""
-    functions = {}
-
-    def compile_once(function):
-        return functions.setdefault(function, torch.compile(function, backend="eager"))
-
-    monkeypatch.setattr(compiled, "_compiled", compile_once)
-    torch._dynamo.reset()
-    counters.clear()
     values = {"clip_len": 9, "sampling_steps": 1, "attention": "native", "driving_cache": cache}
     with fake_cuda(monkeypatch):
         models = make_models(kind=FakeModels2)

@@ -1,8 +1,9 @@
 """What every model family says of itself, without model code: defaults, segments, names of files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 LayoutName = Literal["original", "diffusers"]
@@ -95,6 +96,36 @@ class Layout:
     """Patterns of files that are used if they are there, with what they are for; "" if nobody misses them."""
     mark: VariantMark | None = None
     """None: the variants' transformers have names of their own, and may be in one folder."""
+
+
+def diffusers_layout(
+    variants: Sequence[str],
+    transformer_class: str,
+    signs: tuple[str, ...],
+    optional: Mapping[str, str] = MappingProxyType({}),
+    mark: VariantMark | None = None,
+) -> Layout:
+    """The Diffusers layout: its folders are the same for all families. See `Layout` for the arguments."""
+    needed = ["model_index.json", *([mark.file] if mark else [])]
+    needed += [
+        f"{folder}/*.{ending}"
+        for folder in ("transformer", "vae", "text_encoder", "image_encoder")
+        for ending in ("json", "safetensors")
+    ]
+    return Layout(
+        needed=dict.fromkeys(variants, (*needed, "tokenizer/*")),
+        transformer=dict.fromkeys(variants, "transformer"),
+        config="transformer/config.json",
+        transformer_class=transformer_class,
+        vae="vae",
+        text_encoder="text_encoder",
+        image_encoder="image_encoder",
+        tokenizer="tokenizer",
+        signs=signs,
+        examples=f"{signs[0]}, transformer/, vae/, ...",
+        optional=optional,
+        mark=mark,
+    )
 
 
 @dataclass(frozen=True)

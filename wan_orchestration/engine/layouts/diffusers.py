@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from wan_orchestration.engine.layouts.fill import Loaded
-from wan_orchestration.engine.layouts.weight_files import read_safetensors
+from wan_orchestration.engine.layouts.fill import Loaded, converted_tensors
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,6 +19,4 @@ def configured(cls: type[M], folder: Path) -> M:
 
 def diffusers_tensors(folder: Path, only: Collection[str] | None = None) -> Iterator[Loaded]:
     """The tensors in a model's folder, file by file: all of them, or `only` those of these names."""
-    for file in sorted(folder.glob("*.safetensors")):
-        for name, value in read_safetensors(file, lambda name, shape: only is None or name in only):
-            yield Loaded(file, name, {name: value})
+    return converted_tensors(sorted(folder.glob("*.safetensors")), lambda name, tensor: {name: tensor}, only)

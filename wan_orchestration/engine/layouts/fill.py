@@ -1,6 +1,6 @@
 """Fills an empty model with a snapshot's tensors, strictly: tensors and parameters must match one to one."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from transformers import UMT5EncoderModel
 
 from wan_orchestration.engine.diffusers_internals import kept_in_float32
+from wan_orchestration.engine.layouts.weight_files import read_safetensors
 from wan_orchestration.engine.transformer.sharding import own_rows
 from wan_orchestration.errors import BadInput
 
@@ -22,6 +23,28 @@ class Loaded(NamedTuple):
     file: Path
     name: str
     converted: dict[str, Tensor]
+
+
+def converted_tensors(
+    files: Iterable[Path],
+    convert: Callable[[str, Tensor], dict[str, Tensor]],
+    only: Collection[str] | None = None,
+    leave_out: str | None = None,
+) -> Iterator[Loaded]:
+    """The tensors of safetensors files, under the names that `convert` gives them, one at a time.
+
+    `only` limits them to those that hold weights of these names; no others are read. Tensors whose name in the file
+    ends with `leave_out` are left out.
+    """
+
+    def wanted(name: str, shape: tuple[int, ...]) -> bool:
+        if leave_out and name.endswith(leave_out):
+            return False
+        return only is None or any(key in only for key in convert(name, torch.empty(shape, device="meta")))
+
+    for file in files:
+        for name, tensor in read_safetensors(file, wanted):
+            yield Loaded(file, name, convert(name, tensor))
 
 
 def fill(model: M, tensors: Iterable[Loaded], dtype: torch.dtype, device: torch.device) -> M:

@@ -130,16 +130,12 @@ class WanTransformer(ModelMixin, ConfigMixin, CacheMixin):
         Raises:
             BadInput: there are more ranks than attention heads.
         """
-        tokens = self.tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
-        processor: Any  # diffusers allows only its own processor classes as a type
+        self.tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
         compilation = Compilation(compiled, stopwatch)
-        for index, block in enumerate(self.blocks):
+        self._set_processors(attention)
+        for block in self.blocks:
             assert isinstance(block, Block)
             block.compilation = compilation
-            processor = self._self_attention(index, attention, tokens)
-            block.attn1.set_processor(processor)
-            processor = CrossAttention()
-            block.attn2.set_processor(processor)
         if self.is_cache_enabled:
             self.disable_cache()
         if step_cache > 1:
@@ -158,9 +154,19 @@ class WanTransformer(ModelMixin, ConfigMixin, CacheMixin):
         """Bytes of host memory that the transformer holds besides its weights, and uses again in the next job."""
         return 0
 
-    def _self_attention(self, index: int, kernel: str, tokens: SplitTokens | None) -> SelfAttention:
+    def _set_processors(self, kernel: str) -> None:
+        """Give every attention module its processor. `tokens` is set."""
+        processor: Any  # diffusers allows only its own processor classes as a type
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            processor = self._self_attention(index, kernel)
+            block.attn1.set_processor(processor)
+            processor = CrossAttention()
+            block.attn2.set_processor(processor)
+
+    def _self_attention(self, index: int, kernel: str) -> SelfAttention:
         """The processor of a block's self-attention."""
-        return SelfAttention(kernel, tokens)
+        return SelfAttention(kernel, self.tokens)
 
     def use_slices(self, sliced: bool = True) -> None:
         """Whether the trunk's modules work on slices of the tokens: less memory, the same result."""

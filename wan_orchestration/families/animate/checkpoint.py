@@ -5,15 +5,13 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 
 from wan_orchestration.engine.layouts.diffusers import configured, diffusers_tensors
-from wan_orchestration.engine.layouts.fill import Loaded
-from wan_orchestration.engine.layouts.weight_files import read_safetensors, safetensors_shapes
+from wan_orchestration.engine.layouts.fill import Loaded, converted_tensors
+from wan_orchestration.engine.layouts.weight_files import safetensors_shapes
 from wan_orchestration.errors import BadInput
 from wan_orchestration.families.animate.transformer import AnimateTransformer
-from wan_orchestration.families.family import TRANSFORMER
 from wan_orchestration.weights.snapshot import Snapshot
 
 MOTION_ENCODER_SIZE = 512
@@ -24,8 +22,8 @@ def empty(snapshot: Snapshot) -> AnimateTransformer:
     """The transformer of a snapshot, without its weights."""
     with init_empty_weights():
         if snapshot.layout == "diffusers":
-            return configured(AnimateTransformer, snapshot.path / "transformer")
-        return AnimateTransformer(**_original_config(snapshot.path))
+            return configured(AnimateTransformer, snapshot.transformer)
+        return AnimateTransformer(**_original_config(snapshot))
 
 
 def published() -> AnimateTransformer:
@@ -37,30 +35,22 @@ def published() -> AnimateTransformer:
 def tensors(snapshot: Snapshot, only: Collection[str] | None = None) -> Iterator[Loaded]:
     """The transformer's tensors, file by file: all of them, or `only` those that hold weights of these names."""
     if snapshot.layout == "diffusers":
-        yield from diffusers_tensors(snapshot.path / "transformer", only)
-        return
-
-    def wanted(name: str, shape: tuple[int, ...]) -> bool:
-        if name.endswith(".kernel"):  # the blur kernels are buffers of the class
-            return False
-        return only is None or any(key in only for key in convert(name, torch.empty(shape, device="meta")))
-
-    convert = AnimateTransformer.converted
-    for shard in _shards(snapshot.path):
-        for name, tensor in read_safetensors(shard, wanted):
-            yield Loaded(shard, name, convert(name, tensor))
+        return diffusers_tensors(snapshot.transformer, only)
+    # The blur kernels are buffers of the class.
+    return converted_tensors(_shards(snapshot.transformer), AnimateTransformer.converted, only, leave_out=".kernel")
 
 
-def _original_config(snapshot: Path) -> dict[str, Any]:
+def _original_config(snapshot: Snapshot) -> dict[str, Any]:
     """Arguments of `WanAnimateTransformer3DModel`, from `config.json` and the shapes in the shards."""
-    config = json.loads((snapshot / "config.json").read_text())
-    shapes = {name: shape for shard in _shards(snapshot) for name, shape in safetensors_shapes(shard).items()}
+    config = json.loads(snapshot.file("config").read_text())
+    shards = _shards(snapshot.transformer)
+    shapes = {name: shape for shard in shards for name, shape in safetensors_shapes(shard).items()}
     try:
         return _transformer_config(config, shapes)
     except KeyError as missing:
         raise BadInput(
-            f"{snapshot}: the transformer's {missing.args[0]!r} is in neither config.json nor the safetensors shards; "
-            "the snapshot is incomplete or of another model"
+            f"{snapshot.path}: the transformer's {missing.args[0]!r} is in neither config.json nor the safetensors "
+            "shards; the snapshot is incomplete or of another model"
         ) from None
 
 
@@ -99,6 +89,6 @@ def _transformer_config(config: dict[str, Any], shapes: Mapping[str, tuple[int, 
     }
 
 
-def _shards(snapshot: Path) -> list[Path]:
-    index = json.loads((snapshot / f"{TRANSFORMER}.safetensors.index.json").read_text())
-    return [snapshot / name for name in sorted(set(index["weight_map"].values()))]
+def _shards(index: Path) -> list[Path]:
+    """The files that an index of shards names."""
+    return [index.with_name(name) for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

@@ -2,7 +2,15 @@
 
 import math
 
-from wan_orchestration.families.family import TRANSFORMER, Family, Layout, SegmentSettings, Span, keep_nothing
+from wan_orchestration.families.family import (
+    TRANSFORMER,
+    Family,
+    Layout,
+    SegmentSettings,
+    Span,
+    diffusers_layout,
+    keep_nothing,
+)
 
 CLIPS = {"src_pose": "src_pose.mp4", "src_face": "src_face.mp4", "src_ref": "src_ref.png"}
 
@@ -98,31 +106,8 @@ ANIMATE = Family(
             examples=f"config.json, {TRANSFORMER}-*.safetensors, {VAE}, ...",
             optional=_OPTIONAL,
         ),
-        "diffusers": Layout(
-            needed={
-                "only": (
-                    "model_index.json",
-                    "transformer/*.json",
-                    "transformer/*.safetensors",
-                    "vae/*.json",
-                    "vae/*.safetensors",
-                    "text_encoder/*.json",
-                    "text_encoder/*.safetensors",
-                    "image_encoder/*.json",
-                    "image_encoder/*.safetensors",
-                    "tokenizer/*",
-                )
-            },
-            transformer={"only": "transformer"},
-            config="transformer/config.json",
-            transformer_class="WanAnimateTransformer3DModel",
-            vae="vae",
-            text_encoder="text_encoder",
-            image_encoder="image_encoder",
-            tokenizer="tokenizer",
-            signs=("model_index.json", "transformer"),
-            examples="model_index.json, transformer/, vae/, ...",
-            optional=_OPTIONAL,
+        "diffusers": diffusers_layout(
+            ("only",), "WanAnimateTransformer3DModel", ("model_index.json", "transformer"), _OPTIONAL
         ),
     },
 )

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -23,9 +22,7 @@ from wan_orchestration.engine.parallel.ranks import Ranks
 from wan_orchestration.engine.parallel.sequence import SplitTokens
 from wan_orchestration.engine.transformer.attention import Rotary
 from wan_orchestration.engine.transformer.blocks import SLICE, slices, use_own_blocks
-from wan_orchestration.engine.transformer.compilation import Compilation
 from wan_orchestration.engine.transformer.model import Branch, Trunk, WanTransformer
-from wan_orchestration.stopwatch import Stopwatch
 
 
 class FaceAttention(AttentionProcessor):
@@ -155,21 +152,13 @@ class AnimateTransformer(WanTransformer, WanAnimateTransformer3DModel):
     def _make_trunk(self) -> Trunk:
         return FaceTrunk(self)
 
-    def prepare(
-        self,
-        attention: str,
-        group: dist.ProcessGroup | None,
-        compiled: bool = False,
-        step_cache: int = 0,
-        stopwatch: Stopwatch | None = None,
-    ) -> Compilation:
-        compilation = super().prepare(attention, group, compiled, step_cache, stopwatch)
+    def _set_processors(self, kernel: str) -> None:
+        super()._set_processors(kernel)
         processor: Any  # diffusers allows only its own processor classes as a type
         for adapter in self.face_adapter:
             assert isinstance(adapter, FaceAdapter)
             processor = FaceAttention(self.tokens) if self.tokens else WanAnimateFaceBlockAttnProcessor()
             adapter.set_processor(processor)
-        return compilation
 
     def embed_pose(self, pose_latents: Tensor, strength: float = 1.0) -> Tensor:
         """(1, dim, T_lat, h/2, w/2) of pose latents (1, 16, T_lat, h, w), times `strength`."""

@@ -5,11 +5,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import init_empty_weights
 
-from wan_orchestration.engine.layouts.fill import Loaded
-from wan_orchestration.engine.layouts.weight_files import read_safetensors, safetensors_shapes
+from wan_orchestration.engine.layouts.fill import Loaded, converted_tensors
+from wan_orchestration.engine.layouts.weight_files import safetensors_shapes
 from wan_orchestration.errors import BadInput
 from wan_orchestration.families.animate_2.transformer import Animate2Transformer
 from wan_orchestration.weights.snapshot import Snapshot
@@ -37,14 +36,7 @@ def published() -> Animate2Transformer:
 
 def tensors(snapshot: Snapshot, only: Collection[str] | None = None) -> Iterator[Loaded]:
     """The transformer's tensors, file by file: all of them, or `only` those that hold weights of these names."""
-    convert = Animate2Transformer.converted
-
-    def wanted(name: str, shape: tuple[int, ...]) -> bool:
-        return only is None or any(key in only for key in convert(name, torch.empty(shape, device="meta")))
-
-    for file in _files(snapshot):
-        for name, tensor in read_safetensors(file, wanted):
-            yield Loaded(file, name, convert(name, tensor))
+    return converted_tensors(_files(snapshot), Animate2Transformer.converted, only)
 
 
 def _files(snapshot: Snapshot) -> list[Path]:

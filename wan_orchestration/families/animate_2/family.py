@@ -9,6 +9,7 @@ from wan_orchestration.families.family import (
     SegmentSettings,
     Span,
     VariantMark,
+    diffusers_layout,
 )
 
 CLIPS = {"src_driving": "src_driving.mp4", "src_ref": "src_ref.png", "canvas": "canvas.json"}
@@ -85,20 +86,6 @@ _IMAGE_ENCODER = f"{_MODELS}/models_clip_open-clip-xlm-roberta-large-vit-huge-14
 _TOKENIZER = f"{_MODELS}/umt5-xxl"
 _SHARED = (_VAE, _TEXT_ENCODER, _IMAGE_ENCODER, f"{_TOKENIZER}/*")
 _BLOCKS = "modular_model_index.json"
-_DIFFUSERS = (
-    "model_index.json",
-    _BLOCKS,
-    "transformer/*.json",
-    "transformer/*.safetensors",
-    "vae/*.json",
-    "vae/*.safetensors",
-    "text_encoder/*.json",
-    "text_encoder/*.safetensors",
-    "image_encoder/*.json",
-    "image_encoder/*.safetensors",
-    "tokenizer/*",
-)
-
 LOG_SCALE = {"distilled": -1.3, "base": 0.0}
 """What is added to the logits of the keys of generated frame 1, by variant."""
 
@@ -164,17 +151,10 @@ ANIMATE_2 = Family(
             examples=f"{_FOLDER}/, {_MODELS}/vae.pth, ...",
             optional={_CONFIG: ""},
         ),
-        "diffusers": Layout(
-            needed={"distilled": _DIFFUSERS, "base": _DIFFUSERS},
-            transformer={"distilled": "transformer", "base": "transformer"},
-            config="transformer/config.json",
-            transformer_class="WanAnimate2Transformer3DModel",
-            vae="vae",
-            text_encoder="text_encoder",
-            image_encoder="image_encoder",
-            tokenizer="tokenizer",
-            signs=(_BLOCKS,),
-            examples=f"{_BLOCKS}, transformer/, vae/, ...",
+        "diffusers": diffusers_layout(
+            tuple(CHECKPOINTS),
+            "WanAnimate2Transformer3DModel",
+            (_BLOCKS,),
             mark=VariantMark(
                 _BLOCKS, "_blocks_class_name", {"WanAnimate2DistilledBlocks": "distilled", "WanAnimate2Blocks": "base"}
             ),

@@ -2,25 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from wan_orchestration.engine.parallel.sequence import SplitTokens
 from wan_orchestration.engine.transformer.attention import Rotary, SelfAttention
 from wan_orchestration.engine.transformer.blocks import Block, use_own_blocks
-from wan_orchestration.engine.transformer.compilation import Compilation
 from wan_orchestration.engine.transformer.model import Branch, Trunk, WanTransformer
 from wan_orchestration.families.animate_2.attention import InContextAttention
 from wan_orchestration.families.animate_2.driving import Driving, Pass, Where
-from wan_orchestration.stopwatch import Stopwatch
 
 THETA = 10000.0
 DRIVING_TIMESTEP = 1
@@ -65,8 +61,6 @@ class Animate2Transformer(WanTransformer, WanTransformer3DModel):
     peak_maps = (12.5, 6.8)
     sharded_methods = ("denoise", "read_driving")
     _tables: tuple[Any, Rotary] | None = None
-    _driving_tokens: SplitTokens | None = None
-    """How ranks share the driving tokens."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -89,23 +83,15 @@ class Animate2Transformer(WanTransformer, WanTransformer3DModel):
     def _make_trunk(self) -> Trunk:
         return InContextTrunk(self)
 
-    def prepare(
-        self,
-        attention: str,
-        group: dist.ProcessGroup | None,
-        compiled: bool = False,
-        step_cache: int = 0,
-        stopwatch: Stopwatch | None = None,
-    ) -> Compilation:
-        self._driving_tokens = SplitTokens(group, self.config["num_attention_heads"]) if group else None
+    def _set_processors(self, kernel: str) -> None:
         if self.trunk.driving is None:
             self.keep_driving("device")
-        return super().prepare(attention, group, compiled, step_cache, stopwatch)
+        super()._set_processors(kernel)
 
-    def _self_attention(self, index: int, kernel: str, tokens: SplitTokens | None) -> SelfAttention:
+    def _self_attention(self, index: int, kernel: str) -> SelfAttention:
         block = self.blocks[index]
         assert isinstance(block, Block)
-        return InContextAttention(kernel, tokens, lambda: self.driving, index, block)
+        return InContextAttention(kernel, self.tokens, lambda: self.driving, index, block)
 
     def keep_driving(self, where: Where, eight_bits: bool = False) -> None:
         """Set where the driving pass leaves its keys and values, see `Driving`. Call it after `prepare`."""
@@ -113,7 +99,7 @@ class Animate2Transformer(WanTransformer, WanTransformer3DModel):
         if kept is None or (kept.where, kept.eight_bits, kept.device) != (where, eight_bits, device):
             self.trunk.driving = kept = Driving(where, eight_bits, device, len(self.blocks))
         kept.clear()
-        kept.tokens = self._driving_tokens
+        kept.tokens = self.tokens and replace(self.tokens)  # of another length
 
     @property
     def kept_in_host(self) -> int:
